@@ -1,0 +1,101 @@
+"""The nouns below `sandbox/plan.py`: frozen values, no behaviour beyond arithmetic on themselves, no imports of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_frozen = dataclass(frozen=True, slots=True, kw_only=True)
+
+
+@_frozen
+class Disk:
+    """A raw block image on the host, given as an open descriptor."""
+
+    name: str
+    fd: int
+    read_only: bool = True
+
+
+@_frozen
+class Share:
+    """A virtiofs share: the tag the guest mounts, and a connected vhost-user socket for the VMM."""
+
+    tag: str
+    fd: int
+
+
+@_frozen
+class Nic:
+    """A network interface: an open tap descriptor or a stream socket, and the MAC the guest shows."""
+
+    name: str
+    fd: int
+    mac: str
+    mtu: int = 1500
+
+
+@_frozen
+class VmSpec:
+    """Everything a VMM driver needs to know of one VM. Descriptors are already open and inherited by number.
+
+    `accelerator` is `kvm` or `tcg`; `agent_fd`, `console_fd` and `control_fd` are connected stream sockets.
+    `kernel_path` and `initrd_path` are paths inside the VMM's own root.
+    """
+
+    name: str
+    vcpus: int
+    memory_mib: int
+    accelerator: str
+    kernel_path: str
+    initrd_path: str
+    kernel_arguments: tuple[str, ...]
+    agent_fd: int
+    console_fd: int
+    control_fd: int
+    shares: tuple[Share, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+
+
+@_frozen
+class Features:
+    """What a VMM driver can do, as data for `plan.py`."""
+
+    name: str
+    virtiofs: bool
+    hotplug: bool
+    snapshot: bool
+
+
+@_frozen
+class Bind:
+    """One host tree placed in the sandbox's share: `source` on the host, `name` below the share's root.
+
+    A regular file, socket or fifo is bound onto a file. Read-only binds are read-only on the host's side too.
+    """
+
+    source: str
+    name: str
+    read_only: bool = False
+    recursive: bool = True
+
+
+@_frozen
+class Hook:
+    """An OCI hook: absolute path, full argv, environment, seconds or None."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout_s: int | None = None
+
+
+@_frozen
+class ImageRef:
+    """A built guest image: its directory in the store, its digest, and the two files a VMM boots."""
+
+    digest: str
+    directory: str
+    kernel: str
+    initrd: str
+    arguments: tuple[str, ...] = field(default=())

@@ -1,0 +1,197 @@
+"""The protocol between the shim and the agent in the VM: service `bufferzone.agent.v1.Agent` over ttrpc.
+
+The host is always the client. Everything the agent returns is hostile input: numbers and opaque bytes,
+never a host path, an argv or a format string. Payloads stay below `CHUNK` for stdio and 4 MiB at all times.
+"""
+
+from __future__ import annotations
+
+from bufferzone.wire.proto import Empty, Message, blob, boolean, messages, sint, string, strings, uint
+
+SERVICE = "bufferzone.agent.v1.Agent"
+PORT_NAME = "bufferzone.agent.0"  # name of the virtio-serial port
+SHARE_TAG = "bufferzone"  # virtiofs tag of the sandbox's share
+SHARE_PATH = "/run/bufferzone/shared"  # where the guest mounts it
+CHUNK = 256 << 10  # most bytes of stdio in one call
+STDOUT, STDERR = 1, 2
+
+
+class Phase(Message):
+    """One step of the guest's boot: name, and nanoseconds of CLOCK_MONOTONIC (since the guest kernel started)."""
+
+    name: str = string(1)
+    at_ns: int = uint(2)
+
+
+class HelloRequest(Message):
+    """First call: the host's wall clock (ns since the epoch), at least 32 bytes of entropy, the hostname."""
+
+    clock_ns: int = sint(1)
+    entropy: bytes = blob(2)
+    hostname: str = string(3)
+
+
+class HelloResponse(Message):
+    """What answered: guest kernel release, agent version, CPUs, memory in bytes, boot phases in order."""
+
+    kernel: str = string(1)
+    version: str = string(2)
+    cpus: int = uint(3)
+    memory: int = uint(4)
+    phases: list[Phase] = messages(5, Phase)
+
+
+class MountRequest(Message):
+    """Mount a device of the sandbox in the guest: `kind` is `virtiofs` (source = tag) or a block fs type."""
+
+    kind: str = string(1)
+    source: str = string(2)
+    target: str = string(3)
+    options: list[str] = strings(4)
+
+
+class CreateRequest(Message):
+    """Make a container: namespaces, cgroup, mounts, everything up to (not including) the exec of its process.
+
+    `spec` is JSON in the shape of an OCI config.json whose mount sources and root path are guest paths, whose
+    hooks are only createContainer and startContainer, and without linux.seccomp: the compiled filter is
+    `seccomp` (array of struct sock_filter, native byte order) with `seccomp_flags` for seccomp(2).
+    """
+
+    id: str = string(1)
+    spec: bytes = blob(2)
+    seccomp: bytes = blob(3)
+    seccomp_flags: int = uint(4)
+
+
+class ProcessRequest(Message):
+    """Start one more process in a container; `process` is JSON in the shape of OCI config.json's process."""
+
+    id: str = string(1)
+    exec_id: str = string(2)
+    process: bytes = blob(3)
+    seccomp: bytes = blob(4)
+    seccomp_flags: int = uint(5)
+
+
+class PidResponse(Message):
+    """The pid inside the guest."""
+
+    pid: int = uint(1)
+
+
+class ProcessRef(Message):
+    """A container's init (`exec_id` empty) or one of its execs."""
+
+    id: str = string(1)
+    exec_id: str = string(2)
+
+
+class SignalRequest(Message):
+    id: str = string(1)
+    exec_id: str = string(2)
+    signal: int = uint(3)
+    all: bool = boolean(4)
+
+
+class WaitResponse(Message):
+    """How a process ended: `exit_status` 0-255 (128+n for signal n), `signal` n or 0, `oom` when the OOM killer did it."""
+
+    exit_status: int = uint(1)
+    signal: int = uint(2)
+    exited_at_ns: int = sint(3)
+    oom: bool = boolean(4)
+
+
+class ReadRequest(Message):
+    """Blocks until bytes or end of file; `stream` is STDOUT or STDERR; a terminal has STDOUT only."""
+
+    id: str = string(1)
+    exec_id: str = string(2)
+    stream: int = uint(3)
+    limit: int = uint(4)
+
+
+class ReadResponse(Message):
+    """Empty `data` is end of file."""
+
+    data: bytes = blob(1)
+
+
+class WriteRequest(Message):
+    """Blocks until everything is written; fails with code `stdin-closed` once the reader is gone."""
+
+    id: str = string(1)
+    exec_id: str = string(2)
+    data: bytes = blob(3)
+
+
+class ResizeRequest(Message):
+    id: str = string(1)
+    exec_id: str = string(2)
+    width: int = uint(3)
+    height: int = uint(4)
+
+
+class UpdateRequest(Message):
+    """`resources` is JSON in the shape of OCI config.json's linux.resources; absent keys stay as they are."""
+
+    id: str = string(1)
+    resources: bytes = blob(2)
+
+
+class Counter(Message):
+    """One number of the guest cgroup, named like `memory.current` or `cpu.usage_usec` or `memory.stat.anon`."""
+
+    name: str = string(1)
+    value: int = uint(2)
+
+
+class StatsResponse(Message):
+    counters: list[Counter] = messages(1, Counter)
+
+
+class ProcessInfo(Message):
+    """A row of a process table, as the guest tells it."""
+
+    pid: int = uint(1)
+    ppid: int = uint(2)
+    uid: int = uint(3)
+    start_s: int = uint(4)
+    cpu_ms: int = uint(5)
+    tty: str = string(6)
+    command: str = string(7)
+
+
+class PidsResponse(Message):
+    processes: list[ProcessInfo] = messages(1, ProcessInfo)
+
+
+class OomEvents(Message):
+    """Containers whose OOM count rose since the last call; the call blocks until there is one."""
+
+    ids: list[str] = strings(1)
+
+
+#: method name -> (request, response)
+METHODS: dict[str, tuple[type[Message], type[Message]]] = {
+    "Hello": (HelloRequest, HelloResponse),
+    "Mount": (MountRequest, Empty),
+    "Create": (CreateRequest, PidResponse),
+    "Start": (ProcessRef, Empty),
+    "Exec": (ProcessRequest, PidResponse),
+    "Signal": (SignalRequest, Empty),
+    "Wait": (ProcessRef, WaitResponse),
+    "Delete": (ProcessRef, Empty),
+    "Read": (ReadRequest, ReadResponse),
+    "Write": (WriteRequest, Empty),
+    "CloseStdin": (ProcessRef, Empty),
+    "Resize": (ResizeRequest, Empty),
+    "Pause": (ProcessRef, Empty),
+    "Resume": (ProcessRef, Empty),
+    "Update": (UpdateRequest, Empty),
+    "Stats": (ProcessRef, StatsResponse),
+    "Pids": (ProcessRef, PidsResponse),
+    "WaitOom": (Empty, OomEvents),
+    "Shutdown": (Empty, Empty),
+}
