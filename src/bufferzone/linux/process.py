@@ -1,0 +1,138 @@
+"""What a process may change about itself: namespaces, capabilities, prctl, seccomp, keyring, death signal."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+from bufferzone.linux.libc import call, syscall
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x10000000, 0x20000000, 0x40000000, 0x80
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_NAME = 1, 4, 8, 15
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 23, 24, 38, 36
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
+_CAPSET, _SECCOMP, _KEYCTL, _FINIT_MODULE, _CLOSE_RANGE = 126, 317, 250, 313, 436
+_CAPABILITY_VERSION_3 = 0x20080522
+_SECCOMP_SET_MODE_FILTER = 1
+
+#: capabilities(7), in order of their numbers
+CAPABILITIES = (
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID CAP_SETUID "
+    "CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW "
+    "CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT "
+    "CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD "
+    "CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG "
+    "CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE"
+).split()
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    call("unshare", flags)
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """setns(2)."""
+    call("setns", fd, kind)
+
+
+def _prctl(option: int, second: int = 0, third: int = 0) -> int:
+    unused = ctypes.c_ulong(0)
+    return call("prctl", option, ctypes.c_ulong(second), ctypes.c_ulong(third), unused, unused)
+
+
+def die_with_parent(signal: int = 9) -> None:
+    """PR_SET_PDEATHSIG: `signal` when the parent thread ends. Cleared by a change of credentials, so set it last."""
+    _prctl(_PR_SET_PDEATHSIG, signal)
+
+
+def become_subreaper() -> None:
+    """PR_SET_CHILD_SUBREAPER: orphaned descendants become our children."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_name(name: str) -> None:
+    """PR_SET_NAME: the comm of this thread, cut to 15 bytes."""
+    raw = name.encode()[:15]
+    call("prctl", _PR_SET_NAME, ctypes.c_char_p(raw), 0, 0, 0)
+
+
+def set_no_new_privileges() -> None:
+    """PR_SET_NO_NEW_PRIVS, for good."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """PR_SET_DUMPABLE: whether /proc/self belongs to us and others may trace us."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def keep_capabilities(keep: bool) -> None:
+    """PR_SET_KEEPCAPS: keep the permitted set across a change of uid."""
+    _prctl(_PR_SET_KEEPCAPS, int(keep))
+
+
+def drop_bounding(keep: int) -> None:
+    """Drop every capability from the bounding set that is not in the mask `keep`."""
+    for number in range(64):
+        try:
+            present = _prctl(_PR_CAPBSET_READ, number)
+        except OSError:
+            return  # beyond the kernel's last capability
+        if present and not keep >> number & 1:
+            _prctl(_PR_CAPBSET_DROP, number)
+
+
+def set_capabilities(*, effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) on this thread, with masks of 64 bits."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
+    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
+    syscall(_CAPSET, "capset", header, struct.pack("=6I", *low, *high))
+
+
+def set_ambient(mask: int) -> None:
+    """Make the ambient set exactly `mask` (each must be permitted and inheritable)."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in range(64):
+        if mask >> number & 1:
+            _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+
+
+def capability_mask(names: list[str]) -> int:
+    """Names like CAP_CHOWN as a bit mask; raises `ValueError` naming an unknown one."""
+    mask = 0
+    for name in names:
+        if name not in CAPABILITIES:
+            raise ValueError(name)
+        mask |= 1 << CAPABILITIES.index(name)
+    return mask
+
+
+def load_seccomp(program: bytes, flags: int = 0) -> None:
+    """seccomp(SECCOMP_SET_MODE_FILTER): `program` is an array of struct sock_filter (8 bytes each)."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    syscall(_SECCOMP, "seccomp", _SECCOMP_SET_MODE_FILTER, flags, header)
+
+
+def new_session_keyring(name: str) -> None:
+    """KEYCTL_JOIN_SESSION_KEYRING: a session keyring of our own."""
+    syscall(_KEYCTL, "keyctl", 1, name.encode())
+
+
+def load_module(fd: int, parameters: str = "") -> None:
+    """finit_module(2)."""
+    syscall(_FINIT_MODULE, "finit_module", fd, parameters.encode(), 0)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2): close every descriptor from `first` to `last`."""
+    syscall(_CLOSE_RANGE, "close_range", first, last, 0)
+
+
+def reboot(command: int) -> None:
+    """reboot(2), through glibc. 0x4321FEDC powers off, 0x01234567 restarts."""
+    call("reboot", ctypes.c_int(command))
