@@ -1,0 +1,133 @@
+"""The shim's end of the agent channel: many calls in flight on one stream socket, one reader thread.
+
+The guest is hostile: frames and messages are decoded by `wire`, with limits; a reply to nobody, a frame of
+the wrong type or bytes that do not decode end the connection, and with it every call.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from bufferzone.errors import BufferzoneError, GuestError, VmmError
+from bufferzone.wire import agent, ttrpc
+from bufferzone.wire.proto import DecodeError, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Reply = TypeVar("Reply", bound=Message)
+
+_RECEIVE = 1 << 18
+
+
+class _Call:
+    """One request in flight: filled by the reader thread, awaited by the caller."""
+
+    __slots__ = ("done", "error", "response")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.response: ttrpc.Response | None = None
+        self.error: BufferzoneError | None = None
+
+
+class AgentClient:
+    """Calls the agent over `sock`, which it owns. Thread-safe.
+
+    After the connection is lost every call, pending or new, raises the same `VmmError`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._send_lock = threading.Lock()
+        self._calls: dict[int, _Call] = {}
+        self._next_stream = 1
+        self._lost: VmmError | None = None
+        self._thread = threading.Thread(target=self._read_forever, name="agent", daemon=True)
+
+    def start(self) -> None:
+        """Start reading replies; threads come after the helpers were forked."""
+        self._thread.start()
+
+    def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float | None = None) -> Reply:
+        """Call `method` and return its reply.
+
+        Raises what the agent refused with (`GuestError`, `ExecError`, ...), or `VmmError` when the connection is
+        lost or `timeout_s` has passed.
+        """
+        call = _Call()
+        frame = self._register(call, method, request)
+        try:
+            with self._send_lock:
+                self._sock.sendall(frame[1])
+        except OSError as error:
+            self.lose(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
+        if not call.done.wait(timeout_s):
+            with self._lock:
+                self._calls.pop(frame[0], None)
+            raise VmmError(f"the agent did not answer {method} within {timeout_s} s", code="agent-timeout")
+        if call.error is not None:
+            raise call.error
+        response = call.response
+        assert response is not None
+        if response.status is not None and response.status.code != ttrpc.OK:
+            raise ttrpc.error_of(response.status, GuestError)
+        try:
+            return reply.decode(response.payload)
+        except DecodeError as error:
+            raise GuestError(f"the agent's answer to {method} is malformed: {error}", code="agent-bytes") from error
+
+    def lose(self, reason: VmmError) -> None:
+        """End the connection for `reason`: every pending and later call raises it. The first reason stays."""
+        with self._lock:
+            if self._lost is None:
+                self._lost = reason
+            calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.error = self._lost
+            call.done.set()
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+
+    def close(self) -> None:
+        """Close the socket; pending calls fail."""
+        self.lose(VmmError("the sandbox is shutting down", code="agent-closed"))
+        self._sock.close()
+
+    def _register(self, call: _Call, method: str, request: Message) -> tuple[int, bytes]:
+        envelope = ttrpc.Request(service=agent.SERVICE, method=method, payload=request.encode())
+        with self._lock:
+            if self._lost is not None:
+                raise self._lost
+            stream = self._next_stream
+            self._next_stream += 2
+            self._calls[stream] = call
+        return stream, ttrpc.encode_frame(stream, ttrpc.REQUEST, envelope.encode())
+
+    def _read_forever(self) -> None:
+        frames = ttrpc.FrameReader()
+        try:
+            while data := self._sock.recv(_RECEIVE):
+                for frame in frames.feed(data):
+                    self._deliver(frame)
+            reason = "the agent channel was closed"
+        except (ttrpc.ProtocolError, DecodeError) as error:
+            reason = f"the agent sent bytes that are not ttrpc: {error}"
+        except OSError as error:
+            reason = f"the agent channel broke: {error.strerror}"
+        self.lose(VmmError(reason, code="agent-lost"))
+
+    def _deliver(self, frame: ttrpc.Frame) -> None:
+        if frame.type != ttrpc.RESPONSE:
+            raise ttrpc.ProtocolError(f"frame of type {frame.type}")
+        response = ttrpc.Response.decode(frame.payload)
+        with self._lock:
+            call = self._calls.pop(frame.stream, None)
+        if call is not None:  # else it timed out
+            call.response = response
+            call.done.set()

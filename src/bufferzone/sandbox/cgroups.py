@@ -1,0 +1,120 @@
+"""Host cgroups: join the one the caller chose, and remove it again. Sets no limits (the guest cgroup has them).
+
+Works on cgroup v1, v2 and the hybrid of both by writing files; a systemd cgroup is made at the path
+systemd would give it. Source: cgroups(7), runtime-spec config-linux "Control groups".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from bufferzone.errors import HostError, SpecError
+
+
+def hierarchies(mountinfo: str) -> list[str]:
+    """Mount points of every cgroup hierarchy in the text of /proc/self/mountinfo that can hold a container."""
+    found, unified = [], []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if kind and kind[0] == "cgroup":
+            found.append(fields[4])
+        elif kind and kind[0] == "cgroup2":
+            unified.append(fields[4])
+    return list(dict.fromkeys(found + unified))
+
+
+def relative_path(cgroups_path: str, container_id: str) -> str:
+    """linux.cgroupsPath as a path below each hierarchy, without a leading slash; empty when none was asked.
+
+    `slice:prefix:name` (systemd's form) becomes `slice/prefix-name.scope`.
+    """
+    if not cgroups_path:
+        return ""
+    parts = cgroups_path.split(":")
+    if len(parts) == 3 and "/" not in cgroups_path:
+        slice_, prefix, name = parts
+        unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+        return os.path.join(_expand_slice(slice_ or "system.slice"), unit)
+    normal = os.path.normpath("/" + cgroups_path).lstrip("/")
+    if normal in ("", "."):
+        raise SpecError(f"config.json: linux.cgroupsPath: {cgroups_path!r} is the root cgroup (container {container_id})")
+    return normal
+
+
+def _expand_slice(slice_: str) -> str:
+    """`a-b.slice` lives in `a.slice/a-b.slice` (systemd.slice(5))."""
+    stem = slice_.removesuffix(".slice")
+    if stem == "-" or not stem:
+        return ""
+    parts = stem.split("-")
+    return "/".join("-".join(parts[: n + 1]) + ".slice" for n in range(len(parts)))
+
+
+def join(relative: str, pid: int) -> list[str]:
+    """Put `pid` into `relative` in every hierarchy, making it where needed; returns the directories made or used.
+
+    Raises `HostError` when no hierarchy accepted it; one that is read-only is passed over.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = hierarchies(file.read())
+    joined: list[str] = []
+    refused: OSError | None = None
+    for mount_point in mounts:
+        directory = os.path.join(mount_point, relative)
+        try:
+            _make(mount_point, directory)
+            write_file(os.path.join(directory, "cgroup.procs"), str(pid))
+            joined.append(directory)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                refused = error
+    if mounts and not joined and refused is not None:
+        raise HostError(f"cannot join cgroup {relative}: {refused.strerror}", code="cgroup")
+    return joined
+
+
+def _make(mount_point: str, directory: str) -> None:
+    """mkdir -p; a v1 cpuset starts empty and refuses tasks until it is given its parent's CPUs and nodes."""
+    os.makedirs(directory, exist_ok=True)
+    if not os.path.exists(os.path.join(mount_point, "cpuset.cpus")):
+        return
+    at = mount_point
+    for part in os.path.relpath(directory, mount_point).split("/"):
+        parent, at = at, os.path.join(at, part)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not read_file(os.path.join(at, name)).strip():
+                write_file(os.path.join(at, name), read_file(os.path.join(parent, name)).strip())
+
+
+def leave_and_remove(directories: list[str], pid: int) -> list[str]:
+    """Move `pid` one level up and remove the directories; returns those that are still in use."""
+    left = []
+    for directory in directories:
+        try:
+            write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
+        except OSError:
+            pass  # v2 allows no processes in an inner node; then rmdir says what is left
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            left.append(directory)
+    return left
+
+
+def read_file(path: str) -> str:
+    """The text of a small kernel file."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a kernel file with one write(2), without creating it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,163 @@
+"""Decides, does nothing: a bundle's spec and the settings become values that `boot` and `containers` carry out.
+
+No file is opened here except through `Host`, what the caller found out about this machine. Settings and the OCI
+spec end here; below travel only `model` values and the JSON the agent gets.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from bufferzone.errors import SpecError
+from bufferzone.model import Bind, Hook
+from bufferzone.wire import agent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_frozen = dataclass(frozen=True, slots=True, kw_only=True)
+
+#: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
+OVERHEAD_MIB = 192
+_MIB = 1 << 20
+
+#: host file systems that only make sense as the guest's own: source of a bind -> type mounted instead
+_GUEST_OWN = {
+    "/proc": "proc",
+    "/sys": "sysfs",
+    "/dev/mqueue": "mqueue",
+    "/sys/fs/cgroup": "cgroup",
+    "/dev/pts": "devpts",
+}
+_HOST_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
+_GUEST_HOOKS = ("createContainer", "startContainer")
+
+
+@_frozen
+class VmPlan:
+    """Size and flavour of the VM: whole vCPUs, memory in MiB."""
+
+    vcpus: int
+    memory_mib: int
+
+
+@_frozen
+class ContainerPlan:
+    """One container, decided: what to bind into the share, what the agent gets, which hooks run on the host.
+
+    `seccomp` is the spec's section (compiled later) or None. `binds` are in order, the rootfs first.
+    """
+
+    id: str
+    binds: tuple[Bind, ...]
+    guest_spec: bytes
+    seccomp: dict[str, Any] | None
+    hooks: dict[str, tuple[Hook, ...]]
+    terminal: bool
+
+
+def plan_vm(spec: dict[str, Any], *, vcpus: int, memory_mib: int) -> VmPlan:
+    """The VM for `spec`: the settings, enlarged so that the container's own memory limit fits beside the guest."""
+    limit = _memory_limit(spec)
+    needed = limit // _MIB + OVERHEAD_MIB if limit > 0 else 0
+    return VmPlan(vcpus=vcpus, memory_mib=max(memory_mib, needed))
+
+
+def _memory_limit(spec: dict[str, Any]) -> int:
+    resources = (spec.get("linux") or {}).get("resources") or {}
+    return int((resources.get("memory") or {}).get("limit") or 0)
+
+
+def plan_container(spec: dict[str, Any], *, container_id: str, bundle: str, tmpfs_size: Callable[[str], int]) -> ContainerPlan:
+    """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path, or 0.
+
+    Raises `SpecError` for what a VM cannot give (naming the JSON path).
+    """
+    guest = json.loads(json.dumps(spec))
+    binds = [_rootfs(guest, container_id, bundle)]
+    guest["mounts"] = [
+        _mount(entry, index, container_id, binds, bundle, tmpfs_size) for index, entry in enumerate(spec.get("mounts") or [])
+    ]
+    linux = guest.setdefault("linux", {})
+    linux["namespaces"] = _namespaces(linux.get("namespaces") or [])
+    linux.pop("cgroupsPath", None)
+    seccomp = linux.pop("seccomp", None)
+    linux.pop("intelRdt", None)
+    hooks = guest.get("hooks") or {}
+    guest["hooks"] = {name: hooks[name] for name in _GUEST_HOOKS if hooks.get(name)}
+    return ContainerPlan(
+        id=container_id,
+        binds=tuple(binds),
+        guest_spec=json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape"),
+        seccomp=seccomp,
+        hooks={name: tuple(_hook(h) for h in hooks.get(name) or []) for name in _HOST_HOOKS},
+        terminal=bool((spec.get("process") or {}).get("terminal")),
+    )
+
+
+def _rootfs(guest: dict[str, Any], container_id: str, bundle: str) -> Bind:
+    path = guest["root"]["path"]
+    host_path = path if path.startswith("/") else f"{bundle}/{path}"
+    name = f"{container_id}/rootfs"
+    guest["root"]["path"] = f"{agent.SHARE_PATH}/{name}"
+    return Bind(source=host_path, name=name)
+
+
+def _mount(
+    entry: dict[str, Any], index: int, container_id: str, binds: list[Bind], bundle: str, tmpfs_size: Callable[[str], int]
+) -> dict[str, Any]:
+    """The guest's form of one mount; a host bind adds a `Bind` and points below the share."""
+    options = list(entry.get("options") or [])
+    if entry.get("type") != "bind" and not {"bind", "rbind"} & set(options):
+        return entry
+    source = entry.get("source") or ""
+    if not source:
+        raise SpecError(f"config.json: mounts[{index}].source: a bind mount needs one")
+    if not source.startswith("/"):
+        source = f"{bundle}/{source}"
+    own = _guest_own(entry, source, tmpfs_size)
+    if own is not None:
+        return own
+    name = f"{container_id}/{index}"
+    read_only = "ro" in options and "rw" not in options[options.index("ro") :]
+    recursive = "rbind" in options or "bind" not in options
+    binds.append(Bind(source=source, name=name, read_only=read_only, recursive=recursive))
+    return {**entry, "type": "bind", "source": f"{agent.SHARE_PATH}/{name}", "options": options or ["rbind"]}
+
+
+def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], int]) -> dict[str, Any] | None:
+    """Kernel file systems and shared memory are the guest's own: no host object can stand for them in a VM."""
+    kept = [o for o in entry.get("options") or [] if o in ("ro", "rw", "nosuid", "nodev", "noexec")]
+    if source in _GUEST_OWN:
+        return {**entry, "type": _GUEST_OWN[source], "source": _GUEST_OWN[source], "options": kept}
+    if entry["destination"].rstrip("/") == "/dev/shm" and (size := tmpfs_size(source)):
+        return {**entry, "type": "tmpfs", "source": "shm", "options": [*kept, "mode=1777", f"size={size}"]}
+    return None
+
+
+def _namespaces(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Namespaces as the guest makes them. A host path means nothing in a VM.
+
+    network: wired by the host side. uts and ipc: the container gets its own. mount, pid, user, cgroup, time
+    with a path would share what is in another VM or on the host: refused.
+    """
+    made = []
+    for index, entry in enumerate(entries):
+        kind = entry["type"]
+        if kind == "network":
+            continue
+        if entry.get("path") and kind not in ("uts", "ipc"):
+            raise SpecError(
+                f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace {entry['path']!r}",
+                hint="containers that share namespaces must share the sandbox",
+            )
+        made.append({"type": kind})
+    return made
+
+
+def _hook(hook: dict[str, Any]) -> Hook:
+    args, env = tuple(hook.get("args") or ()), tuple(hook.get("env") or ())
+    return Hook(path=hook["path"], args=args, env=env, timeout_s=hook.get("timeout"))

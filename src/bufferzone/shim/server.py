@@ -1,0 +1,166 @@
+"""A ttrpc server over a unix socket: a thread per connection, a thread per request. Knows nothing of tasks.
+
+Descriptors that a client sends with a request (SCM_RIGHTS) belong to that request. Only peers of our own uid
+(or root) are served.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+import threading
+
+from bufferzone.errors import BufferzoneError
+from bufferzone.wire import ttrpc
+from bufferzone.wire.proto import DecodeError, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Handler = Callable[["Peer", Any], Message]
+    Service = dict[str, tuple[type[Message], Handler]]
+
+_RECEIVE = 1 << 16
+_MAX_FDS = 8
+
+
+class Peer:
+    """Who sent a request: its pid, the descriptors it donated, and a way to know that it is gone.
+
+    `take_fds` hands the descriptors over; what nobody took is closed after the request.
+    """
+
+    def __init__(self, pid: int, fds: list[int], gone: threading.Event, on_gone: list[Callable[[], None]]) -> None:
+        self.pid = pid
+        self._fds = fds
+        self._gone = gone
+        self._on_gone = on_gone
+
+    def take_fds(self) -> list[int]:
+        """The descriptors of this request; the caller owns them from now on."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def when_gone(self, action: Callable[[], None]) -> None:
+        """Run `action` once when the connection ends (at once if it has)."""
+        self._on_gone.append(action)
+        if self._gone.is_set():
+            action()
+
+    def close_untaken(self) -> None:
+        """Close the descriptors that no handler took."""
+        for fd in self.take_fds():
+            os.close(fd)
+
+
+class Server:
+    """Serves `services` (name -> method -> (request class, handler)) on a listening socket it owns."""
+
+    def __init__(self, listener: socket.socket, services: dict[str, Service], log: Callable[[str], None]) -> None:
+        self._listener = listener
+        self._services = services
+        self._log = log
+        self._active = 0
+        self._idle = threading.Condition()
+
+    def serve_forever(self) -> None:
+        """Accept until the listener is closed."""
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connection, args=(sock,), daemon=True).start()
+
+    def stop_accepting(self) -> None:
+        """Wake `serve_forever` and let it return."""
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # already shut down
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until no request is being answered, at most `timeout_s`."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._active == 0, timeout_s)
+
+    def _connection(self, sock: socket.socket) -> None:
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        gone, on_gone, lock = threading.Event(), [], threading.Lock()  # type: ignore[var-annotated]
+        pending: list[int] = []
+        try:
+            if uid not in (0, os.getuid()):
+                raise ttrpc.ProtocolError(f"peer of uid {uid}")
+            frames = ttrpc.FrameReader()
+            while True:
+                data, fds = _receive(sock)
+                pending += fds
+                if not data:
+                    break
+                for frame in frames.feed(data):
+                    if frame.type != ttrpc.REQUEST:
+                        continue  # streams are not served
+                    peer = Peer(pid, pending, gone, on_gone)
+                    pending = []
+                    threading.Thread(target=self._answer, args=(sock, lock, peer, frame), daemon=True).start()
+        except (OSError, ttrpc.ProtocolError) as error:
+            self._log(f"connection of pid {pid}: {error}")
+        finally:
+            gone.set()
+            for fd in pending:
+                os.close(fd)
+            for action in list(on_gone):
+                action()
+            with lock:
+                sock.close()
+
+    def _answer(self, sock: socket.socket, lock: threading.Lock, peer: Peer, frame: ttrpc.Frame) -> None:
+        with self._idle:
+            self._active += 1
+        try:
+            payload = self._dispatch(peer, frame).encode()
+            reply = ttrpc.encode_frame(frame.stream, ttrpc.RESPONSE, payload)
+            with lock:
+                sock.sendall(reply)
+        except (OSError, ttrpc.ProtocolError) as error:
+            self._log(f"answer to pid {peer.pid} is lost: {error}")
+        finally:
+            peer.close_untaken()
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def _dispatch(self, peer: Peer, frame: ttrpc.Frame) -> ttrpc.Response:
+        name = "?"
+        try:
+            request = ttrpc.Request.decode(frame.payload)
+            name = request.method
+            entry = self._services.get(request.service, {}).get(request.method)
+            if entry is None:
+                text = f"{request.service}/{request.method} is not implemented"
+                return ttrpc.Response(status=ttrpc.Status(code=ttrpc.UNIMPLEMENTED, message=text))
+            cls, handler = entry
+            return ttrpc.Response(payload=handler(peer, cls.decode(request.payload)).encode())
+        except DecodeError as error:
+            return ttrpc.Response(status=ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error)))
+        except BufferzoneError as error:
+            self._log(f"{name}: {error.line()}")
+            return ttrpc.Response(status=ttrpc.status_of(error))
+        except Exception as error:  # the boundary: a handler's bug must not end the sandbox
+            self._log(f"{name}: internal error: {error!r}")
+            return ttrpc.Response(status=ttrpc.status_of(error))
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """recvmsg(2) with descriptors, close-on-exec."""
+    size = socket.CMSG_SPACE(_MAX_FDS * 4)
+    data, ancillary, _, _ = sock.recvmsg(_RECEIVE, size, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)

@@ -1,0 +1,182 @@
+"""Copies a process's stdio between the agent's blocking calls and host descriptors. One thread per stream.
+
+Back-pressure is the blocking itself: nothing is read from the guest before the host's reader took the last bytes.
+A URI is empty (null), `fd:N` (a descriptor sent with the request), a FIFO path, `file:///path`, or
+`binary:///logger?args`. Source: containerd runtime v2 README, "Logging".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+
+from bufferzone.errors import BufferzoneError, CallerError, HostError
+from bufferzone.wire import agent
+from bufferzone.wire.proto import Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.sandbox.agent import AgentClient
+
+
+class Stdio:
+    """The host ends of one process: `stdin`, `stdout`, `stderr` descriptors or -1; owns them."""
+
+    def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1, *, keep: tuple[int, ...] = ()) -> None:
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self._keep = keep
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
+        self._writers: list[threading.Thread] = []
+        self._reader: threading.Thread | None = None
+        self._stdin_gone = False
+
+    def start(self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool) -> None:
+        """Start copying; stdin ends by end of file or `close_stdin`, the others when the guest ends them."""
+        streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
+        for stream, fd in streams:
+            thread = threading.Thread(target=_copy_out, args=(client, ref, stream, fd), daemon=True)
+            thread.start()
+            self._writers.append(thread)
+        self._reader = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
+        self._reader.start()
+
+    def close_stdin(self) -> None:
+        """No more input: what was read is delivered, then the guest sees end of file."""
+        self._stdin_gone = True
+        self._wake()
+
+    def finish(self) -> None:
+        """Wait until all output arrived, then close everything. Called once, after the process ended."""
+        for thread in self._writers:
+            thread.join()
+        self.close()
+
+    def tell(self, text: str) -> None:
+        """Write one line of ours where the person looks (stderr, else the terminal), if it takes it at once."""
+        fd = self.stderr if self.stderr >= 0 else self.stdout
+        if fd < 0:
+            return
+        try:
+            if select.select([], [fd], [], 0)[1]:
+                os.write(fd, text.encode())
+        except OSError:
+            pass  # nobody listens
+
+    def close(self) -> None:
+        """Stop the input thread and close all descriptors."""
+        self._stdin_gone = True
+        self._wake()
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join()
+        fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep}
+        self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
+        self._keep = ()
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def _wake(self) -> None:
+        if self._wake_write >= 0:
+            os.write(self._wake_write, b"x")
+
+    def _copy_in(self, client: AgentClient, ref: agent.ProcessRef) -> None:
+        try:
+            while self.stdin >= 0 and (data := self._next_input()):
+                client.call("Write", agent.WriteRequest(id=ref.id, exec_id=ref.exec_id, data=data), Empty)
+            client.call("CloseStdin", ref, Empty)
+        except BufferzoneError:
+            pass  # the process closed its stdin or is gone: what is left unread belongs to nobody
+
+    def _next_input(self) -> bytes:
+        """The next bytes of stdin; empty at end of file, after `close_stdin` (what waits is read first) or an error."""
+        poll = select.poll()
+        poll.register(self.stdin, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            ready = dict(poll.poll(0 if self._stdin_gone else None))
+            if self.stdin in ready:
+                try:
+                    return os.read(self.stdin, agent.CHUNK)
+                except OSError as error:
+                    if error.errno == errno.EAGAIN:
+                        continue
+                    return b""
+            if self._stdin_gone:
+                return b""
+
+
+def _copy_out(client: AgentClient, ref: agent.ProcessRef, stream: int, fd: int) -> None:
+    request = agent.ReadRequest(id=ref.id, exec_id=ref.exec_id, stream=stream, limit=agent.CHUNK)
+    try:
+        while data := client.call("Read", request, agent.ReadResponse).data:
+            if fd >= 0 and not write_all(fd, data):
+                client.call("CloseOutput", request, Empty)  # the process gets EPIPE, as it would from the host's pipe
+                return
+    except BufferzoneError:
+        pass  # the VM is gone; the exit carries the reason
+
+
+def write_all(fd: int, data: bytes) -> bool:
+    """Write everything, waiting as long as it takes; False when the reader is gone."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except OSError:
+            return False
+    return True
+
+
+def open_stdio(stdin: str, stdout: str, stderr: str, fds: list[int]) -> Stdio:
+    """Open the three URIs; `fds` are the request's descriptors, all owned from now on, used or not.
+
+    Raises `CallerError` for a URI we do not know and `HostError` when opening fails.
+    """
+    opened: list[int] = []
+    keep: list[int] = []
+    try:
+        ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip((stdin, stdout, stderr), _NAMES)]  # noqa: B905
+    except BaseException:
+        for fd in (*opened, *keep):
+            os.close(fd)
+        raise
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return Stdio(*ends, keep=tuple(keep))
+
+
+_NAMES = ("stdin", "stdout", "stderr")
+
+
+def _open_end(uri: str, name: str, fds: list[int], opened: list[int], keep: list[int]) -> int:
+    if not uri:
+        return -1
+    try:
+        fd = _open_uri(uri, name, fds, keep)
+    except OSError as error:
+        raise HostError(f"cannot open {name} {uri}: {error.strerror}", code="stdio") from error
+    opened.append(fd)
+    return fd
+
+
+def _open_uri(uri: str, name: str, fds: list[int], keep: list[int]) -> int:
+    if uri.startswith("fd:"):
+        index = int(uri[3:]) if uri[3:].isdigit() else len(fds)
+        if index >= len(fds):
+            raise CallerError(f"{name}: no descriptor {uri} came with the request")
+        return os.dup(fds[index])  # os.dup is close-on-exec
+    if uri.startswith("file://"):
+        os.makedirs(os.path.dirname(uri[7:]), exist_ok=True)
+        return os.open(uri[7:], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    if "://" in uri:
+        raise CallerError(f"{name}: unsupported stdio scheme: {uri}", hint="a fifo path, file:// or nothing")
+    if name == "stdin":
+        return os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # A reader of our own keeps the fifo alive while containerd's client detaches (no EPIPE).
+    keep.append(os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return os.open(uri, os.O_WRONLY | os.O_CLOEXEC)
