@@ -1,0 +1,52 @@
+"""What of our own code goes into the guest: `guest/` and what it stands on. Host code never does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+#: below src/bufferzone; a directory means every .py file in it
+PARTS = ("__init__.py", "errors.py", "guest", "linux", "wire")
+ROOT = "/usr/lib/bufferzone"  # on the guest's sys.path, so the package is ROOT/bufferzone
+
+#: -I: no environment, no current directory; -S: no site; -B: never write byte code
+INIT = f"""#!/usr/bin/python3.11 -ISB
+import sys
+sys.path.append("{ROOT}")
+from bufferzone.guest.__main__ import main
+main()
+""".encode()
+
+
+def package_directory() -> str:
+    """Where the running bufferzone package lies on the host."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def sources(package: str) -> dict[str, bytes]:
+    """Guest path -> text of every source file that goes into the image."""
+    found: dict[str, bytes] = {}
+    for part in PARTS:
+        path = os.path.join(package, part)
+        if part.endswith(".py"):
+            found[f"{ROOT}/bufferzone/{part}"] = _read(path)
+            continue
+        for directory, _, names in os.walk(path):
+            inner = os.path.relpath(directory, package)
+            for name in names:
+                if name.endswith(".py"):
+                    found[f"{ROOT}/bufferzone/{inner}/{name}"] = _read(os.path.join(directory, name))
+    return dict(sorted(found.items()))
+
+
+def hash_of(files: dict[str, bytes]) -> str:
+    """One SHA-256 over names and contents."""
+    total = hashlib.sha256()
+    for name, text in sorted(files.items()):
+        total.update(f"{name}\0{len(text)}\0".encode() + text)
+    return total.hexdigest()
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
