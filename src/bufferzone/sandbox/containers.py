@@ -1,0 +1,149 @@
+"""Containers of one sandbox: each create is one readable sequence over an exit stack, each delete its reverse."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+
+from bufferzone import oci
+from bufferzone.errors import HostError
+from bufferzone.linux import libseccomp
+from bufferzone.linux import mount as mnt
+from bufferzone.sandbox import cgroups, plan
+from bufferzone.sandbox.hooks import run_hooks
+from bufferzone.wire import agent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from bufferzone.sandbox.boot import Sandbox
+    from bufferzone.wire.task import Mount
+
+
+class Container:
+    """What the host holds for one container; `undo` gives all of it back."""
+
+    def __init__(self, container_id: str, bundle: str, spec: dict[str, Any], pid: int) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.spec = spec
+        self.pid = pid
+        self.created_ns = time.time_ns()
+        self.seccomp: tuple[bytes, int] = (b"", 0)
+        self.hooks: dict[str, Any] = {}
+        self.undo = ExitStack()
+
+    @property
+    def rootfs(self) -> str:
+        """The root file system's host path."""
+        path = str(self.spec["root"]["path"])
+        return path if path.startswith("/") else os.path.join(self.bundle, path)
+
+
+class Containers:
+    """Makes, runs and frees the containers of `sandbox`. Thread-safe as far as its callers keep one id to one thread."""
+
+    def __init__(self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes]) -> None:
+        self._sandbox = sandbox
+        self._state_text = state_text
+        self._filters: dict[str, tuple[bytes, int]] = {}
+        self.agent = sandbox.agent
+
+    def create(self, container_id: str, bundle: str, rootfs: list[Mount], pid: int) -> Container:
+        """Everything up to (not including) the process: binds, cgroup, hooks, the guest's half.
+
+        After a failure nothing of the container is left, on the host or in the guest.
+        """
+        container = Container(container_id, bundle, oci.load(bundle).raw, pid)
+        with container.undo as undo:
+            _mount_rootfs(rootfs, container)
+            decided = plan.plan_container(
+                container.spec, container_id=container_id, bundle=bundle, tmpfs_size=tmpfs_size
+            )
+            container.hooks = decided.hooks
+            if decided.seccomp is not None:
+                container.seccomp = libseccomp.compile_profile(decided.seccomp)
+            self._sandbox.wait_ready()
+            for bind in decided.binds:
+                self._sandbox.share.add(bind)
+                container.undo.callback(self._sandbox.share.remove, bind.name)
+            if self._sandbox.cgroup and pid != os.getpid():
+                cgroups.join(self._sandbox.cgroup, pid)
+            for name in ("prestart", "createRuntime"):
+                self.run_hooks(container, name, self._state_text(container, "creating"))
+            program, flags = container.seccomp
+            request = agent.CreateRequest(
+                id=container_id, spec=decided.guest_spec, seccomp=program, seccomp_flags=flags
+            )
+            self.agent.call("Create", request, agent.PidResponse)
+            self._filters[container_id] = container.seccomp
+            container.undo = undo.pop_all()
+        return container
+
+    def exec(self, ref: agent.ProcessRef, process: bytes, pid: int) -> None:
+        """Run one more process in a container, under the container's seccomp filter."""
+        if self._sandbox.cgroup and pid != os.getpid():
+            cgroups.join(self._sandbox.cgroup, pid)
+        program, flags = self._filters.get(ref.id, (b"", 0))
+        request = agent.ProcessRequest(
+            id=ref.id, exec_id=ref.exec_id, process=process, seccomp=program, seccomp_flags=flags
+        )
+        self.agent.call("Exec", request, agent.PidResponse)
+
+    def run_hooks(self, container: Container, name: str, state: bytes) -> None:
+        """Run the hooks of one stage. A failing poststop hook is logged, the others raise."""
+        try:
+            run_hooks(name, container.hooks.get(name, ()), state)
+        except HostError as error:
+            if name != "poststop":
+                raise
+            self._sandbox.log(error.line())
+
+    def stopped(self, container_id: str) -> None:
+        """The init is gone: a sandbox of this container alone needs its VM no longer."""
+        self._sandbox.container_stopped(container_id)
+
+    def delete(self, container: Container) -> None:
+        """Give back what the host holds for it."""
+        self._filters.pop(container.id, None)
+        container.undo.close()
+
+
+def _mount_rootfs(mounts: list[Mount], container: Container) -> None:
+    """containerd's root file system mounts, in our own mount namespace, onto bundle/rootfs."""
+    target = os.path.join(container.bundle, "rootfs")
+    for entry in mounts:
+        at = os.path.join(target, entry.target.lstrip("/")) if entry.target else target
+        flags, data = mnt.parse_options(entry.options)
+        try:
+            os.makedirs(at, exist_ok=True)
+            mnt.mount(entry.source, at, entry.type, flags, data)
+            if flags & mnt.MS_BIND and flags & mnt.MS_RDONLY:
+                mnt.mount("", at, "", flags | mnt.MS_REMOUNT)
+        except OSError as error:
+            raise HostError(f"cannot mount the root file system ({entry.type}) on {at}: {error.strerror}", code="rootfs") from error
+        container.undo.callback(_unmount, at)
+
+
+def _unmount(path: str) -> None:
+    try:
+        mnt.unmount(path, mnt.MNT_DETACH)
+    except OSError:
+        pass  # the mount namespace goes with the shim
+
+
+def tmpfs_size(path: str) -> int:
+    """Bytes of the tmpfs mounted exactly at `path`, or 0 when something else is there."""
+    real = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            if left.split()[4] == real and right.startswith("tmpfs "):
+                facts = os.statvfs(real)
+                return facts.f_blocks * facts.f_frsize
+    return 0
+
+

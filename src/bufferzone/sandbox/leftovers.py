@@ -1,0 +1,50 @@
+"""Ends what a killed shim left behind, from `leftovers.json` alone. Trusts a pid only with its start time."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+from bufferzone import state
+
+_WAIT_MS = 5000
+
+
+def clean(directory: str) -> list[str]:
+    """Kill the recorded processes, wait for their end, remove the recorded cgroups.
+
+    Returns what could not be removed, as text; the state directory itself stays for the caller.
+    """
+    leftovers = state.read_leftovers(directory)
+    left = []
+    for pid, start in leftovers.get("processes", []):
+        if not _kill(int(pid), int(start)):
+            left.append(f"process {pid}")
+    for path in leftovers.get("cgroups", []):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"cgroup {path}: {error.strerror}")
+    return left
+
+
+def _kill(pid: int, start: int) -> bool:
+    """Whether the process is gone afterwards."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not state.process_alive(pid, start):
+            return True
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(_WAIT_MS))
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,211 @@
+"""The life of a shim: boot while single-threaded, then threads, then wait for the end and give everything back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+from bufferzone import oci, state
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import process
+from bufferzone.sandbox.boot import Sandbox, boot
+from bufferzone.sandbox.containers import Containers
+from bufferzone.shim.events import Publisher
+from bufferzone.shim.records import Records
+from bufferzone.shim.server import Server
+from bufferzone.shim.task import TaskService
+from bufferzone.wire import agent, shim, task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.shim.arguments import Arguments
+    from bufferzone.shim.server import Peer
+    from bufferzone.wire.proto import Empty
+
+_SOCKETS = "/run/containerd/s"
+#: a shim that was started and never given a container ends by itself after this many seconds
+_UNUSED_S = 120.0
+_GROUP_KEYS = (
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri-o.SandboxID",
+    "io.containerd.runc.v2.group",
+)
+
+
+def serve(arguments: Arguments) -> int:
+    """The process behind the CLI: stays in the foreground; the verb that started it reads -ready-fd."""
+    directory = state.directory(arguments.state_root, arguments.id)
+    ready = int(arguments.ready_fd or "1")
+    os.set_inheritable(ready, False)
+    _log_to(os.open(os.path.join(directory, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    try:
+        listener = _listen(directory)
+        state.write_owner(directory, os.getpid())
+        _run(arguments, directory, listener, ready, cli=True)
+    except BufferzoneError as error:
+        _say(ready, error)
+        return 1
+    return 0
+
+
+def start(arguments: Arguments) -> int:
+    """containerd's start: fork the daemon, print its address once it listens."""
+    sys.stdin.buffer.read()  # runtime options; read so that containerd never blocks on them
+    os.umask(0o077)
+    bundle = arguments.bundle or os.getcwd()
+    path = _socket_path(arguments, bundle)
+    if _answers(path):
+        print(f"unix://{path}", end="", flush=True)
+        return 0
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        os._exit(_daemon(arguments, bundle, path, write_end))
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        line = pipe.readline()
+    if line != b"ready\n":
+        raise _read_error(line)
+    print(f"unix://{path}", end="", flush=True)
+    return 0
+
+
+def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
+    os.setsid()
+    log = _open_log(os.path.join(bundle, "log"))
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    _log_to(log if log >= 0 else null)
+    os.set_inheritable(ready, False)
+    arguments.bundle = bundle
+    try:
+        os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen(64)
+        state.remove(os.path.join(arguments.state_root, arguments.id))
+        directory = state.create(arguments.state_root, arguments.id)
+        _run(arguments, directory, listener, ready, cli=False)
+        state.remove(directory)
+        return 0
+    except BufferzoneError as error:
+        _say(ready, error)
+    except OSError as error:
+        _say(ready, HostError(f"cannot start the shim: {error}"))
+    return 1
+
+
+def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: int, *, cli: bool) -> None:
+    """Boot, serve, wait, close."""
+    process.set_name("bufferzone-shim")
+    for number in (signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    spec = oci.load(arguments.bundle)
+    with boot(arguments.id, spec, directory, _log) as sandbox:
+        sandbox.start_threads()
+        publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, _log)
+        records = Records(arguments.state_root, sandbox.facts)
+        containers = Containers(sandbox, records.text)
+        tasks = TaskService(containers, records, publisher, sandbox.end)
+        server = Server(listener, _services(tasks, sandbox), _log)
+        server.start()
+        os.write(ready, b"ready\n")
+        os.close(ready)
+        sandbox.wait_end(tasks.is_unused if cli else None, _UNUSED_S)
+        server.stop_accepting()
+        server.drain(2.0)
+        publisher.close()
+
+
+def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, object]:
+    def info(peer: Peer, request: Empty) -> shim.InfoResponse:
+        return shim.InfoResponse(json=json.dumps(sandbox.info()).encode())
+
+    def counters(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
+        return sandbox.agent.call("Stats", request, agent.StatsResponse)
+
+    own = {"Processes": tasks.processes, "Info": info, "Metrics": counters}
+    methods = tasks.methods()
+    return {
+        task.SERVICE: methods,
+        task.SERVICE_V3: methods,
+        shim.SERVICE: {name: (shim.METHODS[name][0], handler) for name, handler in own.items()},
+    }
+
+
+def _listen(directory: str) -> socket.socket:
+    """Listen on the state directory's socket; paths longer than sun_path go through /proc/self/fd."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.umask(0o077)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{fd}/{state.SOCKET}")
+        listener.listen(64)
+    except OSError as error:
+        raise HostError(f"cannot listen in {directory}: {error.strerror}", code="socket") from error
+    finally:
+        os.close(fd)
+    return listener
+
+
+def _socket_path(arguments: Arguments, bundle: str) -> str:
+    """containerd's convention: one socket per sandbox group. Source: containerd pkg/shim SocketAddress."""
+    annotations = oci.load(bundle).raw.get("annotations") or {}
+    group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
+    text = os.path.join(arguments.address, arguments.namespace, group)
+    return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _open_log(path: str) -> int:
+    """containerd's log FIFO, or -1 when nobody reads it."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _log_to(fd: int) -> None:
+    os.dup2(fd, 2)
+
+
+def _log(text: str) -> None:
+    """One line to the log, with the time; control bytes are escaped, since some of it is the guest's."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    with contextlib.suppress(OSError):
+        os.write(2, f"{stamp} {line}\n".encode())
+
+
+def _say(ready: int, error: BufferzoneError) -> None:
+    """Hand an error to whoever waits for `ready`."""
+    _log(error.line())
+    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
+    with contextlib.suppress(OSError):  # told ready already, or the verb is gone
+        os.write(ready, json.dumps(form).encode() + b"\n")
+
+
+def _read_error(line: bytes) -> HostError:
+    try:
+        form = json.loads(line)
+        return HostError(form["message"], hint=form["hint"], code=form["code"])
+    except (ValueError, KeyError, TypeError):
+        return HostError("the shim died before it listened", hint="see containerd's log", code="shim-died")

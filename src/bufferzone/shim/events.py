@@ -1,0 +1,76 @@
+"""Publishes task events to containerd over its ttrpc socket, in order, without making a task wait.
+
+Source: containerd pkg/shim publisher: service Events/Forward, 5 s a try, one reconnect, up to 5 tries.
+Without an address (CRI-O, our CLI) publishing is a no-op.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+
+from bufferzone.client import Client
+from bufferzone.errors import BufferzoneError
+from bufferzone.wire import task
+from bufferzone.wire.proto import Any_, Empty, Message, Timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TRIES = 5
+_TIMEOUT_S = 5.0
+
+
+class Publisher:
+    """A queue and one thread; `close` waits until the queue is empty (bounded by the tries)."""
+
+    def __init__(self, address: str, namespace: str, log: Callable[[str], None]) -> None:
+        self._path = address.removeprefix("unix://")
+        self._namespace = namespace
+        self._log = log
+        self._queue: queue.SimpleQueue[task.Envelope | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        if self._path:
+            self._thread.start()
+
+    def publish(self, event: Message) -> None:
+        """Queue `event`; returns at once."""
+        if not self._path:
+            return
+        kind = type(event)
+        any_ = Any_(type_url=f"containerd.events.{kind.__name__}", value=event.encode())
+        now = Timestamp.from_ns(time.time_ns())
+        self._queue.put(task.Envelope(timestamp=now, namespace=self._namespace, topic=task.TOPICS[kind], event=any_))
+
+    def close(self) -> None:
+        """Send what is queued and end the thread."""
+        if self._path:
+            self._queue.put(None)
+            self._thread.join(_TRIES * _TIMEOUT_S)
+
+    def _run(self) -> None:
+        client: Client | None = None
+        while (envelope := self._queue.get()) is not None:
+            client = self._send(client, envelope)
+        if client is not None:
+            client.close()
+
+    def _send(self, client: Client | None, envelope: task.Envelope) -> Client | None:
+        request = task.ForwardRequest(envelope=envelope)
+        for attempt in range(_TRIES):
+            try:
+                if client is None:
+                    client = Client.connect(self._path, timeout_s=_TIMEOUT_S)
+                client.call("Forward", request, Empty, service=task.EVENTS_SERVICE, timeout_s=_TIMEOUT_S)
+                return client
+            except (BufferzoneError, OSError, socket.timeout) as error:
+                self._log(f"event {envelope.topic} not delivered (try {attempt + 1}): {error}")
+                if client is not None:
+                    client.close()
+                client = None
+                if attempt:
+                    time.sleep(attempt)
+        return None

@@ -1,0 +1,123 @@
+"""The host's view of one process in the VM, and the table of what may be done to it in which state."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from bufferzone.errors import BufferzoneError, StateError
+from bufferzone.shim.stdio import Stdio
+from bufferzone.wire import agent, task
+from bufferzone.wire.proto import Timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.sandbox.agent import AgentClient
+
+KILLED = 137  # 128 + SIGKILL: what a process gets that went down with its VM
+
+#: verb -> states it fits. Source: runc's state machine, runtime-spec "Runtime and Lifecycle".
+ALLOWED = {
+    "start": (task.CREATED,),
+    "kill": (task.CREATED, task.RUNNING, task.PAUSED),
+    "exec": (task.RUNNING,),
+    "pause": (task.RUNNING,),
+    "resume": (task.PAUSED,),
+    "update": (task.CREATED, task.RUNNING, task.PAUSED),
+    "delete": (task.CREATED, task.STOPPED),
+}
+
+
+class Process:
+    """A container's init (`exec_id` empty) or one of its execs.
+
+    `pid` is the host process that stands for it; `exited` is set once the status is final, the output delivered
+    and the stdio closed.
+    """
+
+    def __init__(self, ref: agent.ProcessRef, *, bundle: str, terminal: bool, uris: tuple[str, str, str]) -> None:
+        self.ref = ref
+        self.bundle = bundle
+        self.terminal = terminal
+        self.uris = uris
+        self.stdio: Stdio | None = None
+        self.pid = 0
+        self.status = task.CREATED
+        self.exit_status = 0
+        self.exited_at_ns = 0
+        self.exited = threading.Event()
+        self.transition = threading.Lock()  # held while the status changes and the change is told
+        self.spec = b""  # an exec's process, until it is started
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"exec {self.ref.exec_id}" if self.ref.exec_id else f"container {self.ref.id}"
+
+    def require(self, verb: str) -> None:
+        """Raise the `StateError` runc's callers expect unless `verb` fits the state."""
+        if self.status in ALLOWED[verb]:
+            return
+        now = task.STATUS_NAMES[self.status]
+        if verb == "kill":
+            text = "container not running" if not self.ref.exec_id else "process already finished"
+            raise StateError(text, code="not-running")
+        if verb == "start":
+            text = f"cannot start a container that has {now}" if now == "stopped" else f"cannot start an already {now} container"
+            raise StateError(text)
+        if verb == "exec":
+            raise StateError(f"cannot exec in a {now} container")
+        if verb == "delete":
+            raise StateError(f"cannot delete {self.name} that is not stopped: {now}")
+        raise StateError(f"cannot {verb} {self.name}: it is {now}")
+
+    def watch(self, client: AgentClient, finished: Callable[[Process, str], None]) -> None:
+        """Wait in a thread of its own for the end; then `finished(process, failure)` before `exited` is set.
+
+        `failure` is empty unless the VM went down with the process.
+        """
+        threading.Thread(target=self._watch, args=(client, finished), name=f"wait {self.name}", daemon=True).start()
+
+    def _watch(self, client: AgentClient, finished: Callable[[Process, str], None]) -> None:
+        failure = ""
+        try:
+            reply = client.call("Wait", self.ref, agent.WaitResponse)
+            status = min(reply.exit_status, 255)
+        except BufferzoneError as error:
+            failure, status = error.line(), KILLED
+        self.end(status, failure, finished)
+
+    def end(self, status: int, failure: str, finished: Callable[[Process, str], None]) -> None:
+        """Make `status` final: deliver the rest of the output, tell of a `failure`, close, announce."""
+        if self.stdio is not None:
+            if failure:
+                self.stdio.tell(f"bufferzone: {self.ref.id}: {failure}\n")
+            self.stdio.finish()
+        with self.transition:
+            self.exit_status, self.exited_at_ns = status, time.time_ns()
+            self.status = task.STOPPED
+            finished(self, failure)
+        self.exited.set()
+
+    def exited_at(self) -> Timestamp | None:
+        """When it ended, or None."""
+        return Timestamp.from_ns(self.exited_at_ns) if self.exited_at_ns else None
+
+    def state(self) -> task.StateResponse:
+        """The Task API's view."""
+        stdin, stdout, stderr = self.uris
+        return task.StateResponse(
+            id=self.ref.id,
+            bundle=self.bundle,
+            pid=self.pid,
+            status=self.status,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=self.terminal,
+            exit_status=self.exit_status,
+            exited_at=self.exited_at(),
+            exec_id=self.ref.exec_id,
+        )

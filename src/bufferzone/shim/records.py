@@ -1,0 +1,77 @@
+"""Writes what the other programs read: state.json of every container, at each transition."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+
+from bufferzone import state
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.sandbox.containers import Container
+    from bufferzone.shim.process import Process
+
+
+class Records:
+    """State files below `root`; `facts()` are the sandbox's annotations (accelerator, guest kernel, failure)."""
+
+    def __init__(self, root: str, facts: Callable[[], dict[str, str]]) -> None:
+        self._root = root
+        self._facts = facts
+        self._owner = _user_name(os.getuid())
+
+    def write(self, container: Container, status: str) -> None:
+        """Replace the container's state.json."""
+        directory = os.path.join(self._root, container.id)
+        if not os.path.isdir(directory):
+            state.create(self._root, container.id)
+        state.write_state(
+            directory,
+            id=container.id,
+            status=status,
+            pid=container.pid,
+            bundle=container.bundle,
+            rootfs=container.rootfs,
+            created=rfc3339(container.created_ns),
+            owner=self._owner,
+            annotations=self._annotations(container),
+        )
+
+    def changed(self, process: Process, container: Container) -> None:
+        """The init's status is another one now."""
+        self.write(container, task.STATUS_NAMES[process.status])
+
+    def text(self, container: Container, status: str) -> bytes:
+        """The OCI state as a hook gets it on stdin."""
+        import json
+
+        value = {
+            "ociVersion": state.OCI_VERSION,
+            "id": container.id,
+            "status": status,
+            "pid": 0 if status == state.STOPPED else container.pid,
+            "bundle": container.bundle,
+            "annotations": self._annotations(container),
+        }
+        return json.dumps(value).encode()
+
+    def _annotations(self, container: Container) -> dict[str, str]:
+        return {**(container.spec.get("annotations") or {}), **self._facts()}
+
+
+def rfc3339(ns: int) -> str:
+    """Nanoseconds since the epoch as RFC 3339 in UTC, nine digits of fraction."""
+    whole, fraction = divmod(ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{fraction:09d}Z"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

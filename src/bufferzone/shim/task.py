@@ -1,0 +1,374 @@
+"""The containerd Task service: one line of state checking, one call into the sandbox, one event.
+
+A container is a `Process` plus its plan; the table of them is guarded by one lock that is never held while the
+guest is asked anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+from bufferzone.errors import BufferzoneError, ExistsError, NotFoundError, StateError
+from bufferzone.shim.process import Process
+from bufferzone.shim.stdio import open_stdio
+from bufferzone.wire import agent, metrics, task
+from bufferzone.wire.proto import Any_, Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.sandbox.containers import Container, Containers
+    from bufferzone.shim.events import Publisher
+    from bufferzone.shim.records import Records
+    from bufferzone.shim.server import Peer, Service
+    from bufferzone.wire.proto import Message
+
+_SIGKILL = 9
+
+
+class TaskService:
+    """Everything one shim knows of its tasks. `ended` is called when Shutdown is due."""
+
+    def __init__(
+        self, containers: Containers, records: Records, publisher: Publisher, ended: Callable[[], None]
+    ) -> None:
+        self._sandbox = containers
+        self._records = records
+        self._events = publisher
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._processes: dict[tuple[str, str], Process] = {}
+        self._containers: dict[str, Container] = {}
+
+    def methods(self) -> Service:
+        """The service as the server wants it: method -> (request class, handler)."""
+        handlers = {
+            "State": self.state,
+            "Create": self.create,
+            "Start": self.start,
+            "Delete": self.delete,
+            "Pids": self.pids,
+            "Pause": self.pause,
+            "Resume": self.resume,
+            "Kill": self.kill,
+            "Exec": self.exec,
+            "ResizePty": self.resize_pty,
+            "CloseIO": self.close_io,
+            "Update": self.update,
+            "Wait": self.wait,
+            "Stats": self.stats,
+            "Connect": self.connect,
+            "Shutdown": self.shutdown,
+        }
+        return {name: (task.METHODS[name][0], handler) for name, handler in handlers.items()}
+
+    # ---- life of a container
+
+    def create(self, peer: Peer, request: task.CreateTaskRequest) -> task.CreateTaskResponse:
+        """Make the container; on any failure nothing of it is left."""
+        stdio = open_stdio(request.stdin, request.stdout, request.stderr, peer.take_fds())
+        ref = agent.ProcessRef(id=request.id)
+        uris = (request.stdin, request.stdout, request.stderr)
+        process = Process(ref, bundle=request.bundle, terminal=request.terminal, uris=uris)
+        process.stdio = stdio
+        attended = request.stdin.startswith("fd:") or request.stdout.startswith("fd:")
+        process.pid = peer.pid if attended else os.getpid()
+        try:
+            self._reserve(process)
+            container = self._sandbox.create(request.id, request.bundle, request.rootfs, process.pid)
+        except BaseException:
+            self._forget(process)
+            stdio.close()
+            raise
+        with self._lock:
+            self._containers[request.id] = container
+        stdio.start(self._sandbox.agent, ref, terminal=request.terminal)
+        process.watch(self._sandbox.agent, self._finished)
+        self._records.changed(process, container)
+        self._publish_create(process, request)
+        if attended:
+            peer.when_gone(lambda: self._abandoned(process))
+        return task.CreateTaskResponse(pid=process.pid)
+
+    def start(self, peer: Peer, request: task.StartRequest) -> task.StartResponse:
+        """Start a created container or an added exec."""
+        process = self._find(request.id, request.exec_id)
+        if request.exec_id:
+            return self._start_exec(peer, process)
+        container = self._containers[request.id]
+        with process.transition:  # the exit, however fast, is told after the start
+            process.require("start")
+            self._sandbox.agent.call("Start", process.ref, Empty)
+            process.status = task.RUNNING
+            self._records.changed(process, container)
+            self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))
+        self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
+        return task.StartResponse(pid=process.pid)
+
+    def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
+        """Free an exec or a container; a created container is killed first, as runc does."""
+        process = self._find(request.id, request.exec_id)
+        process.require("delete")
+        if process.status == task.CREATED and not process.spec:
+            self._signal(process, _SIGKILL, everyone=False)
+            process.exited.wait()
+        try:
+            self._sandbox.agent.call("Delete", process.ref, Empty)
+        except BufferzoneError:
+            pass  # the VM is gone, or the exec was never started
+        self._forget(process)
+        if not request.exec_id:
+            self._delete_container(process)
+        response = task.DeleteResponse(pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at())
+        self._events.publish(
+            task.TaskDelete(
+                container_id=request.id,
+                pid=process.pid,
+                exit_status=process.exit_status,
+                exited_at=process.exited_at(),
+                id=request.exec_id or request.id,
+            )
+        )
+        return response
+
+    def kill(self, peer: Peer, request: task.KillRequest) -> Empty:
+        """Signal a process, or with `all` every process of the container."""
+        process = self._find(request.id, request.exec_id)
+        if process.status == task.STOPPED and request.all:
+            return Empty()  # runc kill --all of a stopped container is not an error
+        process.require("kill")
+        self._signal(process, request.signal, everyone=request.all)
+        return Empty()
+
+    def wait(self, peer: Peer, request: task.WaitRequest) -> task.WaitResponse:
+        """Block until the process ended and its output is delivered."""
+        process = self._find(request.id, request.exec_id)
+        process.exited.wait()
+        return task.WaitResponse(exit_status=process.exit_status, exited_at=process.exited_at())
+
+    # ---- execs
+
+    def exec(self, peer: Peer, request: task.ExecProcessRequest) -> Empty:
+        """Add an exec; `start` with its exec_id runs it."""
+        init = self._find(request.id, "")
+        fds = peer.take_fds()
+        stdio = open_stdio(request.stdin, request.stdout, request.stderr, fds)
+        ref = agent.ProcessRef(id=request.id, exec_id=request.exec_id)
+        uris = (request.stdin, request.stdout, request.stderr)
+        process = Process(ref, bundle=init.bundle, terminal=request.terminal, uris=uris)
+        process.stdio = stdio
+        process.spec = request.spec.value if request.spec else b""
+        try:
+            init.require("exec")
+            _check_process(process.spec)
+            self._reserve(process)
+        except BaseException:
+            stdio.close()
+            raise
+        if fds:
+            process.pid = peer.pid
+            peer.when_gone(lambda: self._abandoned(process))
+        else:
+            process.pid = os.getpid()
+        self._events.publish(task.TaskExecAdded(container_id=request.id, exec_id=request.exec_id))
+        return Empty()
+
+    def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
+        self._find(process.ref.id, "").require("exec")
+        stdio = process.stdio
+        assert stdio is not None
+        try:
+            self._sandbox.exec(process.ref, process.spec, process.pid)
+        except BaseException:
+            # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted
+            process.spec = b""
+            process.end(255, "", self._exec_refused)
+            raise
+        process.spec, process.status = b"", task.RUNNING
+        stdio.start(self._sandbox.agent, process.ref, terminal=process.terminal)
+        started = task.TaskExecStarted(container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid)
+        self._events.publish(started)
+        process.watch(self._sandbox.agent, self._finished)
+        return task.StartResponse(pid=process.pid)
+
+    # ---- the smaller verbs
+
+    def state(self, peer: Peer, request: task.StateRequest) -> task.StateResponse:
+        return self._find(request.id, request.exec_id).state()
+
+    def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
+        """Freeze every process of the container."""
+        self._freeze(request.id, "pause", "Pause", task.PAUSED)
+        self._events.publish(task.TaskPaused(container_id=request.id))
+        return Empty()
+
+    def resume(self, peer: Peer, request: task.ResumeRequest) -> Empty:
+        """Thaw the container."""
+        self._freeze(request.id, "resume", "Resume", task.RUNNING)
+        self._events.publish(task.TaskResumed(container_id=request.id))
+        return Empty()
+
+    def _freeze(self, container_id: str, verb: str, method: str, status: int) -> None:
+        process = self._find(container_id, "")
+        with process.transition:
+            process.require(verb)
+            self._sandbox.agent.call(method, process.ref, Empty)
+            process.status = status
+            self._records.changed(process, self._containers[container_id])
+
+    def resize_pty(self, peer: Peer, request: task.ResizePtyRequest) -> Empty:
+        process = self._find(request.id, request.exec_id)
+        size = agent.ResizeRequest(
+            id=request.id, exec_id=request.exec_id, width=request.width, height=request.height
+        )
+        if process.status != task.STOPPED and not process.spec:
+            self._sandbox.agent.call("Resize", size, Empty)
+        return Empty()
+
+    def close_io(self, peer: Peer, request: task.CloseIORequest) -> Empty:
+        process = self._find(request.id, request.exec_id)
+        if request.stdin and process.stdio is not None and process.status != task.STOPPED:
+            process.stdio.close_stdin()
+        return Empty()
+
+    def update(self, peer: Peer, request: task.UpdateTaskRequest) -> Empty:
+        """Change limits of the guest cgroup."""
+        process = self._find(request.id, "")
+        process.require("update")
+        resources = request.resources.value if request.resources else b"{}"
+        self._sandbox.agent.call("Update", agent.UpdateRequest(id=request.id, resources=resources), Empty)
+        return Empty()
+
+    def stats(self, peer: Peer, request: task.StatsRequest) -> task.StatsResponse:
+        process = self._find(request.id, "")
+        reply = self._sandbox.agent.call("Stats", process.ref, agent.StatsResponse)
+        value = metrics.from_counters({c.name: c.value for c in reply.counters})
+        return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
+
+    def pids(self, peer: Peer, request: task.PidsRequest) -> task.PidsResponse:
+        """Host pids: the processes that stand for the container and its running execs."""
+        self._find(request.id, "")
+        with self._lock:
+            pids = {p.pid for p in self._processes.values() if p.ref.id == request.id and p.status != task.STOPPED}
+        return task.PidsResponse(processes=[task.ProcessInfo(pid=pid) for pid in sorted(pids)])
+
+    def processes(self, peer: Peer, request: agent.ProcessRef) -> agent.PidsResponse:
+        """The guest's own process table of the container (service bufferzone.shim.v1.Shim)."""
+        process = self._find(request.id, "")
+        if process.status == task.STOPPED:
+            raise StateError("container not running", code="not-running")
+        return self._sandbox.agent.call("Pids", process.ref, agent.PidsResponse)
+
+    def connect(self, peer: Peer, request: task.ConnectRequest) -> task.ConnectResponse:
+        with self._lock:
+            process = self._processes.get((request.id, ""))
+        return task.ConnectResponse(shim_pid=os.getpid(), task_pid=process.pid if process else 0, version="2")
+
+    def shutdown(self, peer: Peer, request: task.ShutdownRequest) -> Empty:
+        """End the shim unless containers are left."""
+        with self._lock:
+            busy = bool(self._containers)
+        if not busy:
+            self._ended()
+        return Empty()
+
+    # ---- inside
+
+    def _reserve(self, process: Process) -> None:
+        key = (process.ref.id, process.ref.exec_id)
+        with self._lock:
+            if key in self._processes:
+                raise ExistsError(f"{process.name} already exists")
+            self._processes[key] = process
+
+    def _forget(self, process: Process) -> None:
+        with self._lock:
+            key = (process.ref.id, process.ref.exec_id)
+            if self._processes.get(key) is process:
+                del self._processes[key]
+
+    def _find(self, container_id: str, exec_id: str) -> Process:
+        with self._lock:
+            process = self._processes.get((container_id, exec_id))
+        if process is None:
+            what = f"exec {exec_id} of container" if exec_id else "container"
+            raise NotFoundError(f"{what} {container_id} does not exist")
+        return process
+
+    def _signal(self, process: Process, signal: int, *, everyone: bool) -> None:
+        if process.spec:
+            return  # an exec that never started has nothing to signal
+        ref = process.ref
+        request = agent.SignalRequest(id=ref.id, exec_id=ref.exec_id, signal=signal, all=everyone)
+        self._sandbox.agent.call("Signal", request, Empty)
+
+    def _abandoned(self, process: Process) -> None:
+        """The host process that stood for it is gone: so goes the process, as with runc."""
+        if process.status == task.STOPPED:
+            return
+        try:
+            self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
+        except BufferzoneError:
+            pass  # it ended at the same moment, or the VM did
+
+    def _finished(self, process: Process, failure: str) -> None:
+        ref = process.ref
+        if not ref.exec_id:
+            self._wait_for_execs(ref.id)
+            container = self._containers.get(ref.id)
+            if container is not None:
+                self._records.changed(process, container)
+        self._publish_exit(process)
+        if not ref.exec_id:
+            self._sandbox.stopped(ref.id)
+
+    def _exec_refused(self, process: Process, failure: str) -> None:
+        """An exec that never ran has no exit event."""
+
+    def _wait_for_execs(self, container_id: str) -> None:
+        """All exits of execs are announced before the init's: containerd's order."""
+        with self._lock:
+            execs = [p for p in self._processes.values() if p.ref.id == container_id and p.ref.exec_id]
+        for process in execs:
+            if process.status == task.RUNNING:
+                process.exited.wait(10)
+
+    def _delete_container(self, process: Process) -> None:
+        with self._lock:
+            container = self._containers.pop(process.ref.id, None)
+        if container is not None:
+            self._sandbox.delete(container)
+            self._sandbox.run_hooks(container, "poststop", self._records.text(container, "stopped"))
+
+    def _publish_create(self, process: Process, request: task.CreateTaskRequest) -> None:
+        io = task.TaskIO(
+            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
+        )
+        event = task.TaskCreate(
+            container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=process.pid
+        )
+        self._events.publish(event)
+
+    def _publish_exit(self, process: Process) -> None:
+        event: Message = task.TaskExit(
+            container_id=process.ref.id,
+            id=process.ref.exec_id or process.ref.id,
+            pid=process.pid,
+            exit_status=process.exit_status,
+            exited_at=process.exited_at(),
+        )
+        self._events.publish(event)
+
+
+def _check_process(spec: bytes) -> None:
+    try:
+        value = json.loads(spec)
+    except ValueError as error:
+        raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
+    if not isinstance(value, dict) or not value.get("args"):
+        raise StateError("process.args: missing or empty", code="bad-spec")
+
+

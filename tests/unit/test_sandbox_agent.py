@@ -1,0 +1,150 @@
+"""The agent channel on the host: concurrent calls, hostile answers, a channel that breaks."""
+
+import socket
+import threading
+
+import pytest
+
+from bufferzone.errors import ExecError, GuestError, VmmError
+from bufferzone.sandbox.agent import AgentClient
+from bufferzone.wire import agent, ttrpc
+from bufferzone.wire.proto import Empty
+
+
+class Guest:
+    """A scripted agent: receives requests, answers with what a test says."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.frames = ttrpc.FrameReader()
+        self.waiting = []
+
+    def request(self):
+        while not self.waiting:
+            data = self.sock.recv(65536)
+            assert data
+            self.waiting += self.frames.feed(data)
+        frame = self.waiting.pop(0)
+        return frame.stream, ttrpc.Request.decode(frame.payload)
+
+    def reply(self, stream, message=None, error=None):
+        status = ttrpc.status_of(error) if error else None
+        response = ttrpc.Response(status=status, payload=message.encode() if message else b"")
+        self.sock.sendall(ttrpc.encode_frame(stream, ttrpc.RESPONSE, response.encode()))
+
+
+@pytest.fixture
+def pair():
+    host, other = socket.socketpair()
+    other.settimeout(20)
+    client = AgentClient(host)
+    client.start()
+    yield client, Guest(other)
+    client.close()
+    other.close()
+
+
+def in_thread(function):
+    result = {}
+
+    def run():
+        try:
+            result["value"] = function()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    result["join"] = lambda: thread.join(20)
+    return result
+
+
+def test_answers_may_come_in_another_order_than_the_questions(pair):
+    client, guest = pair
+    first = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    one, _ = guest.request()
+    second = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="b"), agent.WaitResponse))
+    two, _ = guest.request()
+    guest.reply(two, agent.WaitResponse(exit_status=2))
+    second["join"]()
+    assert second["value"].exit_status == 2
+    assert "value" not in first
+    guest.reply(one, agent.WaitResponse(exit_status=1))
+    first["join"]()
+    assert first["value"].exit_status == 1
+
+
+def test_an_error_keeps_its_class_code_and_text(pair):
+    client, guest = pair
+    call = in_thread(lambda: client.call("Create", agent.CreateRequest(id="a"), agent.PidResponse))
+    stream, _ = guest.request()
+    guest.reply(stream, error=ExecError('exec: "x": executable file not found in $PATH'))
+    call["join"]()
+    assert isinstance(call["error"], ExecError)
+    assert "executable file not found" in call["error"].message
+
+
+def test_bytes_that_are_no_frames_end_the_channel_for_every_call(pair):
+    client, guest = pair
+    call = in_thread(lambda: client.call("Start", agent.ProcessRef(id="a"), Empty))
+    guest.request()
+    guest.sock.sendall(b"\xff" * 64)
+    call["join"]()
+    assert isinstance(call["error"], VmmError)
+    with pytest.raises(VmmError, match="not ttrpc"):
+        client.call("Start", agent.ProcessRef(id="a"), Empty)
+
+
+def test_a_malformed_answer_is_the_guests_fault_and_only_of_that_call(pair):
+    client, guest = pair
+    call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    stream, _ = guest.request()
+    response = ttrpc.Response(payload=b"\x08")
+    guest.sock.sendall(ttrpc.encode_frame(stream, ttrpc.RESPONSE, response.encode()))
+    call["join"]()
+    assert isinstance(call["error"], GuestError)
+    again = in_thread(lambda: client.call("Start", agent.ProcessRef(id="a"), Empty))
+    stream, _ = guest.request()
+    guest.reply(stream)
+    again["join"]()
+    assert "value" in again
+
+
+def test_an_answer_nobody_asked_for_is_ignored(pair):
+    client, guest = pair
+    guest.reply(4711, agent.WaitResponse(exit_status=3))
+    call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    stream, _ = guest.request()
+    guest.reply(stream, agent.WaitResponse(exit_status=4))
+    call["join"]()
+    assert call["value"].exit_status == 4
+
+
+def test_a_request_frame_from_the_guest_ends_the_channel(pair):
+    client, guest = pair
+    call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    stream, _ = guest.request()
+    guest.sock.sendall(ttrpc.encode_frame(stream, ttrpc.REQUEST, b""))
+    call["join"]()
+    assert isinstance(call["error"], VmmError)
+
+
+def test_the_first_reason_for_the_loss_is_the_one_everybody_gets(pair):
+    client, _ = pair
+    client.lose(VmmError("the guest kernel panicked", code="guest-panic"))
+    client.lose(VmmError("something later"))
+    with pytest.raises(VmmError, match="panicked"):
+        client.call("Start", agent.ProcessRef(id="a"), Empty)
+
+
+def test_a_call_with_a_limit_gives_up_and_the_late_answer_hurts_nobody(pair):
+    client, guest = pair
+    with pytest.raises(VmmError, match="did not answer Wait within"):
+        client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse, timeout_s=0.01)
+    stream, _ = guest.request()
+    guest.reply(stream, agent.WaitResponse(exit_status=1))
+    call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="b"), agent.WaitResponse))
+    stream, _ = guest.request()
+    guest.reply(stream, agent.WaitResponse(exit_status=2))
+    call["join"]()
+    assert call["value"].exit_status == 2

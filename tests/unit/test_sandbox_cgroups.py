@@ -1,0 +1,42 @@
+"""Host cgroup paths: pure functions over the kernel's text."""
+
+import pytest
+
+from bufferzone.errors import SpecError
+from bufferzone.sandbox import cgroups
+
+HYBRID = """\
+30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+32 30 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+
+
+def test_every_hierarchy_of_a_hybrid_machine_is_found():
+    assert cgroups.hierarchies(HYBRID) == [
+        "/sys/fs/cgroup/memory",
+        "/sys/fs/cgroup/pids",
+        "/sys/fs/cgroup/unified",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("", ""),
+        ("/libpod_parent/libpod-1", "libpod_parent/libpod-1"),
+        ("relative/x", "relative/x"),
+        ("/a/../../etc", "etc"),
+        ("machine.slice:libpod:1", "machine.slice/libpod-1.scope"),
+        ("user-1000.slice:x:1", "user.slice/user-1000.slice/x-1.scope"),
+        (":libpod:1", "system.slice/libpod-1.scope"),
+    ],
+)
+def test_the_path_below_a_hierarchy(asked, path):
+    assert cgroups.relative_path(asked, "c") == path
+
+
+def test_the_root_cgroup_is_refused():
+    with pytest.raises(SpecError, match="cgroupsPath"):
+        cgroups.relative_path("/", "c")

@@ -1,0 +1,49 @@
+"""Host hooks: state on stdin, order, failure, time limit."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from bufferzone.errors import HostError
+from bufferzone.model import Hook
+from bufferzone.sandbox.hooks import run_hooks
+
+
+def script(path, text):
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_hook_reads_the_state_and_sees_only_its_own_environment(tmp_path):
+    out = tmp_path / "out"
+    path = script(tmp_path / "hook", f'cat > "{out}"; echo "$NAME/$1/$HOME" >> "{out}"\n')
+    run_hooks("createRuntime", (Hook(path=path, args=("hook", "one"), env=("NAME=x",)),), json.dumps({"id": "c"}).encode())
+    assert out.read_text() == '{"id": "c"}x/one/\n'
+
+
+def test_hooks_run_in_order_and_stop_at_the_first_that_fails(tmp_path):
+    log = tmp_path / "log"
+    good = Hook(path=script(tmp_path / "a", f'echo a >> "{log}"\n'))
+    bad = Hook(path=script(tmp_path / "b", f'echo b >> "{log}"; echo broken >&2; exit 3\n'))
+    with pytest.raises(HostError, match=r"prestart hook 1 .* failed with status 3: broken"):
+        run_hooks("prestart", (good, bad, good), b"{}")
+    assert log.read_text() == "a\nb\n"
+
+
+def test_a_hook_that_does_not_exist_is_named():
+    with pytest.raises(HostError, match=r"poststart hook 0 \(/nonexistent\) cannot be started: No such file"):
+        run_hooks("poststart", (Hook(path="/nonexistent"),), b"{}")
+
+
+def test_a_hook_over_its_time_is_killed_with_its_group(tmp_path):
+    pidfile = tmp_path / "pid"
+    path = script(tmp_path / "slow", f'sleep 600 & echo $! > "{pidfile}"; wait\n')
+    with pytest.raises(HostError, match="ran longer than 1 s"):
+        run_hooks("createRuntime", (Hook(path=path, timeout_s=1),), b"{}")
+    child = int(pidfile.read_text())
+    with open(f"/proc/{child}/stat") if os.path.exists(f"/proc/{child}") else open(os.devnull) as file:
+        text = file.read()
+    assert text == "" or text.rpartition(")")[2].split()[0] in "ZX"

@@ -1,0 +1,119 @@
+"""The plan is pure: what of a spec becomes a bind, what stays the guest's, what a VM refuses."""
+
+import json
+
+import pytest
+
+from bufferzone.errors import SpecError
+from bufferzone.sandbox import plan
+
+
+def spec(**changes):
+    base = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["/bin/true"], "cwd": "/"},
+        "mounts": [],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}]},
+    }
+    base.update(changes)
+    return base
+
+
+def decide(value, tmpfs_size=lambda path: 0):
+    return plan.plan_container(value, container_id="c1", bundle="/b", tmpfs_size=tmpfs_size)
+
+
+def test_the_root_is_bound_first_and_the_guest_sees_it_below_the_share():
+    decided = decide(spec())
+    assert decided.binds[0].source == "/b/rootfs"
+    assert decided.binds[0].name == "c1/rootfs"
+    assert json.loads(decided.guest_spec)["root"]["path"] == "/run/bufferzone/shared/c1/rootfs"
+
+
+def test_a_read_only_volume_is_read_only_on_the_host_side_too():
+    mounts = [{"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]}]
+    decided = decide(spec(mounts=mounts))
+    assert (decided.binds[1].source, decided.binds[1].read_only) == ("/srv/data", True)
+    assert json.loads(decided.guest_spec)["mounts"][0]["source"] == "/run/bufferzone/shared/c1/0"
+
+
+def test_a_later_rw_option_wins_over_ro():
+    mounts = [{"destination": "/data", "type": "bind", "source": "/d", "options": ["ro", "rw"]}]
+    assert not decide(spec(mounts=mounts)).binds[1].read_only
+
+
+def test_a_plain_bind_is_not_recursive_and_an_rbind_is():
+    mounts = [
+        {"destination": "/a", "type": "bind", "source": "/a", "options": ["bind"]},
+        {"destination": "/b", "type": "bind", "source": "/b", "options": ["rbind"]},
+    ]
+    assert [b.recursive for b in decide(spec(mounts=mounts)).binds[1:]] == [False, True]
+
+
+def test_mounts_that_are_no_binds_go_to_the_guest_unchanged():
+    mounts = [{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}]
+    decided = decide(spec(mounts=mounts))
+    assert json.loads(decided.guest_spec)["mounts"] == mounts
+    assert len(decided.binds) == 1
+
+
+@pytest.mark.parametrize(("source", "kind"), [("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup")])
+def test_a_bind_of_a_kernel_file_system_becomes_the_guests_own(source, kind):
+    mounts = [{"destination": source, "type": "bind", "source": source, "options": ["rbind", "ro", "nosuid"]}]
+    decided = decide(spec(mounts=mounts))
+    made = json.loads(decided.guest_spec)["mounts"][0]
+    assert (made["type"], made["options"]) == (kind, ["ro", "nosuid"])
+    assert len(decided.binds) == 1
+
+
+def test_shared_memory_becomes_a_tmpfs_of_the_same_size():
+    mounts = [{"destination": "/dev/shm", "type": "bind", "source": "/x/shm", "options": ["rbind", "rw"]}]
+    decided = decide(spec(mounts=mounts), tmpfs_size=lambda path: 65536 if path == "/x/shm" else 0)
+    made = json.loads(decided.guest_spec)["mounts"][0]
+    assert made["type"] == "tmpfs"
+    assert "size=65536" in made["options"]
+
+
+def test_a_bind_without_a_source_is_refused_with_its_json_path():
+    with pytest.raises(SpecError, match=r"mounts\[0\]\.source"):
+        decide(spec(mounts=[{"destination": "/a", "type": "bind", "options": []}]))
+
+
+def test_network_namespaces_stay_on_the_host_and_others_lose_nothing():
+    made = json.loads(decide(spec()).guest_spec)["linux"]["namespaces"]
+    assert made == [{"type": "pid"}, {"type": "mount"}]
+
+
+def test_joining_a_pid_namespace_of_the_host_is_refused():
+    linux = {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}
+    with pytest.raises(SpecError, match=r"namespaces\[0\]\.path: a VM cannot join the pid namespace"):
+        decide(spec(linux=linux))
+
+
+def test_hooks_are_split_between_host_and_guest():
+    hooks = {name: [{"path": f"/h/{name}"}] for name in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")}
+    decided = decide(spec(hooks=hooks))
+    assert sorted(json.loads(decided.guest_spec)["hooks"]) == ["createContainer", "startContainer"]
+    assert [h.path for h in decided.hooks["poststop"]] == ["/h/poststop"]
+    assert "createContainer" not in decided.hooks
+
+
+def test_seccomp_leaves_the_spec_to_be_compiled_on_the_host():
+    linux = {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}, "cgroupsPath": "/x"}
+    decided = decide(spec(linux=linux))
+    assert decided.seccomp == {"defaultAction": "SCMP_ACT_ALLOW"}
+    assert not {"seccomp", "cgroupsPath"} & json.loads(decided.guest_spec)["linux"].keys()
+
+
+def test_the_spec_given_is_not_changed():
+    value = spec()
+    before = json.dumps(value)
+    decide(value)
+    assert json.dumps(value) == before
+
+
+@pytest.mark.parametrize(("limit", "memory"), [(0, 512), (64 << 20, 512), (1 << 30, 1024 + plan.OVERHEAD_MIB)])
+def test_a_memory_limit_fits_into_the_vm_beside_the_guest(limit, memory):
+    value = spec(linux={"resources": {"memory": {"limit": limit}}})
+    assert plan.plan_vm(value, vcpus=1, memory_mib=512).memory_mib == memory

@@ -1,0 +1,134 @@
+"""Stdio copies between an agent and host descriptors, against a scripted agent in this process."""
+
+import hashlib
+import os
+import threading
+
+import pytest
+
+from bufferzone.errors import CallerError, HostError, StateError
+from bufferzone.shim.stdio import open_stdio
+from bufferzone.wire import agent
+from bufferzone.wire.proto import Empty
+
+
+class FakeAgent:
+    """Serves Read from given bytes and collects Write; `calls` keeps the method names."""
+
+    def __init__(self, out=b"", err=b""):
+        self.data = {agent.STDOUT: out, agent.STDERR: err}
+        self.written = bytearray()
+        self.closed = threading.Event()
+        self.refuse_writes = False
+        self.calls = []
+
+    def call(self, method, request, reply, timeout_s=None):
+        self.calls.append(method)
+        if method == "Read":
+            data = self.data[request.stream]
+            self.data[request.stream] = data[request.limit :]
+            return agent.ReadResponse(data=data[: request.limit])
+        if method == "Write":
+            if self.refuse_writes:
+                raise StateError("stdin is closed", code="stdin-closed")
+            self.written += request.data
+        if method == "CloseStdin":
+            self.closed.set()
+        return Empty()
+
+
+REF = agent.ProcessRef(id="c")
+
+
+def test_two_streams_arrive_whole_and_apart():
+    out, err = os.urandom(3 << 20), os.urandom(1 << 20)
+    ends = [os.pipe(), os.pipe()]
+    stdio = open_stdio("", "fd:0", "fd:1", [ends[0][1], ends[1][1]])
+    got = {}
+
+    def read(name, fd):
+        with open(fd, "rb") as file:
+            got[name] = hashlib.sha256(file.read()).digest()
+
+    threads = [threading.Thread(target=read, args=(n, e[0])) for n, e in zip(("out", "err"), ends, strict=True)]
+    for thread in threads:
+        thread.start()
+    stdio.start(FakeAgent(out, err), REF, terminal=False)
+    stdio.finish()
+    for thread in threads:
+        thread.join(20)
+    assert got == {"out": hashlib.sha256(out).digest(), "err": hashlib.sha256(err).digest()}
+
+
+def test_input_is_delivered_and_then_ended():
+    read_end, write_end = os.pipe()
+    fake = FakeAgent()
+    stdio = open_stdio("fd:0", "", "", [read_end])
+    stdio.start(fake, REF, terminal=False)
+    os.write(write_end, b"hello")
+    os.close(write_end)
+    assert fake.closed.wait(20)
+    assert bytes(fake.written) == b"hello"
+    stdio.finish()
+
+
+def test_close_stdin_delivers_what_was_written_before_it():
+    read_end, write_end = os.pipe()
+    fake = FakeAgent()
+    stdio = open_stdio("fd:0", "", "", [read_end])
+    os.write(write_end, b"last words")
+    stdio.start(fake, REF, terminal=False)
+    stdio.close_stdin()
+    assert fake.closed.wait(20)
+    assert bytes(fake.written) == b"last words"
+    stdio.finish()
+    os.close(write_end)
+
+
+def test_finishing_does_not_wait_for_an_input_that_never_ends():
+    read_end, write_end = os.pipe()
+    stdio = open_stdio("fd:0", "", "", [read_end])
+    stdio.start(FakeAgent(), REF, terminal=False)
+    stdio.finish()
+    os.close(write_end)
+
+
+def test_a_reader_that_went_away_is_told_to_the_guest():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    fake = FakeAgent(out=b"x" * 10)
+    stdio = open_stdio("", "fd:0", "", [write_end])
+    stdio.start(fake, REF, terminal=False)
+    stdio.finish()
+    assert "CloseOutput" in fake.calls
+
+
+def test_every_descriptor_of_the_request_is_closed_when_a_uri_is_wrong():
+    before = len(os.listdir("/proc/self/fd"))
+    read_end, write_end = os.pipe()
+    with pytest.raises(CallerError, match="no descriptor fd:7"):
+        open_stdio("fd:0", "fd:7", "", [read_end, write_end])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_fifo_that_is_not_there_is_one_clear_line(tmp_path):
+    with pytest.raises(HostError, match="cannot open stdout .*: No such file or directory"):
+        open_stdio("", str(tmp_path / "none"), "", [])
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(CallerError, match="unsupported stdio scheme: binary:///x"):
+        open_stdio("", "binary:///x", "", [])
+
+
+def test_our_own_line_goes_to_stderr_and_never_blocks():
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(write_end, b"x" * 4096)
+    os.set_blocking(write_end, True)
+    stdio = open_stdio("", "", "fd:0", [write_end])
+    stdio.tell("bufferzone: c: gone\n")
+    stdio.close()
+    os.close(read_end)
