@@ -1,4 +1,4 @@
-"""The blocking ttrpc client that every face uses to talk to a shim. One connection, one call at a time, no threads."""
+"""The blocking ttrpc client that every face uses to talk to a shim: one call at a time, no threads."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _METHODS = {task.SERVICE: task.METHODS, shim.SERVICE: shim.METHODS}
 class Client:
     """A connection to a shim; a context manager that owns its socket.
 
-    Only one call may be in flight. After `VmmError` with code `shim-ended` or `shim-timeout` the connection is
-    of no further use.
+    Only one call may be in flight. After `VmmError` with code `shim-ended` or `shim-timeout` the connection
+    is of no further use.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -89,7 +89,9 @@ class Client:
             if payload is not None:
                 return parse(payload, service, method)
 
-    def send(self, method: str, request: Message, *, service: str = task.SERVICE, fds: Sequence[int] = ()) -> int:
+    def send(
+        self, method: str, request: Message, *, service: str = task.SERVICE, fds: Sequence[int] = ()
+    ) -> int:
         """Send a request without waiting and return its stream id; `poll_response` fetches the answer."""
         envelope = ttrpc.Request(service=service, method=method, payload=request.encode())
         stream, self._stream = self._stream, self._stream + 2
@@ -104,7 +106,7 @@ class Client:
         return stream
 
     def poll_response(self, stream: int, service: str, method: str) -> Any:
-        """Read once (blocks until there are bytes) and return the response of `stream`, or None if not complete."""
+        """Read once (blocks until there are bytes); the response of `stream`, or None if not complete."""
         payload = self._receive(stream, method, None)
         return None if payload is None else parse(payload, service, method)
 

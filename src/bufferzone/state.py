@@ -48,7 +48,9 @@ def runtime_root(flag: str = "") -> str:
         return root
     if found.st_uid != uid or found.st_mode & 0o170077 != 0o040000:
         hint = "remove it, or pass --root"
-        raise HostError(f"state root is not a private directory of uid {uid}: {root}", code="root-owner", hint=hint)
+        raise HostError(
+            f"state root is not a private directory of uid {uid}: {root}", code="root-owner", hint=hint
+        )
     return root
 
 
@@ -137,7 +139,7 @@ def write_state(
 
 
 def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write a file atomically (temporary file, then rename); raises `HostError` and leaves nothing on failure."""
+    """Write a file atomically (temporary file, then rename); `HostError` leaves the old file alone."""
     temporary = f"{path}.{os.getpid()}"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -267,7 +269,9 @@ def remove(directory: str) -> None:
     """
     mounted = mounts_below(directory)
     if mounted:
-        raise HostError(f"still mounted: {mounted[0]}", code="still-mounted", hint="unmount it, then delete again")
+        raise HostError(
+            f"still mounted: {mounted[0]}", code="still-mounted", hint="unmount it, then delete again"
+        )
     try:
         _remove_tree(directory)
     except OSError as error:
@@ -279,7 +283,12 @@ def mounts_below(directory: str) -> list[str]:
     real = os.fsencode(os.path.realpath(directory))
     with open("/proc/self/mountinfo", "rb") as file:
         points = [line.split(b" ", 5)[4] for line in file]
-    escaped = real.replace(b"\\", b"\\134").replace(b" ", b"\\040").replace(b"\t", b"\\011").replace(b"\n", b"\\012")
+    escaped = (
+        real.replace(b"\\", b"\\134")
+        .replace(b" ", b"\\040")
+        .replace(b"\t", b"\\011")
+        .replace(b"\n", b"\\012")
+    )
     return sorted(os.fsdecode(p) for p in points if p == escaped or p.startswith(escaped + b"/"))
 
 
@@ -288,7 +297,9 @@ def _remove_tree(directory: str) -> None:
         entries = list(os.scandir(directory))
     except FileNotFoundError:
         return
-    entries.sort(key=lambda entry: entry.name in (STATE, OWNER))  # a half removed container still tells its state
+    entries.sort(
+        key=lambda entry: entry.name in (STATE, OWNER)
+    )  # a half removed container still tells its state
     for entry in entries:
         try:
             if entry.is_dir(follow_symlinks=False):

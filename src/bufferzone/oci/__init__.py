@@ -1,0 +1,181 @@
+"""config.json: read, checked completely, handed on as it is. Defaults nothing, changes nothing on the host.
+
+    spec = load("/path/to/bundle")
+    SpecError: config.json: process.args[0]: expected a string, got number
+
+Unknown keys stay (other tools put theirs there), nulls are dropped as Go drops them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.errors import SpecError
+from bufferzone.oci.check import check, check_depth, fail, type_name
+from bufferzone.oci.overrides import apply_annotations, apply_vm, parse_annotations
+from bufferzone.oci.rules import (
+    OTHER_PLATFORMS,
+    check_hooks,
+    check_linux,
+    check_mounts,
+    check_process,
+    check_version,
+)
+from bufferzone.oci.schema import SPEC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Spec", "apply_annotations", "apply_vm", "load", "parse_annotations", "parse_object", "validate"]
+
+MAX_SIZE = 16 << 20
+
+
+class Spec:
+    """A checked config.json: `raw` is the whole of it, the rest are views on what everybody asks for."""
+
+    def __init__(self, raw: dict[str, Any], bundle: str) -> None:
+        self.raw = raw
+        self.bundle = bundle
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """The process object; empty when the bundle has none."""
+        value: dict[str, Any] = self.raw.get("process", {})
+        return value
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the container's process has a terminal."""
+        return bool(self.process.get("terminal", False))
+
+    @property
+    def rootfs(self) -> str:
+        """The root file system as an absolute path."""
+        return os.path.normpath(os.path.join(self.bundle, self.raw["root"]["path"]))
+
+    @property
+    def root_read_only(self) -> bool:
+        """Whether the root file system is read-only inside."""
+        return bool(self.raw["root"].get("readonly", False))
+
+    @property
+    def mounts(self) -> list[dict[str, Any]]:
+        """The mounts in order; destinations are absolute."""
+        value: list[dict[str, Any]] = self.raw.get("mounts", [])
+        return value
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """All annotations."""
+        value: dict[str, str] = self.raw.get("annotations", {})
+        return value
+
+    @property
+    def linux(self) -> dict[str, Any]:
+        """The linux section; empty when absent."""
+        value: dict[str, Any] = self.raw.get("linux", {})
+        return value
+
+    @property
+    def vm(self) -> dict[str, Any]:
+        """The standard vm section; empty when absent."""
+        value: dict[str, Any] = self.raw.get("vm", {})
+        return value
+
+    @property
+    def hostname(self) -> str:
+        """The hostname, or empty."""
+        return str(self.raw.get("hostname", ""))
+
+    @property
+    def cgroups_path(self) -> str:
+        """linux.cgroupsPath, or empty."""
+        return str(self.linux.get("cgroupsPath", ""))
+
+    def hooks(self, name: str) -> list[dict[str, Any]]:
+        """The hooks of one kind: prestart, createRuntime, ..."""
+        value: list[dict[str, Any]] = self.raw.get("hooks", {}).get(name, [])
+        return value
+
+    def namespace(self, kind: str) -> dict[str, str] | None:
+        """The entry of linux.namespaces of one kind, or None."""
+        for entry in self.linux.get("namespaces", []):
+            if entry["type"] == kind:
+                found: dict[str, str] = entry
+                return found
+        return None
+
+
+def load(bundle: str) -> Spec:
+    """Read and check BUNDLE/config.json; the root file system must be a directory.
+
+    Raises `SpecError` whose message starts with the JSON path; nothing is changed on disk.
+    """
+    bundle = os.path.abspath(bundle)
+    spec = Spec(parse_object(read_bytes(os.path.join(bundle, "config.json"))), bundle)
+    validate(spec.raw)
+    if not os.path.isdir(spec.rootfs):
+        reason = "not a directory" if os.path.lexists(spec.rootfs) else "no such directory"
+        raise fail("root.path", f"{reason}: {spec.rootfs}")
+    return spec
+
+
+def read_bytes(path: str) -> bytes:
+    """A JSON file of at most 16 MiB; raises `SpecError`."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise SpecError(f"{path}: {(error.strerror or str(error)).lower()}", code="no-spec") from error
+    if data is None or len(data) > MAX_SIZE:
+        raise SpecError(f"{path}: larger than {MAX_SIZE >> 20} MiB")
+    return data
+
+
+def parse_object(data: bytes, name: str = "config.json") -> dict[str, Any]:
+    """JSON bytes as an object, strict about what JSON is; errors carry line and column."""
+    from json import JSONDecodeError, loads
+
+    def refuse(constant: str) -> Any:
+        raise SpecError(f"{name}: {constant} is not JSON")
+
+    try:
+        value = loads(data.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{name}: not UTF-8 at byte {error.start}") from error
+    except JSONDecodeError as error:
+        text = error.msg[:1].lower() + error.msg[1:]
+        raise SpecError(
+            f"{name}: line {error.lineno} column {error.colno}: {text}", code="bad-json"
+        ) from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of more than 4300 digits
+        deep = isinstance(error, RecursionError)
+        raise SpecError(f"{name}: {'nested too deeply' if deep else 'number too long'}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"{name}: expected an object, got {type_name(value)}")
+    return value
+
+
+def validate(raw: dict[str, Any]) -> None:
+    """Check a parsed config.json. In place, nulls are removed and mount destinations made absolute."""
+    check_depth(raw)
+    check(raw, SPEC, "")
+    if "ociVersion" not in raw:
+        raise fail("ociVersion", "is missing")
+    check_version(raw["ociVersion"])
+    for platform in OTHER_PLATFORMS:
+        if platform in raw and "linux" not in raw:
+            raise fail(
+                platform, "this container is made for another platform", "bufferzone runs Linux containers"
+            )
+    if not raw.get("root", {}).get("path"):
+        raise fail("root.path", "is missing")
+    if "process" not in raw:
+        raise fail("process", "is missing")
+    check_process(raw["process"])
+    check_mounts(raw.get("mounts", []))
+    check_hooks(raw.get("hooks", {}))
+    check_linux(raw.get("linux", {}))
+    parse_annotations(raw.get("annotations", {}))

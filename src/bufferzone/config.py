@@ -1,0 +1,240 @@
+"""The settings as one table, read from TOML files.
+
+    /etc/bufferzone/config.toml, /etc/bufferzone/config.d/*.toml
+    ~/.config/bufferzone/config.toml, for everybody but root
+
+Later files win. An unknown key, a wrong type or a value out of range is an error that names file and key.
+What a bundle may change about them is in `oci.overrides`: the table's annotation column says what.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.errors import CallerError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+PREFIX = "bufferzone."
+DIRECTORY = "/etc/bufferzone"
+
+
+class ConfigError(CallerError):
+    """A settings file cannot be used; the message starts with its path."""
+
+    code = "bad-config"
+
+
+class Setting:
+    """One row: key, kind (int, str, bool, path, list), default, limits, the annotation that may set it, help.
+
+    `open` says whether the annotation works without being listed in `allow_annotations`.
+    """
+
+    __slots__ = ("annotation", "choices", "default", "help", "key", "kind", "maximum", "minimum", "open")
+
+    def __init__(
+        self,
+        key: str,
+        kind: str,
+        default: Any,
+        help: str,
+        *,
+        limits: tuple[int, int] = (0, 0),
+        choices: tuple[str, ...] = (),
+        annotation: str = "",
+        open: bool = False,
+    ) -> None:
+        self.key, self.kind, self.default, self.help = key, kind, default, help
+        self.minimum, self.maximum = limits
+        self.choices = choices
+        self.annotation = PREFIX + annotation if annotation else ""
+        self.open = open
+
+
+#: weakest first: an annotation may only move to the right
+KVM_POLICIES = ("allow", "warn", "require")
+
+TABLE: tuple[Setting, ...] = (
+    Setting("vcpus", "int", 1, "CPUs of a VM", limits=(1, 64), annotation="vcpus", open=True),
+    Setting(
+        "memory_mib",
+        "int",
+        512,
+        "memory of a VM in MiB",
+        limits=(128, 1 << 20),
+        annotation="memory",
+        open=True,
+    ),
+    Setting(
+        "kvm",
+        "str",
+        "warn",
+        "where there is no usable KVM: refuse, say so, or accept; an annotation may only be stricter",
+        choices=KVM_POLICIES,
+        annotation="kvm",
+        open=True,
+    ),
+    Setting(
+        "accelerator",
+        "str",
+        "auto",
+        "what runs the guest's instructions",
+        choices=("auto", "kvm", "tcg"),
+        annotation="accelerator",
+        open=True,
+    ),
+    Setting(
+        "image", "str", "", "guest image: directory or digest; empty: the newest built", annotation="image"
+    ),
+    Setting("kernel", "path", "", "kernel in place of the image's own", annotation="kernel"),
+    Setting("initrd", "path", "", "initrd in place of the image's own", annotation="initrd"),
+    Setting("kernel_arguments", "list", [], "more kernel arguments", annotation="kernel_arguments"),
+    Setting("vmm", "str", "qemu", "hypervisor program", choices=("qemu",)),
+    Setting("qemu_path", "path", "", "qemu-system-x86_64; empty: where the distribution has it"),
+    Setting("virtiofsd_path", "path", "", "virtiofsd; empty: where the distribution has it"),
+    Setting(
+        "virtiofs_cache",
+        "str",
+        "auto",
+        "what the guest may cache of shared files",
+        choices=("never", "auto", "always"),
+        annotation="virtiofs_cache",
+    ),
+    Setting("boot_timeout_s", "int", 120, "seconds a VM may take to boot", limits=(1, 3600)),
+    Setting("image_store", "path", "", "directory of guest images; empty: by user"),
+    Setting("uid_base", "int", 0x70000000, "first uid for VMMs and helpers", limits=(1 << 16, 0x7FFF0000)),
+    Setting("debug", "bool", False, "write more to the shim's log", annotation="debug", open=True),
+    Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
+)
+ROWS = {row.key: row for row in TABLE}
+
+
+class Settings:
+    """The settings with their types; unknown keys cannot be set."""
+
+    vcpus: int
+    memory_mib: int
+    kvm: str
+    accelerator: str
+    image: str
+    kernel: str
+    initrd: str
+    kernel_arguments: list[str]
+    vmm: str
+    qemu_path: str
+    virtiofsd_path: str
+    virtiofs_cache: str
+    boot_timeout_s: int
+    image_store: str
+    uid_base: int
+    debug: bool
+    allow_annotations: list[str]
+
+    def __init__(self, **values: Any) -> None:
+        for row in TABLE:
+            value = values.pop(row.key, row.default)
+            self.__dict__[row.key] = list(value) if row.kind == "list" else value
+        if values:
+            raise TypeError(f"no setting {sorted(values)[0]!r}")
+        self.image_store = self.image_store or default_image_store()
+
+    def with_values(self, **values: Any) -> Settings:
+        """A copy with some settings replaced."""
+        return Settings(**{**self.__dict__, **values})
+
+
+def _home() -> str:
+    home = os.environ.get("HOME", "")
+    if home.startswith("/"):
+        return home
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/nonexistent"
+
+
+def default_image_store() -> str:
+    """/var/lib/bufferzone/images for root, else below the user's data directory."""
+    if os.geteuid() == 0:
+        return "/var/lib/bufferzone/images"
+    return os.path.join(_home(), ".local/share/bufferzone/images")
+
+
+def default_paths() -> list[str]:
+    """The settings files that exist, in the order they are read."""
+    found = [f"{DIRECTORY}/config.toml"]
+    try:
+        drop_ins = sorted(n for n in os.listdir(f"{DIRECTORY}/config.d") if n.endswith(".toml"))
+    except OSError:
+        drop_ins = []
+    found += [f"{DIRECTORY}/config.d/{name}" for name in drop_ins]
+    if os.geteuid() != 0:
+        found.append(os.path.join(_home(), ".config/bufferzone/config.toml"))
+    return [path for path in found if os.path.exists(path)]
+
+
+def load(paths: Iterable[str] | None = None) -> Settings:
+    """Read settings files, later ones win; None means `default_paths()`.
+
+    Raises `ConfigError` for what is wrong in a file, `HostError` when one cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for path in default_paths() if paths is None else paths:
+        values.update(_read_file(path))
+    return Settings(**values)
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}", code="config-unreadable") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key, value in found.items():
+        if key not in ROWS:
+            hint = "known: " + ", ".join(ROWS)
+            raise ConfigError(f"{path}: {key}: unknown setting", hint=hint, code="unknown-setting")
+        reason = fault(ROWS[key], value)
+        if reason:
+            raise ConfigError(f"{path}: {key}: {reason}")
+    return found
+
+
+def fault(row: Setting, value: Any) -> str:
+    """Why `value` does not fit the row; empty when it does."""
+    types: dict[str, type] = {"int": int, "bool": bool, "list": list}
+    fits = isinstance(value, types.get(row.kind, str)) and (row.kind != "int" or not isinstance(value, bool))
+    if not fits:
+        return f"expected {_KIND_NAMES[row.kind]}, got {value!r}"
+    if row.kind == "int" and not row.minimum <= value <= row.maximum:
+        return f"must be {row.minimum} to {row.maximum}, got {value}"
+    if row.choices and value not in row.choices:
+        return f"must be one of {', '.join(row.choices)}, got {value!r}"
+    if row.kind == "path" and value and not value.startswith("/"):
+        return f"expected an absolute path, got {value!r}"
+    items = value if row.kind == "list" else [value]
+    if any(row.kind != "int" and "\0" in str(item) for item in items):
+        return "contains a NUL byte"
+    if row.kind == "list" and not all(isinstance(item, str) for item in value):
+        return "expected a list of strings"
+    return ""
+
+
+_KIND_NAMES = {"int": "a whole number", "bool": "true or false", "list": "a list of strings"} | dict.fromkeys(
+    ("str", "path"), "a string"
+)
+
+
+def known_annotations() -> Sequence[Setting]:
+    """The rows an annotation may name, for `features` and documentation."""
+    return [row for row in TABLE if row.annotation]

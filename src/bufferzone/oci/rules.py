@@ -1,0 +1,120 @@
+"""What a config.json of the right shape must also hold: absolute paths, known names, no duplicates.
+
+Source: runtime-spec config.md and config-linux.md; runc's libcontainer/configs/validate for the tolerances.
+"""
+
+from __future__ import annotations
+
+from bufferzone.oci.check import check, fail
+from bufferzone.oci.schema import HOOK_NAMES, PROCESS, RESOURCES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
+_RLIMIT_NAMES = """
+AS CORE CPU DATA FSIZE LOCKS MEMLOCK MSGQUEUE NICE NOFILE NPROC RSS RTPRIO RTTIME SIGPENDING STACK
+"""
+RLIMITS = tuple(f"RLIMIT_{name}" for name in _RLIMIT_NAMES.split())
+OTHER_PLATFORMS = ("windows", "solaris", "zos", "freebsd")
+_PROPAGATIONS = ("", *(p + s for p in ("", "r") for s in ("shared", "slave", "private", "unbindable")))
+_DEVICE_TYPES = ("b", "c", "u", "p")
+
+
+def check_version(version: str) -> None:
+    """Accept every 1.x, with or without a pre-release suffix."""
+    parts = version.split("+")[0].split("-")[0].split(".")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise fail("ociVersion", f"expected a version like 1.2.0, got {version[:40]!r}")
+    if parts[0] != "1":
+        raise fail("ociVersion", f"unknown version {version[:40]}", "1.0 to 1.3 are understood")
+
+
+def check_process(process: dict[str, Any], path: str = "process") -> None:
+    """Check a process object by itself: that of config.json, or the file `exec --process` names."""
+    check(process, PROCESS, path)
+    if not process.get("args"):
+        raise fail(f"{path}.args", "must not be empty")
+    cwd = process.get("cwd", "")
+    if not cwd.startswith("/"):
+        raise fail(f"{path}.cwd", f"expected an absolute path, got {cwd!r}")
+    _check_rlimits(process.get("rlimits", []), f"{path}.rlimits")
+
+
+def _check_rlimits(rlimits: list[dict[str, Any]], path: str) -> None:
+    _check_unique((r.get("type", "") for r in rlimits), RLIMITS, path, "type")
+    for index, limit in enumerate(rlimits):
+        if limit.get("soft", 0) > limit.get("hard", 0):
+            raise fail(
+                f"{path}[{index}]",
+                f"soft limit {limit['soft']} exceeds the hard limit {limit.get('hard', 0)}",
+            )
+
+
+def _check_unique(values: Iterable[str], known: tuple[str, ...], path: str, key: str) -> None:
+    seen = set()
+    for index, value in enumerate(values):
+        if value not in known:
+            raise fail(f"{path}[{index}].{key}", f"unknown: {value[:60]!r}", "known: " + ", ".join(known))
+        if value in seen:
+            raise fail(f"{path}[{index}].{key}", f"is there twice: {value}")
+        seen.add(value)
+
+
+def check_mounts(mounts: list[dict[str, Any]]) -> None:
+    """Every mount needs a destination; a relative one counts from / as runc has it, and is rewritten so."""
+    for index, mount in enumerate(mounts):
+        destination = mount.get("destination", "")
+        if not destination:
+            raise fail(f"mounts[{index}].destination", "must not be empty")
+        if not destination.startswith("/"):
+            mount["destination"] = "/" + destination
+        if "\n" in destination:
+            raise fail(f"mounts[{index}].destination", "contains a line break")
+
+
+def check_hooks(hooks: dict[str, Any]) -> None:
+    """Paths are absolute, timeouts positive."""
+    for name in HOOK_NAMES:
+        for index, hook in enumerate(hooks.get(name, [])):
+            path = f"hooks.{name}[{index}]"
+            if not hook.get("path", "").startswith("/"):
+                raise fail(f"{path}.path", f"expected an absolute path, got {hook.get('path', '')!r}")
+            if hook.get("timeout", 1) <= 0:
+                raise fail(f"{path}.timeout", f"must be greater than zero, got {hook['timeout']}")
+
+
+def check_linux(linux: dict[str, Any]) -> None:
+    """Namespaces, devices, paths and propagation."""
+    namespaces = linux.get("namespaces", [])
+    _check_unique((n.get("type", "") for n in namespaces), NAMESPACES, "linux.namespaces", "type")
+    for index, namespace in enumerate(namespaces):
+        path = namespace.get("path", "")
+        if path and not path.startswith("/"):
+            raise fail(f"linux.namespaces[{index}].path", f"expected an absolute path, got {path!r}")
+    for index, device in enumerate(linux.get("devices", [])):
+        if not device.get("path", "").startswith("/"):
+            raise fail(
+                f"linux.devices[{index}].path", f"expected an absolute path, got {device.get('path', '')!r}"
+            )
+        if device.get("type", "") not in _DEVICE_TYPES:
+            raise fail(
+                f"linux.devices[{index}].type", f"expected b, c, u or p, got {device.get('type', '')!r}"
+            )
+    for key in ("maskedPaths", "readonlyPaths"):
+        for index, path in enumerate(linux.get(key, [])):
+            if not path.startswith("/"):
+                raise fail(f"linux.{key}[{index}]", f"expected an absolute path, got {path!r}")
+    propagation = linux.get("rootfsPropagation", "")
+    if propagation not in _PROPAGATIONS:
+        raise fail("linux.rootfsPropagation", f"unknown: {propagation!r}")
+    if "seccomp" in linux and not linux["seccomp"].get("defaultAction"):
+        raise fail("linux.seccomp.defaultAction", "is missing")
+
+
+def check_resources(resources: Any, path: str = "") -> dict[str, Any]:
+    """Check a linux.resources object by itself, as `update` gets it; returns it."""
+    check(resources, RESOURCES, path or "resources")
+    return dict(resources)
