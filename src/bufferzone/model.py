@@ -1,13 +1,12 @@
-"""The nouns below `sandbox/plan.py`: frozen values, no behaviour beyond arithmetic on themselves, no imports of ours."""
+"""The nouns below `sandbox/plan.py`: frozen values, no behaviour beyond arithmetic on themselves, no imports
+of ours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_frozen = dataclass(frozen=True, slots=True, kw_only=True)
 
-
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """A raw block image on the host, given as an open descriptor."""
 
@@ -16,7 +15,7 @@ class Disk:
     read_only: bool = True
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """A virtiofs share: the tag the guest mounts, and a connected vhost-user socket for the VMM."""
 
@@ -24,7 +23,7 @@ class Share:
     fd: int
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
     """A network interface: an open tap descriptor or a stream socket, and the MAC the guest shows."""
 
@@ -32,9 +31,10 @@ class Nic:
     fd: int
     mac: str
     mtu: int = 1500
+    is_tap: bool = True
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
     """Everything a VMM driver needs to know of one VM. Descriptors are already open and inherited by number.
 
@@ -57,7 +57,7 @@ class VmSpec:
     nics: tuple[Nic, ...] = ()
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
     """What a VMM driver can do, as data for `plan.py`."""
 
@@ -67,7 +67,7 @@ class Features:
     snapshot: bool
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
     """One host tree placed in the sandbox's share: `source` on the host, `name` below the share's root.
 
@@ -80,7 +80,7 @@ class Bind:
     recursive: bool = True
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
     """An OCI hook: absolute path, full argv, environment, seconds or None."""
 
@@ -90,7 +90,7 @@ class Hook:
     timeout_s: int | None = None
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
     """A built guest image: its directory in the store, its digest, and the two files a VMM boots."""
 

@@ -12,6 +12,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x10000000, 0x2000000
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_NAME = 1, 4, 8, 15
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 23, 24, 38, 36
+_PR_SET_SECUREBITS = 28
+SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP = 1 << 0, 1 << 2
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 _CAPSET, _SECCOMP, _KEYCTL, _FINIT_MODULE, _CLOSE_RANGE = 126, 317, 250, 313, 436
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -67,6 +69,11 @@ def set_no_new_privileges() -> None:
 def set_dumpable(dumpable: bool) -> None:
     """PR_SET_DUMPABLE: whether /proc/self belongs to us and others may trace us."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_securebits(bits: int) -> None:
+    """PR_SET_SECUREBITS: how uid 0 and changes of uid affect capabilities; see capabilities(7)."""
+    _prctl(_PR_SET_SECUREBITS, bits)
 
 
 def keep_capabilities(keep: bool) -> None:

@@ -1,0 +1,319 @@
+"""What a started helper keeps, as data, and how the child gets rid of everything else.
+
+A helper sees a read-only root of its own (tmpfs) with the files listed in `Jail.binds`, a handful of device
+nodes, no /proc, no network, no other process, and the descriptors it was given. It runs under its own uid,
+without capabilities and without the means to gain any. Refuses: donated directories (an open directory is a
+way out).
+
+Without root the same steps run inside a user namespace that maps the own uid only. Then these are lost: the
+own uid (the helper could be signalled and traced by other programs of that user), the PID namespace,
+supplementary groups cannot be dropped, and virtiofsd cannot give files to other owners.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import stat
+from dataclasses import dataclass
+
+from bufferzone import spawn
+from bufferzone.errors import BugError, HostError
+from bufferzone.linux import mount as mnt
+from bufferzone.linux import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Own uids: 2_000_000_000 up. Above what useradd hands out as subuids (login.defs: SUB_UID_MAX 600100000) and
+# systemd's containers (up to 1879048191), below its foreign uids (2147352576 up) and the 2147483647 up that
+# podman's manual recommends for the `containers` user. systemd.io/UIDS-GIDS calls 1879048192 to 2147352575
+# unused.
+UID_BASE = 2_000_000_000
+UID_SLOTS = 32_768
+_FLAGS = {
+    "ipc": process.CLONE_NEWIPC,
+    "uts": process.CLONE_NEWUTS,
+    "net": process.CLONE_NEWNET,
+    "cgroup": process.CLONE_NEWCGROUP,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JailBind:
+    """A file or tree of the host in the jail: `source` is a path or an open descriptor, `target` absolute in
+    the jail.
+
+    `follow`: mounts made later below a shared `source` appear in the jail too (slave propagation, recursive).
+    """
+
+    source: str | int
+    target: str
+    writable: bool = False
+    follow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jail:
+    """What a helper keeps.
+
+    `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
+    against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
+    `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc_self`
+    are names below /proc/self that stay visible. `keep_fds` keep their numbers, 3 or above; `log_fd` becomes
+    stdout and stderr. `limits` are (resource, value) pairs, lowered if higher. `cgroups` are descriptors of
+    `cgroup.procs` files to join.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    log_fd: int
+    keep_fds: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    user_namespace: bool = False
+    binds: tuple[JailBind, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    devices: tuple[str, ...] = ("null", "zero", "urandom")
+    owned_devices: tuple[str, ...] = ()
+    proc_self: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
+    cgroups: tuple[int, ...] = ()
+    limits: tuple[tuple[int, int], ...] = ((resource.RLIMIT_CORE, 0),)
+
+
+class UidLease:
+    """Two uids (`vmm`, `helper`) that no other live sandbox on this machine has. Released by `close` or by
+    dying."""
+
+    def __init__(self, slot: int, lock_fd: int) -> None:
+        self.vmm = UID_BASE + 2 * slot
+        self.helper = self.vmm + 1
+        self._lock_fd = lock_fd
+
+    def close(self) -> None:
+        """Give the uids back. May be called twice."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> UidLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def allocate_uid(run_dir: str) -> UidLease:
+    """The lowest free pair of uids, held by a lock on `run_dir`/uids/SLOT; raises HostError when all are
+    taken.
+
+    The lock files stay: removing one that another process is about to lock would let two hold the same slot.
+    """
+    directory = os.path.join(run_dir, "uids")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    for slot in range(UID_SLOTS):
+        fd = os.open(
+            os.path.join(directory, str(slot)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        return UidLease(slot, fd)
+    raise HostError(f"all {UID_SLOTS} uids for sandboxes are in use", code="no-uid")
+
+
+def library_view() -> tuple[tuple[JailBind, ...], tuple[tuple[str, str], ...]]:
+    """Binds and symbolic links with which a dynamically linked program starts: the library directories,
+    read-only.
+
+    Whole directories and not each program's closure: QEMU loads its accelerator with dlopen, and nothing in
+    them is secret. Links such as /lib -> usr/lib (merged /usr) are repeated as they are.
+    """
+    binds, links = [], []
+    for directory in ("/lib", "/lib64"):
+        if os.path.islink(directory):
+            links.append((directory, os.readlink(directory)))
+    for directory in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib/x86_64-linux-gnu", "/lib64"):
+        if os.path.isdir(directory) and not any(directory.startswith(link) for link, _ in links):
+            binds.append(JailBind(source=directory, target=directory))
+    return tuple(binds), tuple(links)
+
+
+def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
+    """Start `argv` in `jail`; it dies by SIGKILL when this thread ends. Raises HostError; then nothing is
+    left.
+
+    Takes no ownership: the caller still has to close its copies of the donated descriptors.
+    """
+    if any(fd < 3 for fd in jail.keep_fds):
+        raise BugError(f"donated descriptors of {jail.name} must be 3 or above: {jail.keep_fds}")
+    root = os.geteuid() == 0
+
+    def enter(talk: spawn.Conversation) -> None:
+        _enter(jail, talk, root)
+
+    return spawn.start(
+        jail.name, argv, enter, pid_namespace=root and "pid" in jail.namespaces, attend=_attend
+    )
+
+
+def _attend(topic: str, pid: int) -> None:
+    if topic == "maps":
+        for kind in ("uid_map", "gid_map"):
+            with open(f"/proc/self/{kind}") as ours:
+                ranges = [line.split() for line in ours]
+            with open(f"/proc/{pid}/{kind}", "w") as theirs:
+                theirs.write("".join(f"{inside} {inside} {count}\n" for inside, _, count in ranges))
+
+
+def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
+    talk.step = "join the cgroup"
+    for fd in jail.cgroups:
+        os.write(fd, b"0")
+    flags = process.CLONE_NEWNS
+    for name in jail.namespaces:
+        flags |= _FLAGS.get(name, 0)
+    if not root:
+        talk.step = "create a user namespace"
+        _map_own_ids_only(flags)
+    trees = [(_tree(bind, talk), bind.target) for bind in jail.binds]
+    for name in jail.proc_self:
+        trees.append((_tree(JailBind(source=f"/proc/self/{name}", target="/"), talk), f"/proc/self/{name}"))
+    nodes = [_device(name, talk) for name in jail.devices + jail.owned_devices]
+    if root:
+        talk.step = "create namespaces"
+        process.unshare(flags)
+    talk.step = "make the mounts private"
+    mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
+    _build_root(jail, talk, trees, nodes)
+    if jail.user_namespace and root:
+        talk.step = "create a user namespace"
+        process.unshare(process.CLONE_NEWUSER)
+        talk.ask("maps")
+    _arrange_descriptors(jail, talk)
+    for kind, value in jail.limits:
+        soft, hard = (v if v >= 0 else value for v in resource.getrlimit(kind))
+        resource.setrlimit(kind, (min(soft, value), min(hard, value)))
+    _change_credentials(jail, talk, root)
+
+
+def _map_own_ids_only(flags: int) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    process.unshare(process.CLONE_NEWUSER | flags)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _tree(bind: JailBind, talk: spawn.Conversation) -> int:
+    """A detached, restricted copy of a host tree. Made before we leave the caller's mount namespace."""
+    talk.step = f"open {bind.source}"
+    if isinstance(bind.source, int):
+        fd = mnt.open_tree("", at=bind.source, recursive=bind.follow)
+    else:
+        fd = mnt.open_tree(bind.source, recursive=bind.follow)
+    add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | (0 if bind.writable else mnt.MOUNT_ATTR_RDONLY)
+    kind = mnt.MS_SLAVE if bind.follow else mnt.MS_PRIVATE
+    mnt.set_attributes(fd, add=add, propagation=kind, recursive=bind.follow)
+    return fd
+
+
+def _device(name: str, talk: spawn.Conversation) -> tuple[str, int, int]:
+    talk.step = f"open /dev/{name}"
+    path = f"/dev/{name}"
+    return name, mnt.open_tree(path, recursive=False), os.stat(path).st_rdev
+
+
+def _build_root(
+    jail: Jail, talk: spawn.Conversation, trees: list[tuple[int, str]], nodes: list[tuple[str, int, int]]
+) -> None:
+    """Build the root below /proc (a directory that every host has; the cover is ours alone) and move into
+    it."""
+    talk.step = "build the root"
+    quiet = mnt.MS_NOSUID | mnt.MS_NOEXEC
+    mnt.mount("tmpfs", "/proc", "tmpfs", quiet | mnt.MS_NODEV, "size=256k,nr_inodes=256,mode=755")
+    os.chdir("/proc")
+    for link, target in jail.links:
+        os.symlink(target, "." + link)
+    for fd, target in trees:
+        _attach(fd, "." + target)
+    os.mkdir("dev", 0o755)
+    mnt.mount("tmpfs", "dev", "tmpfs", quiet, "size=4k,nr_inodes=16,mode=755")
+    for name, fd, number in nodes:
+        talk.step = f"make the device /dev/{name}"
+        _make_node(jail, name, fd, number)
+    talk.step = "change the root"
+    mnt.pivot_root(".", ".")
+    mnt.unmount(".", mnt.MNT_DETACH)
+    os.chdir("/")
+    for path in ("/dev", "/"):
+        mnt.set_attributes(-1, add=mnt.MOUNT_ATTR_RDONLY, recursive=False, path=path)
+
+
+def _attach(fd: int, target: str) -> None:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.makedirs(target, mode=0o755, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    mnt.move_mount(fd, target)
+    os.close(fd)
+
+
+def _make_node(jail: Jail, name: str, fd: int, number: int) -> None:
+    """A node of our own, as Firecracker's jailer makes: the host's owner and mode of /dev/kvm do not matter
+    then.
+
+    Where mknod(2) is refused (in a user namespace) the host's node is bound instead.
+    """
+    path = f"dev/{name}"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, number)
+    except PermissionError:
+        _attach(fd, path)
+        return
+    os.close(fd)
+    if name in jail.owned_devices:
+        os.chown(path, jail.uid, jail.gid)
+    else:
+        os.chmod(path, 0o666)
+
+
+def _arrange_descriptors(jail: Jail, talk: spawn.Conversation) -> None:
+    talk.step = "arrange descriptors"
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(jail.log_fd, 1)
+    os.dup2(jail.log_fd, 2)
+    for fd in jail.keep_fds:
+        os.set_inheritable(fd, True)
+    first = 3
+    for fd in sorted({*jail.keep_fds, *talk.descriptors}):
+        if fd > first:
+            process.close_range(first, fd - 1)
+        first = fd + 1
+    process.close_range(first)
+
+
+def _change_credentials(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
+    talk.step = "drop privileges"
+    mask = process.capability_mask(list(jail.capabilities))
+    process.drop_bounding(mask)
+    if mask:
+        # creating a file as root of the guest and turning back must not cost virtiofsd its capabilities
+        process.set_securebits(process.SECBIT_NO_SETUID_FIXUP | process.SECBIT_NOROOT)
+    if root:
+        os.setgroups(())
+        os.setresgid(jail.gid, jail.gid, jail.gid)
+        os.setresuid(jail.uid, jail.uid, jail.uid)
+    process.set_capabilities(effective=mask, permitted=mask, inheritable=mask)
+    process.set_ambient(mask)
+    process.set_no_new_privileges()
+    # last, since a change of credentials clears it; the question finds out whether the parent died before
+    process.die_with_parent()
+    talk.ask("go")

@@ -1,0 +1,43 @@
+"""Which accelerator a VM gets: the `kvm` setting applied to what the probe found. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bufferzone.errors import HostError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.linux.kvm import Probe
+
+POLICIES = ("require", "warn", "allow")
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """`name` is `kvm` or `tcg`; `warning` is empty or one line for the user; `reason` is why not KVM."""
+
+    name: str
+    warning: str = ""
+    reason: str = ""
+
+
+def choose(policy: str, probe: Probe) -> Accelerator:
+    """KVM where it works; else by policy: `require` raises HostError, `warn` says so, `allow` is silent."""
+    if policy not in POLICIES:
+        raise UsageError(f"unknown kvm policy: {policy}", hint=f"one of {', '.join(POLICIES)}")
+    if probe.usable:
+        return Accelerator("kvm")
+    if policy == "require":
+        raise HostError(
+            f"KVM is required and not usable: {probe.reason}",
+            hint="enable virtualization in firmware, or nesting in the hypervisor, or set kvm to warn",
+            code="kvm-required",
+        )
+    if policy == "allow":
+        return Accelerator("tcg", reason=probe.reason)
+    warning = (
+        f"no usable KVM ({probe.reason}): running under TCG, which is slow and which QEMU does not call "
+        "a security boundary"
+    )
+    return Accelerator("tcg", warning=warning, reason=probe.reason)

@@ -1,0 +1,69 @@
+"""Why a VM did not come up or ended: one pure function from what is known to a `VmmError` a person can use.
+
+Refuses to guess from texts: what the guest or QEMU printed is quoted, never searched.
+"""
+
+from __future__ import annotations
+
+from bufferzone.errors import VmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CONSOLE_LINES = 5
+_STDERR_LINES = 5
+
+
+def explain(
+    phase: str,
+    *,
+    status: int | None,
+    panicked: bool = False,
+    console: Sequence[str] = (),
+    stderr: Sequence[str] = (),
+    waited_s: float | None = None,
+) -> VmmError:
+    """The error for a VM that ended, or did not answer, in `phase` (`start QEMU`, `boot the guest kernel`,
+    ...).
+
+    `status` is QEMU's exit status (negative: a signal) or None while it runs; `console` and `stderr` are
+    printable lines, oldest first. The message is one line, what was printed is quoted in it.
+    """
+    what, hint, code = _verdict(status, panicked, waited_s)
+    parts = [f"the virtual machine {what} during: {phase}"]
+    if stderr:
+        parts.append("qemu said: " + " | ".join(stderr[-_STDERR_LINES:]))
+    if console:
+        parts.append("last console lines: " + " | ".join(console[-_CONSOLE_LINES:]))
+    elif status is None or not stderr:
+        parts.append("the console is empty")
+    return VmmError("; ".join(parts), hint=hint, code=code)
+
+
+def _verdict(status: int | None, panicked: bool, waited_s: float | None) -> tuple[str, str, str]:
+    """What happened, what to do, and the error's code."""
+    if panicked:
+        return (
+            "ended with a guest kernel panic",
+            "the console log in the sandbox's directory has it all",
+            "vm-panic",
+        )
+    if status is None:
+        waited = "" if waited_s is None else f" within {waited_s:g} s"
+        return f"did not answer{waited}", "a busy host or TCG may need a longer boot timeout", "vm-timeout"
+    if status == -9:
+        return (
+            "was killed (SIGKILL)",
+            "look for the kernel's out-of-memory killer in the host's log: dmesg",
+            "vm-killed",
+        )
+    if status < 0:
+        return (
+            f"crashed (signal {-status})",
+            "this is a fault of QEMU or of its jail, please report it",
+            "vm-crashed",
+        )
+    if status == 0:
+        return "powered off", "the guest ended by itself; the console log tells more", "vm-off"
+    return f"failed (QEMU exit status {status})", "check the installation: bz doctor", "vm-failed"
