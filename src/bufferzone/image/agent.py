@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 
+from bufferzone.errors import HostError
+
 #: below src/bufferzone; a directory means every .py file in it
 PARTS = ("__init__.py", "errors.py", "guest", "linux", "wire")
 ROOT = "/usr/lib/bufferzone"  # on the guest's sys.path, so the package is ROOT/bufferzone
@@ -24,7 +26,7 @@ def package_directory() -> str:
 
 
 def sources(package: str) -> dict[str, bytes]:
-    """Guest path -> text of every source file that goes into the image."""
+    """Guest path -> text of every source file for the image; raises `HostError` when one is missing."""
     found: dict[str, bytes] = {}
     for part in PARTS:
         path = os.path.join(package, part)
@@ -36,6 +38,8 @@ def sources(package: str) -> dict[str, bytes]:
             for name in names:
                 if name.endswith(".py"):
                     found[f"{ROOT}/bufferzone/{inner}/{name}"] = _read(os.path.join(directory, name))
+    if f"{ROOT}/bufferzone/guest/__main__.py" not in found:
+        raise HostError(f"the agent is not in {package}", hint="reinstall bufferzone", code="agent-missing")
     return dict(sorted(found.items()))
 
 
@@ -48,5 +52,9 @@ def hash_of(files: dict[str, bytes]) -> str:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        hint = "reinstall bufferzone"
+        raise HostError(f"cannot read {path}: {error.strerror}", hint=hint, code="agent-missing") from error

@@ -1,12 +1,24 @@
-"""The kernel command line of the guest, as data: every argument with its reason on the line above it."""
+"""The kernel command line of the guest, as data: every argument with its reason on the line above it.
+
+Measured under TCG on QEMU 7.2 with Debian's 6.1 cloud kernel, from the start of QEMU to an open agent port,
+best of five, noise about 30 ms: 2,040 ms without `cryptomgr.notests`, 1,845 ms with it. Tried and left out,
+since nothing could be seen: tsc=reliable, no_timer_check, random.trust_cpu=on (already the kernel's
+default), audit=0, 8250.nr_uarts=1, noreplace-smp, rcupdate.rcu_expedited=1, swiotlb=noforce, i8042.*,
+pci=lastbus=0, apparmor=0, lsm=, ima=off, nopti, noxsave, nowatchdog, init_on_alloc=0. acpi=off saves 200 ms
+but takes power-off and PCI hotplug with it. mitigations=off saves nothing under TCG, and under KVM it would
+open the walls inside the guest: never. nokaslr would change nothing: a PVH start does not pass the code
+that randomizes.
+"""
 
 from __future__ import annotations
 
 ARGUMENTS: tuple[str, ...] = (
     # the serial port is the log that explains a failed boot
     "console=ttyS0",
-    # printing costs more than most of what is printed: each byte is an exit, or an emulated register write
+    # every printed byte is an emulated register write; warnings and panics are still printed
     "quiet",
     # a panicking guest must end: QEMU runs with -no-reboot, so an immediate reset becomes the end of the VM
     "panic=-1",
+    # self-tests of ciphers take 190 ms under TCG; the distribution has run them on its own build
+    "cryptomgr.notests",
 )

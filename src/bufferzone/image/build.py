@@ -117,7 +117,7 @@ def _build(
         progress("compiling the agent and its Python for the guest")
         files = rootfs.python_files(packages, cache)
         entries = cpio.complete(
-            [*rootfs.compiled(files, sources), *rootfs.module_entries(kernel), *rootfs.skeleton()]
+            [*rootfs.compiled(files, sources, workshop), *rootfs.module_entries(kernel), *rootfs.skeleton()]
         )
         progress(f"writing {len(entries)} files")
         target = os.path.join(workshop, "image")

@@ -1,4 +1,4 @@
-"""The little of ELF64 (little endian) that a builder needs: sections, notes, size. Reads bytes, loads nothing.
+"""The little of ELF64 (little endian) that a builder needs: sections, notes, size. Loads nothing.
 
 Source: elf(5). Every malformed or truncated input raises `ValueError`.
 """

@@ -21,7 +21,7 @@ _LZ4_LEGACY, _ZSTD, _GZIP, _XZ = b"\x02\x21\x4c\x18", b"\x28\xb5\x2f\xfd", b"\x1
 
 
 def extract(image: bytes) -> bytes:
-    """The vmlinux inside a bzImage; raises `HostError` (`kernel-format`) on anything else or without PVH entry."""
+    """The vmlinux inside a bzImage; raises `HostError` (`kernel-format`) on anything else, or without PVH."""
     if image.startswith(b"\x7fELF"):
         vmlinux = image
     else:

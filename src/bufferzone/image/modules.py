@@ -1,4 +1,4 @@
-"""Kernel modules for the guest: which files, in which order. Reads `.modinfo`, as no depmod has run on a .deb."""
+"""Kernel modules for the guest: which files, in which order. Runs no depmod: reads `.modinfo`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ def load_order(wanted: tuple[str, ...], available: dict[str, bytes], builtin: fr
     Raises `HostError` (`kernel-module-missing`) naming a module that is neither a file nor built in.
     """
     ordered: list[str] = []
+    seen = set(builtin)
 
     def visit(name: str, needed_by: str) -> None:
-        if name in ordered or name in builtin:
+        if name in seen:
             return
+        seen.add(name)
         if name not in available:
             suffix = f" (needed by {needed_by})" if needed_by else ""
             raise HostError(f"the kernel has no module {name}{suffix}", code="kernel-module-missing")

@@ -23,15 +23,14 @@ LIBRARY_PATH = "/lib/x86_64-linux-gnu"
 
 #: Modules and packages (ending in a slash) that the guest may import; what the interpreter has built in is
 #: not listed.
-STANDARD_LIBRARY = frozenset(
-    """
-    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc ast base64 bisect codecs collections/
-    contextlib copy copyreg ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq importlib/ inspect
-    io ipaddress json/ keyword linecache locale opcode operator os pathlib posixpath pty queue random re/ reprlib
-    selectors shutil signal socket stat string struct subprocess tempfile textwrap threading token tokenize
-    traceback tty types typing uuid warnings weakref
-    """.split()
-)
+_STANDARD_LIBRARY = """
+    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc ast base64 bisect codecs
+    collections/ contextlib copy copyreg ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq
+    importlib/ inspect io ipaddress json/ keyword linecache locale opcode operator os pathlib posixpath pty
+    queue random re/ reprlib selectors shutil signal socket stat string struct subprocess tempfile textwrap
+    threading token tokenize traceback tty types typing uuid warnings weakref
+"""
+STANDARD_LIBRARY = frozenset(_STANDARD_LIBRARY.split())
 #: Codecs: what the interpreter asks for at start, and what programs in a container may have in their names.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 #: Extension modules that are files.
@@ -99,7 +98,7 @@ def compile_all(sources: dict[str, bytes], root: str) -> dict[str, bytes]:
 
 
 def prove(root: str, modules: list[str]) -> None:
-    """Import every module with the pruned tree in `root`; raises `HostError` (`guest-python`) on the first failure."""
+    """Import every module with the pruned tree `root`; raises `HostError` (`guest-python`) if one fails."""
     _python(root, _PROVE, [root, modules], "the guest's Python lacks something")
 
 

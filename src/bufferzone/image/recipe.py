@@ -1,4 +1,4 @@
-"""The plug point of the builder: a recipe names its packages and makes a kernel of them. All else is shared."""
+"""The plug point of the builder: a recipe names packages and makes a kernel of them. The rest is shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guest's root file system as a list of entries: Python, agent, kernel modules, device nodes, directories.
+"""The guest's root file system as a list of entries: Python, agent, modules, device nodes, directories.
 
 Nothing else is in it: no shell, no busybox, no package manager. What is not there cannot be used against
 the guest.
@@ -87,9 +87,12 @@ def _soname_path(name: str, found: dict[str, tuple[int, bytes]], links: dict[str
     return path
 
 
-def compiled(files: dict[str, tuple[int, bytes]], sources: dict[str, bytes]) -> list[Entry]:
-    """Python and agent as entries, sources turned into byte code, proven to import what the agent names."""
-    with tempfile.TemporaryDirectory(prefix="bufferzone-python-") as root:
+def compiled(files: dict[str, tuple[int, bytes]], sources: dict[str, bytes], scratch: str) -> list[Entry]:
+    """Python and agent as entries, sources turned into byte code, proven to import what the agent names.
+
+    `scratch` is a directory to run the guest's interpreter in.
+    """
+    with tempfile.TemporaryDirectory(prefix="python-", dir=scratch) as root:
         for path, (mode, data) in files.items():
             _put(root + path, data, mode)
         library = {path: data for path, (_, data) in files.items() if path.endswith(".py")}

@@ -186,6 +186,7 @@ def publish(store: str, directory: str, digest: str, workshop_directory: str) ->
     final = os.path.join(store, digest)
     os.chmod(directory, 0o755)
     for name in os.listdir(directory):
+        os.chmod(os.path.join(directory, name), 0o644)  # a VMM of another uid boots it, whatever the umask
         _fsync(os.path.join(directory, name))
     _fsync(directory)
     if os.path.lexists(final):
