@@ -46,7 +46,7 @@ def complete(entries: Iterable[Entry]) -> list[Entry]:
     """The entries sorted by path with missing parents added; raises `ValueError` on a duplicate."""
     found: dict[str, Entry] = {}
     for entry in entries:
-        if not entry.path.startswith("/") or posixpath.normpath(entry.path) != entry.path:
+        if not entry.path.startswith("/") or "/" + posixpath.normpath(entry.path).lstrip("/") != entry.path:
             raise ValueError(f"not a normal absolute path: {entry.path}")
         if entry.path in found:
             raise ValueError(f"path given twice: {entry.path}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 
 from bufferzone.errors import HostError
 from bufferzone.image import apt
@@ -64,7 +65,7 @@ def _decompress(data: bytes) -> bytes:
             unpacked = gzip.decompress(data)
         else:
             raise _unusable(f"the kernel is compressed in an unknown way (magic {data[:4].hex()})")
-    except (lzma.LZMAError, OSError, EOFError) as error:
+    except (lzma.LZMAError, zlib.error, OSError, EOFError) as error:
         raise _unusable(f"the kernel cannot be unpacked: {error}") from error
     if len(unpacked) != size:
         raise _unusable(f"the kernel unpacks to {len(unpacked)} bytes instead of {size}")
