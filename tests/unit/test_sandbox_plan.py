@@ -27,15 +27,15 @@ def decide(value, tmpfs_size=lambda path: 0):
 def test_the_root_is_bound_first_and_the_guest_sees_it_below_the_share():
     decided = decide(spec())
     assert decided.binds[0].source == "/b/rootfs"
-    assert decided.binds[0].name == "c1/rootfs"
-    assert json.loads(decided.guest_spec)["root"]["path"] == "/run/bufferzone/shared/c1/rootfs"
+    assert decided.binds[0].name == "c1.rootfs"
+    assert json.loads(decided.guest_spec)["root"]["path"] == "/run/bufferzone/shared/c1.rootfs"
 
 
 def test_a_read_only_volume_is_read_only_on_the_host_side_too():
     mounts = [{"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]}]
     decided = decide(spec(mounts=mounts))
     assert (decided.binds[1].source, decided.binds[1].read_only) == ("/srv/data", True)
-    assert json.loads(decided.guest_spec)["mounts"][0]["source"] == "/run/bufferzone/shared/c1/0"
+    assert json.loads(decided.guest_spec)["mounts"][0]["source"] == "/run/bufferzone/shared/c1.0"
 
 
 def test_a_later_rw_option_wins_over_ro():

@@ -15,6 +15,7 @@ from bufferzone.wire.proto import DecodeError, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeVar
 
     Reply = TypeVar("Reply", bound=Message)
@@ -46,7 +47,12 @@ class AgentClient:
         self._calls: dict[int, _Call] = {}
         self._next_stream = 1
         self._lost: VmmError | None = None
+        self._broken: Callable[[VmmError], None] = self.lose
         self._thread = threading.Thread(target=self._read_forever, name="agent", daemon=True)
+
+    def when_broken(self, action: Callable[[VmmError], None]) -> None:
+        """Call `action` with the reason when the connection breaks, in place of `lose`; it has to call `lose`."""
+        self._broken = action
 
     def start(self) -> None:
         """Start reading replies; threads come after the helpers were forked."""
@@ -64,7 +70,7 @@ class AgentClient:
             with self._send_lock:
                 self._sock.sendall(frame[1])
         except OSError as error:
-            self.lose(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
+            self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
         if not call.done.wait(timeout_s):
             with self._lock:
                 self._calls.pop(frame[0], None)
@@ -120,7 +126,7 @@ class AgentClient:
             reason = f"the agent sent bytes that are not ttrpc: {error}"
         except OSError as error:
             reason = f"the agent channel broke: {error.strerror}"
-        self.lose(VmmError(reason, code="agent-lost"))
+        self._broken(VmmError(reason, code="agent-lost"))
 
     def _deliver(self, frame: ttrpc.Frame) -> None:
         if frame.type != ttrpc.RESPONSE:

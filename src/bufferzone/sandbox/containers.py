@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from bufferzone import oci
 from bufferzone.errors import HostError
-from bufferzone.linux import libseccomp
+from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
 from bufferzone.sandbox import cgroups, plan
 from bufferzone.sandbox.hooks import run_hooks
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from bufferzone.sandbox.boot import Sandbox
+    from bufferzone.sandbox.running import Sandbox
     from bufferzone.wire.task import Mount
 
 
@@ -102,9 +102,9 @@ class Containers:
                 raise
             self._sandbox.log(error.line())
 
-    def stopped(self, container_id: str) -> None:
-        """The init is gone: a sandbox of this container alone needs its VM no longer."""
-        self._sandbox.container_stopped(container_id)
+    def stopped(self, alone: bool) -> None:
+        """An init is gone; when it was `alone` in its sandbox, the VM is needed no longer."""
+        self._sandbox.container_stopped(alone)
 
     def delete(self, container: Container) -> None:
         """Give back what the host holds for it."""
@@ -117,7 +117,8 @@ def _mount_rootfs(mounts: list[Mount], container: Container) -> None:
     target = os.path.join(container.bundle, "rootfs")
     for entry in mounts:
         at = os.path.join(target, entry.target.lstrip("/")) if entry.target else target
-        flags, data = mnt.parse_options(entry.options)
+        options = mountoptions.parse(entry.options)
+        flags, data = options.set, ",".join(options.data)
         try:
             os.makedirs(at, exist_ok=True)
             mnt.mount(entry.source, at, entry.type, flags, data)

@@ -6,6 +6,7 @@ spec end here; below travel only `model` values and the JSON the agent gets.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -17,8 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-_frozen = dataclass(frozen=True, slots=True, kw_only=True)
 
 #: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
 OVERHEAD_MIB = 192
@@ -36,7 +35,7 @@ _HOST_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
 _GUEST_HOOKS = ("createContainer", "startContainer")
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmPlan:
     """Size and flavour of the VM: whole vCPUs, memory in MiB."""
 
@@ -44,7 +43,7 @@ class VmPlan:
     memory_mib: int
 
 
-@_frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPlan:
     """One container, decided: what to bind into the share, what the agent gets, which hooks run on the host.
 
@@ -98,10 +97,17 @@ def plan_container(spec: dict[str, Any], *, container_id: str, bundle: str, tmpf
     )
 
 
+def share_name(container_id: str, part: str) -> str:
+    """The name below the share of a container's rootfs or n-th mount: one path component of at most 255 bytes."""
+    if len(container_id) > 200:
+        container_id = hashlib.sha256(container_id.encode()).hexdigest()
+    return f"{container_id}.{part}"
+
+
 def _rootfs(guest: dict[str, Any], container_id: str, bundle: str) -> Bind:
     path = guest["root"]["path"]
     host_path = path if path.startswith("/") else f"{bundle}/{path}"
-    name = f"{container_id}/rootfs"
+    name = share_name(container_id, "rootfs")
     guest["root"]["path"] = f"{agent.SHARE_PATH}/{name}"
     return Bind(source=host_path, name=name)
 
@@ -121,7 +127,7 @@ def _mount(
     own = _guest_own(entry, source, tmpfs_size)
     if own is not None:
         return own
-    name = f"{container_id}/{index}"
+    name = share_name(container_id, str(index))
     read_only = "ro" in options and "rw" not in options[options.index("ro") :]
     recursive = "rbind" in options or "bind" not in options
     binds.append(Bind(source=source, name=name, read_only=read_only, recursive=recursive))

@@ -14,7 +14,7 @@ import time
 from bufferzone import oci, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
-from bufferzone.sandbox.boot import Sandbox, boot
+from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.records import Records
@@ -25,7 +25,8 @@ from bufferzone.wire import agent, shim, task
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.shim.arguments import Arguments
-    from bufferzone.shim.server import Peer
+    from bufferzone.sandbox.running import Sandbox
+    from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Empty
 
 _SOCKETS = "/run/containerd/s"
@@ -116,25 +117,25 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, _log)
         records = Records(arguments.state_root, sandbox.facts)
         containers = Containers(sandbox, records.text)
-        tasks = TaskService(containers, records, publisher, sandbox.end)
+        tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
         server = Server(listener, _services(tasks, sandbox), _log)
         server.start()
         os.write(ready, b"ready\n")
         os.close(ready)
-        sandbox.wait_end(tasks.is_unused if cli else None, _UNUSED_S)
+        sandbox.wait_end(tasks.is_unused, _UNUSED_S)
         server.stop_accepting()
         server.drain(2.0)
         publisher.close()
 
 
-def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, object]:
+def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     def info(peer: Peer, request: Empty) -> shim.InfoResponse:
         return shim.InfoResponse(json=json.dumps(sandbox.info()).encode())
 
     def counters(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
         return sandbox.agent.call("Stats", request, agent.StatsResponse)
 
-    own = {"Processes": tasks.processes, "Info": info, "Metrics": counters}
+    own: dict[str, Handler] = {"Processes": tasks.processes, "Info": info, "Metrics": counters}
     methods = tasks.methods()
     return {
         task.SERVICE: methods,

@@ -14,7 +14,7 @@ import time
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import task
-from bufferzone.wire.proto import Any_, Empty, Message, Timestamp
+from bufferzone.wire.proto import Any_, Message, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Publisher:
             try:
                 if client is None:
                     client = Client.connect(self._path, timeout_s=_TIMEOUT_S)
-                client.call("Forward", request, Empty, service=task.EVENTS_SERVICE, timeout_s=_TIMEOUT_S)
+                client.call("Forward", request, service=task.EVENTS_SERVICE, timeout_s=_TIMEOUT_S)
                 return client
             except (BufferzoneError, OSError, socket.timeout) as error:
                 self._log(f"event {envelope.topic} not delivered (try {attempt + 1}): {error}")

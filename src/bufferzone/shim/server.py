@@ -67,8 +67,11 @@ class Server:
         self._active = 0
         self._idle = threading.Condition()
 
-    def serve_forever(self) -> None:
-        """Accept until the listener is closed."""
+    def start(self) -> None:
+        """Accept connections in a thread until `stop_accepting`."""
+        threading.Thread(target=self._accept_forever, name="accept", daemon=True).start()
+
+    def _accept_forever(self) -> None:
         while True:
             try:
                 sock, _ = self._listener.accept()
@@ -77,7 +80,7 @@ class Server:
             threading.Thread(target=self._connection, args=(sock,), daemon=True).start()
 
     def stop_accepting(self) -> None:
-        """Wake `serve_forever` and let it return."""
+        """Accept no more connections."""
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.containers import Container, Containers
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.records import Records
-    from bufferzone.shim.server import Peer, Service
+    from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Message
 
 _SIGKILL = 9
@@ -33,8 +33,16 @@ class TaskService:
     """Everything one shim knows of its tasks. `ended` is called when Shutdown is due."""
 
     def __init__(
-        self, containers: Containers, records: Records, publisher: Publisher, ended: Callable[[], None]
+        self,
+        containers: Containers,
+        records: Records,
+        publisher: Publisher,
+        ended: Callable[[], None],
+        *,
+        single: bool,
     ) -> None:
+        """`single`: the sandbox exists for one container and ends with it (the CLI); a pod outlives its first."""
+        self._single = single
         self._sandbox = containers
         self._records = records
         self._events = publisher
@@ -45,7 +53,7 @@ class TaskService:
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
-        handlers = {
+        handlers: dict[str, Handler] = {
             "State": self.state,
             "Create": self.create,
             "Start": self.start,
@@ -275,6 +283,11 @@ class TaskService:
             self._ended()
         return Empty()
 
+    def is_unused(self) -> bool:
+        """Whether nobody made a container yet."""
+        with self._lock:
+            return not self._processes
+
     # ---- inside
 
     def _reserve(self, process: Process) -> None:
@@ -323,7 +336,9 @@ class TaskService:
                 self._records.changed(process, container)
         self._publish_exit(process)
         if not ref.exec_id:
-            self._sandbox.stopped(ref.id)
+            with self._lock:
+                alone = all(p.status == task.STOPPED for p in self._processes.values())
+            self._sandbox.stopped(alone and self._single)
 
     def _exec_refused(self, process: Process, failure: str) -> None:
         """An exec that never ran has no exit event."""

@@ -1,0 +1,195 @@
+"""A sandbox that is up or coming up: its processes watched, its failure explained once, its end awaited.
+
+Three things run: the boot thread (greets QEMU and the agent), the agent's reader, and the main thread in
+`wait_end`, which watches the helpers' pidfds. The first failure wins and reaches every pending call.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+
+from bufferzone.errors import BufferzoneError, VmmError
+from bufferzone.wire import agent
+from bufferzone.wire.proto import Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.timeline import Timeline
+    from bufferzone.spawn import Child
+    from bufferzone.storage.share import Tree
+    from bufferzone.vmm.driver import Vmm
+
+#: how long QEMU may take to end after its guest went silent, before we call the agent dead and not the VM
+_SETTLE_S = 1.0
+
+
+class Sandbox:
+    """One VM with its helpers. Does not own them: `boot` gives them back."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        *,
+        vmm: Vmm,
+        daemon: Child,
+        share: Tree,
+        agent_client: AgentClient,
+        timeline: Timeline,
+        cgroup: str,
+        boot_timeout_s: float,
+        facts: dict[str, str],
+        log: Callable[[str], None],
+    ) -> None:
+        self.id = sandbox_id
+        self.agent = agent_client
+        self.share = share
+        self.cgroup = cgroup
+        self.log = log
+        self.failure: VmmError | None = None
+        self._vmm, self._daemon, self._timeline = vmm, daemon, timeline
+        self._boot_timeout_s = boot_timeout_s
+        self._facts = facts
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._end = False
+
+    # ---- coming up
+
+    def start_threads(self) -> None:
+        """Start reading and greeting. Nothing may be forked with `jail` from now on."""
+        self._vmm.watch()
+        self.agent.when_broken(self._agent_broke)
+        self.agent.start()
+        threading.Thread(target=self._come_up, name="boot", daemon=True).start()
+
+    def wait_ready(self) -> None:
+        """Wait until the agent answers and the share is mounted; raises the explained failure."""
+        self._ready.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def _come_up(self) -> None:
+        try:
+            self._vmm.greet()
+            self._timeline.enter("boot the guest")
+            hello = agent.HelloRequest(clock_ns=time.time_ns(), entropy=os.urandom(64), hostname=self.id[:63])
+            answer = self.agent.call("Hello", hello, agent.HelloResponse, timeout_s=self._boot_timeout_s)
+            self._timeline.add_guest(answer.phases)
+            self._timeline.enter("mount the share")
+            mount = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
+            self.agent.call("Mount", mount, Empty, timeout_s=self._boot_timeout_s)
+            self._timeline.finish()
+            self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
+            self._facts["bufferzone.vmm"] = f"qemu {self._vmm.version}"
+        except VmmError as error:
+            waited = self._boot_timeout_s if error.code == "agent-timeout" else None
+            self._fail(error if self._vmm_ended() or self.failure else self._vmm.failure(self._timeline.phase, waited_s=waited))
+        except BufferzoneError as error:
+            self._fail(VmmError(f"{self._timeline.phase}: {error.message}", hint=error.hint, code=error.code))
+        finally:
+            self._ready.set()
+
+    # ---- while it is up
+
+    def facts(self) -> dict[str, str]:
+        """What `state` tells of the sandbox, as annotations."""
+        facts = dict(self._facts)
+        if self.failure is not None:
+            facts["bufferzone.failure"] = self.failure.message
+        return facts
+
+    def info(self) -> dict[str, Any]:
+        """Everything known, for people: accelerator, kernel, timeline [[phase, ms]], pids."""
+        facts = {name.removeprefix("bufferzone.").replace("-", "_"): value for name, value in self.facts().items()}
+        pids = {"vmm_pid": self._vmm.pid, "virtiofsd_pid": self._daemon.pid, "shim_pid": os.getpid()}
+        return {"id": self.id, **facts, **pids, "timeline": [list(mark) for mark in self._timeline.marks()]}
+
+    def container_stopped(self, alone: bool) -> None:
+        """A container's init is gone; when it was `alone`, the VM is of no more use and ends now."""
+        if alone:
+            with self._lock:
+                self._stopping = True
+            self._vmm.kill()
+            self._daemon.kill()
+
+    # ---- the end
+
+    def end(self) -> None:
+        """Let `wait_end` return."""
+        self._end = True
+        self._wake()
+
+    def wait_end(self, unused: Callable[[], bool], unused_s: float) -> None:
+        """Watch the helpers until `end` is called, or nothing used the sandbox for `unused_s` after its start."""
+        poll = select.poll()
+        watched = {self._vmm.fileno(): "qemu", self._daemon.fileno(): "virtiofsd", self._wake_read: ""}
+        for fd in watched:
+            poll.register(fd, select.POLLIN)
+        timeout_ms: float | None = unused_s * 1000
+        while not self._end:
+            ready = poll.poll(timeout_ms)
+            if not ready and unused():
+                self.log("nobody used the sandbox: ending")
+                return
+            timeout_ms = None
+            for fd, _ in ready:
+                if fd == self._wake_read:
+                    os.read(fd, 64)
+                else:
+                    poll.unregister(fd)
+                    self._helper_ended(watched[fd])
+
+    def close(self) -> None:
+        """End the agent's connection; the helpers are ended by whoever started them."""
+        with self._lock:
+            self._stopping = True
+        self.agent.close()
+
+    def _helper_ended(self, name: str) -> None:
+        with self._lock:
+            if self._stopping or self.failure is not None:
+                return
+        if name == "qemu":
+            self._fail(self._vmm.failure(self._timeline.phase))
+        else:
+            status = self._daemon.wait_exit(0)
+            how = f"was killed (signal {-status})" if status is not None and status < 0 else f"ended with status {status}"
+            self._fail(VmmError(f"virtiofsd {how}: the sandbox lost its file system", code="virtiofsd-died"))
+
+    def _agent_broke(self, error: VmmError) -> None:
+        """The channel is gone: because the VM is, or because the agent misbehaves; then the VM has to go."""
+        with self._lock:
+            if self._stopping or self.failure is not None:
+                self.agent.lose(self.failure or error)
+                return
+        self._fail(self._vmm.failure(self._timeline.phase) if self._vmm_ended() else error)
+
+    def _vmm_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._vmm.fileno(), select.POLLIN)
+        return bool(poll.poll(_SETTLE_S * 1000))
+
+    def _fail(self, error: VmmError) -> None:
+        with self._lock:
+            if self.failure is None and not self._stopping:
+                self.failure = error
+                self.log(error.line())
+        self._ready.set()
+        self.agent.lose(self.failure or error)
+        self._vmm.kill()
+        self._daemon.kill()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # it is awake already
