@@ -1,0 +1,55 @@
+"""PID 1 of the VM: boot, serve, power off. With `--no-boot --fd N --cgroup-root PATH`: the same agent on a host, for tests.
+
+A fatal error of PID 1 becomes one line on the console and the VM powers off: a kernel panic would say less.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from bufferzone.guest.agent import Agent
+from bufferzone.guest.boot import CGROUP_ROOT, Phases, boot
+from bufferzone.guest.loop import report, warn
+from bufferzone.linux import process as lp
+
+POWER_OFF = 0x4321FEDC
+
+
+def main() -> None:
+    """Be PID 1, or a hosted agent when the arguments say so."""
+    phases = Phases()
+    if "--no-boot" in sys.argv:
+        _hosted(sys.argv, phases)
+        return
+    try:
+        fd = boot(phases)
+        lp.set_dumpable(False)
+        Agent(fd, os.path.join(CGROUP_ROOT, "bufferzone"), phases.rows, hosted=False).serve()
+    except BaseException as error:
+        _last_words(error)
+    finally:
+        os.sync()
+        lp.reboot(POWER_OFF)
+
+
+def _hosted(argv: list[str], phases: Phases) -> None:
+    options = dict(zip(argv[:-1], argv[1:], strict=True))
+    lp.become_subreaper()
+    os.umask(0o022)
+    Agent(int(options["--fd"]), options["--cgroup-root"], phases.rows, hosted=True).serve()
+
+
+def _last_words(error: BaseException) -> None:
+    """One line on the console, however far the boot has come."""
+    try:
+        console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
+        os.dup2(console, 2)
+    except OSError:
+        pass
+    report(error)
+    warn("fatal: powering off")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The agent's methods: decode, delegate in a line or two, answer now or later. Serves one connection."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from bufferzone import __version__
+from bufferzone.errors import CallerError, GuestError
+from bufferzone.guest import mountoptions, processes
+from bufferzone.guest.jsontext import loads
+from bufferzone.guest.loop import Loop, warn
+from bufferzone.guest.mounts import describe
+from bufferzone.guest.sandbox import Sandbox
+from bufferzone.guest.server import Server
+from bufferzone.linux import mount as lm
+from bufferzone.linux.random import add_entropy
+from bufferzone.wire import agent as wire
+from bufferzone.wire.proto import Empty, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.guest.server import Reply
+
+    Phases = list[tuple[str, int]]
+
+_MIN_ENTROPY = 32
+
+
+class Agent:
+    """Serves `fd` until `Shutdown`, or until end of file in a `hosted` agent: one that is not PID 1 of a VM.
+
+    A hosted agent leaves clock, hostname, entropy and power of the machine alone. `power_off` is called at the end.
+    """
+
+    def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, hosted: bool) -> None:
+        self._phases, self._hosted = phases, hosted
+        self._loop = Loop(self._reap)
+        self._sandbox = Sandbox(self._loop, cgroup_root, self._oom)
+        self._oom_waiter: Reply | None = None
+        self._oom_ids: list[str] = []
+        self._server = Server(self._loop, fd, self.handle, persistent=not hosted)
+
+    def serve(self) -> None:
+        """Serve until the end, then leave no container behind."""
+        self._loop.run()
+        for container in list(self._sandbox.containers.values()):
+            self._sandbox.end(container, lambda: None)
+        while self._sandbox.containers:
+            self._loop.run_once()
+
+    def handle(self, method: str, request: Message, reply: Reply) -> Message | None:
+        """Run one method; OSErrors of ours become `GuestError`."""
+        function: Callable[[Message, Reply], Message | None] = getattr(self, "_" + method.lower())
+        try:
+            return function(request, reply)
+        except OSError as error:
+            raise GuestError(f"{method}: {describe(error)}") from error
+
+    def _reap(self) -> None:
+        """Every child that has ended: processes of containers, helpers, and orphans that came to PID 1."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._sandbox.reaped(pid, status)
+
+    def _hello(self, request: wire.HelloRequest, reply: Reply) -> Message:
+        if not self._hosted:
+            if request.clock_ns > 0:
+                time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
+            if len(request.entropy) < _MIN_ENTROPY:
+                raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
+            add_entropy(request.entropy)
+            if request.hostname:
+                import _socket
+
+                _socket.sethostname(request.hostname)
+        return wire.HelloResponse(
+            kernel=os.uname().release,
+            version=__version__,
+            cpus=os.cpu_count() or 1,
+            memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            phases=[wire.Phase(name=name, at_ns=at_ns) for name, at_ns in self._phases],
+        )
+
+    def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
+        options = mountoptions.parse(request.options)
+        os.makedirs(request.target, 0o755, exist_ok=True)
+        lm.mount(request.source, request.target, request.kind, options.set, ",".join(options.data))
+        return Empty()
+
+    def _create(self, request: wire.CreateRequest, reply: Reply) -> None:
+        spec = loads(request.spec, "config.json")
+        self._sandbox.create(request.id, spec, (request.seccomp, request.seccomp_flags), reply)
+
+    def _start(self, request: wire.ProcessRef, reply: Reply) -> None:
+        self._sandbox.process(request.id, request.exec_id).start(reply)
+
+    def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
+        process = loads(request.process, "process.json")
+        self._sandbox.execute(request.id, request.exec_id, process, (request.seccomp, request.seccomp_flags), reply)
+
+    def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:
+        if request.all:
+            self._sandbox.container(request.id).cgroup.signal(request.signal)
+        else:
+            self._sandbox.process(request.id, request.exec_id).signal(request.signal)
+        return Empty()
+
+    def _wait(self, request: wire.ProcessRef, reply: Reply) -> None:
+        self._sandbox.process(request.id, request.exec_id).wait(reply)
+
+    def _delete(self, request: wire.ProcessRef, reply: Reply) -> None:
+        self._sandbox.delete(request.id, request.exec_id, lambda: reply.ok(Empty()))
+
+    def _read(self, request: wire.ReadRequest, reply: Reply) -> None:
+        self._sandbox.process(request.id, request.exec_id).read(request.stream, request.limit, reply)
+
+    def _write(self, request: wire.WriteRequest, reply: Reply) -> None:
+        self._sandbox.process(request.id, request.exec_id).write(request.data, reply)
+
+    def _closestdin(self, request: wire.ProcessRef, reply: Reply) -> Message:
+        self._sandbox.process(request.id, request.exec_id).close_stdin()
+        return Empty()
+
+    def _resize(self, request: wire.ResizeRequest, reply: Reply) -> Message:
+        self._sandbox.process(request.id, request.exec_id).resize(request.width, request.height)
+        return Empty()
+
+    def _pause(self, request: wire.ProcessRef, reply: Reply) -> None:
+        self._sandbox.pause(request.id, True, lambda: reply.ok(Empty()))
+
+    def _resume(self, request: wire.ProcessRef, reply: Reply) -> None:
+        self._sandbox.pause(request.id, False, lambda: reply.ok(Empty()))
+
+    def _update(self, request: wire.UpdateRequest, reply: Reply) -> Message:
+        self._sandbox.update(request.id, loads(request.resources, "resources"))
+        return Empty()
+
+    def _stats(self, request: wire.ProcessRef, reply: Reply) -> Message:
+        counters = self._sandbox.container(request.id).cgroup.counters()
+        return wire.StatsResponse(counters=[wire.Counter(name=name, value=value) for name, value in counters])
+
+    def _pids(self, request: wire.ProcessRef, reply: Reply) -> Message:
+        return wire.PidsResponse(processes=processes.table(self._sandbox.container(request.id).cgroup.pids()))
+
+    def _waitoom(self, request: Message, reply: Reply) -> None:
+        if self._oom_waiter is not None:
+            self._oom_waiter.fail(CallerError("replaced by a later WaitOom", code="replaced"))
+        self._oom_waiter = reply
+        self._tell_oom()
+
+    def _oom(self, id: str) -> None:
+        if id not in self._oom_ids:
+            self._oom_ids.append(id)
+        self._tell_oom()
+
+    def _tell_oom(self) -> None:
+        if self._oom_ids and self._oom_waiter is not None and self._oom_waiter.awaited:
+            ids, self._oom_ids = self._oom_ids, []
+            self._oom_waiter.ok(wire.OomEvents(ids=ids))
+            self._oom_waiter = None
+
+    def _shutdown(self, request: Message, reply: Reply) -> None:
+        """Kill every container; when the last is gone: sync, answer, and end once the answer has left."""
+        left = list(self._sandbox.containers.values())
+
+        def one_less() -> None:
+            if not self._sandbox.containers:
+                os.sync()
+                reply.ok(Empty())
+                self._server.finish(self._stop)
+
+        for container in left:
+            self._sandbox.end(container, one_less)
+        if not left:
+            one_less()
+
+    def _stop(self) -> None:
+        self._loop.running = False
+        if not self._hosted:
+            warn("shutting down")

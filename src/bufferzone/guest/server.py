@@ -1,0 +1,170 @@
+"""ttrpc over one byte stream: a virtio-serial port in the VM, a socket in tests. Knows frames, not methods.
+
+Many requests are in flight at once and their replies leave in any order. While more than `BACKLOG` bytes of
+replies wait for the peer no further request is read, so a peer that does not read bounds our memory.
+Source: containerd/ttrpc PROTOCOL.md; drivers/char/virtio_console.c (short writes of 32 KiB; read gives 0 and
+poll says HUP for as long as the host side is not connected, hence edge-triggered).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from bufferzone.errors import CallerError
+from bufferzone.guest.loop import report
+from bufferzone.wire import agent as wire
+from bufferzone.wire import ttrpc
+from bufferzone.wire.proto import DecodeError, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.guest.loop import Loop
+
+BACKLOG = 1 << 20
+READ_SIZE = 1 << 20
+
+
+class Reply:
+    """The one answer that a request gets, now or later. A second answer is ignored."""
+
+    __slots__ = ("_server", "_session", "_stream", "done")
+
+    def __init__(self, server: Server, session: int, stream: int) -> None:
+        self._server, self._session, self._stream = server, session, stream
+        self.done = False
+
+    @property
+    def awaited(self) -> bool:
+        """Whether there is still somebody to answer."""
+        return not self.done and self._session == self._server.session
+
+    def ok(self, message: Message) -> None:
+        """Answer with `message`."""
+        self._send(ttrpc.Response(payload=message.encode()))
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        self._send(ttrpc.Response(status=ttrpc.status_of(error)))
+
+    def _send(self, response: ttrpc.Response) -> None:
+        if not self.done:
+            self.done = True
+            self._server.send(self._session, ttrpc.encode_frame(self._stream, ttrpc.RESPONSE, response.encode()))
+
+
+class Server:
+    """Requests from `fd` to `handle(method, request, reply)`; replies back. `persistent`: end of file is a pause.
+
+    `handle` returns the response, or None when it keeps the reply for later; what it raises is sent as the error.
+    """
+
+    def __init__(
+        self, loop: Loop, fd: int, handle: Callable[[str, Message, Reply], Message | None], *, persistent: bool
+    ) -> None:
+        self._loop, self._fd, self._handle, self._persistent = loop, fd, handle, persistent
+        self._reader = ttrpc.FrameReader()
+        self._queue: list[memoryview] = []
+        self._queued = 0
+        self.session = 0
+        self._receiving = False
+        self._finished: Callable[[], None] | None = None
+        os.set_blocking(fd, False)
+        loop.watch(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET, self._ready)
+
+    def send(self, session: int, frame: bytes) -> None:
+        """Queue a frame of `session`; frames of an earlier connection are dropped."""
+        if session != self.session:
+            return
+        self._queue.append(memoryview(frame))
+        self._queued += len(frame)
+        if len(self._queue) == 1:
+            self._flush()
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """Call `then` once every queued reply has left."""
+        self._finished = then
+        self._flush()
+
+    def _ready(self, events: int) -> None:
+        try:
+            self._flush()
+            self._receive()
+        except ttrpc.ProtocolError as error:
+            report(error)
+            self._disconnected()
+
+    def _receive(self) -> None:
+        """Read until nothing is left (the watch is edge-triggered) or the peer owes us a read."""
+        if self._receiving:
+            return
+        self._receiving = True
+        try:
+            while self._queued <= BACKLOG and self._receive_some():
+                pass
+        finally:
+            self._receiving = False
+
+    def _receive_some(self) -> bool:
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._disconnected()
+            return False
+        for frame in self._reader.feed(data):
+            if frame.type == ttrpc.REQUEST:
+                self._dispatch(frame)
+        return True
+
+    def _dispatch(self, frame: ttrpc.Frame) -> None:
+        reply = Reply(self, self.session, frame.stream)
+        try:
+            request = ttrpc.Request.decode(frame.payload)
+            if request.service != wire.SERVICE or request.method not in wire.METHODS:
+                raise CallerError(f"no such method: {request.service}/{request.method}", code="no-such-method")
+            message = wire.METHODS[request.method][0].decode(request.payload)
+            response = self._handle(request.method, message, reply)
+        except DecodeError as error:
+            reply.fail(CallerError(f"malformed request: {error}"))
+        except Exception as error:
+            reply.fail(error)
+        else:
+            if response is not None:
+                reply.ok(response)
+
+    def _flush(self) -> None:
+        """Write what the peer takes now; the rest goes when the descriptor becomes writable."""
+        blocked = self._queued > BACKLOG
+        while self._queue:
+            try:
+                count = os.write(self._fd, self._queue[0])
+            except BlockingIOError:
+                break
+            except (BrokenPipeError, ConnectionResetError):
+                self._disconnected()
+                break
+            self._queued -= count
+            if count < len(self._queue[0]):
+                self._queue[0] = self._queue[0][count:]
+            else:
+                del self._queue[0]
+        if not self._queue and self._finished is not None:
+            self._finished()
+        elif blocked and self._queued <= BACKLOG:
+            self._receive()
+
+    def _disconnected(self) -> None:
+        """Forget the connection: half frames, unsent replies. What runs in the VM goes on."""
+        self.session += 1
+        self._reader = ttrpc.FrameReader()
+        self._queue.clear()
+        self._queued = 0
+        if not self._persistent:
+            self._loop.unwatch(self._fd)
+            self._loop.running = False

@@ -1,0 +1,77 @@
+"""What a child needs to know to become a container process: decided by the agent before the fork, then only read."""
+
+from __future__ import annotations
+
+from bufferzone.errors import SpecError
+from bufferzone.linux import process as lp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NAMESPACES = {
+    "user": lp.CLONE_NEWUSER,
+    "mount": lp.CLONE_NEWNS,
+    "uts": lp.CLONE_NEWUTS,
+    "ipc": lp.CLONE_NEWIPC,
+    "cgroup": lp.CLONE_NEWCGROUP,
+    "pid": lp.CLONE_NEWPID,
+    "time": lp.CLONE_NEWTIME,
+}
+#: name in /proc/PID/ns of each
+NAMESPACE_FILES = {
+    "user": "user",
+    "mount": "mnt",
+    "uts": "uts",
+    "ipc": "ipc",
+    "cgroup": "cgroup",
+    "pid": "pid",
+    "time": "time",
+}
+
+
+class Task:
+    """One process to make.
+
+    `spec` is the container's config.json, `process` its process section or that of an exec. `joins` are (descriptor,
+    kind) of namespaces to enter, `unshares` the flags of those to make. `stdio` are three descriptors above 2, or none
+    for a terminal. `procs` is the open cgroup.procs to write `0` to. `init_pid` is 0 for the container's own process.
+    """
+
+    __slots__ = ("id", "init_pid", "joins", "process", "procs", "seccomp", "seccomp_flags", "spec", "stdio", "unshares")
+
+    def __init__(self, id: str, spec: dict[str, Any], process: dict[str, Any]) -> None:
+        self.id, self.spec, self.process = id, spec, process
+        self.joins: list[tuple[int, int]] = []
+        self.unshares = 0
+        self.stdio: tuple[int, int, int] | None = None
+        self.procs = -1
+        self.init_pid = 0
+        self.seccomp, self.seccomp_flags = b"", 0
+
+    def descriptors(self) -> list[int]:
+        """Every descriptor the child needs, apart from 0, 1, 2 and its channel."""
+        return [self.procs, *(fd for fd, _ in self.joins), *(self.stdio or ())]
+
+
+def namespaces(spec: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
+    """(flags to unshare, [(path, kind) to join]) of linux.namespaces.
+
+    `network` is accepted and ignored: the containers of a VM share its network, which the host wires up.
+    Raises `SpecError` on an unknown or repeated type.
+    """
+    flags, joins, seen = 0, [], set()
+    for entry in (spec.get("linux") or {}).get("namespaces") or []:
+        name = str(entry.get("type"))
+        if name in seen or name not in NAMESPACES and name != "network":
+            raise SpecError(f"linux.namespaces: {'repeated' if name in seen else 'unknown'} type: {name}")
+        seen.add(name)
+        if name == "network":
+            continue
+        if entry.get("path"):
+            joins.append((str(entry["path"]), NAMESPACES[name]))
+        else:
+            flags |= NAMESPACES[name]
+    if not flags & lp.CLONE_NEWNS:
+        raise SpecError("linux.namespaces: a container needs a new mount namespace")
+    return flags, joins
