@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _image(chosen: argparse.Namespace) -> ImageRef:
     if chosen.verb == "build":
         return build.ensure_image(
-            chosen.store, recipe_name=chosen.recipe, progress=_progress, upgrade=chosen.upgrade
+            chosen.store, recipe=chosen.recipe, progress=_progress, upgrade=chosen.upgrade
         )
     image = store.open_image(chosen.store, chosen.digest)
     if chosen.verb == "verify":

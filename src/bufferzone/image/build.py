@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from bufferzone.errors import HostError
-from bufferzone.image import agent, apt, cpio, recipe, rootfs, store
+from bufferzone.image import agent, apt, cpio, recipes, rootfs, store
 from bufferzone.image.arguments import ARGUMENTS
 from bufferzone.model import ImageRef
 
@@ -25,7 +25,7 @@ CONFIG, CONTENTS = "config", "contents"
 def ensure_image(
     directory: str,
     *,
-    recipe_name: str = "distro",
+    recipe: str = "distro",
     progress: apt.Progress = print,
     upgrade: bool = False,
     package: str = "",
@@ -37,37 +37,37 @@ def ensure_image(
     the cache suffices. Raises `HostError` with one line for whatever is missing; the store is then as it
     was, but for cached packages.
     """
-    chosen = recipe.by_name(recipe_name)
+    chosen = recipes.by_name(recipe)
     sources = agent.sources(package or agent.package_directory())
-    if not upgrade and (found := _current(directory, recipe_name, sources)):
+    if not upgrade and (found := _current(directory, recipe, sources)):
         return found
     with store.lock(directory, lambda: progress("waiting for another build")):
-        if not upgrade and (found := _current(directory, recipe_name, sources)):
+        if not upgrade and (found := _current(directory, recipe, sources)):
             return found
         packages = _packages(directory, chosen, progress, upgrade)
-        if upgrade and (found := _current(directory, recipe_name, sources, packages)):
+        if upgrade and (found := _current(directory, recipe, sources, packages)):
             progress("already up to date")
             return found
         return _build(directory, chosen, packages, sources, progress)
 
 
-def input_key(recipe_name: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
+def input_key(recipe: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
     """SHA-256 over all that goes into an image: recipe, the builder's own sources, packages, the agent."""
     here = os.path.dirname(os.path.abspath(__file__))
     builder = {
-        name: _read(os.path.join(here, name)) for name in os.listdir(here) if not name.startswith("__")
+        name: _read(os.path.join(here, name)) for name in os.listdir(here) if name.endswith(".py")
     }
-    inputs = [recipe.VERSION, recipe_name, agent.hash_of(builder), agent.hash_of(sources)]
+    inputs = [recipes.VERSION, recipe, agent.hash_of(builder), agent.hash_of(sources)]
     return hashlib.sha256(json.dumps([*inputs, *_pins(packages)]).encode()).hexdigest()
 
 
 def _current(
-    directory: str, recipe_name: str, sources: dict[str, bytes], packages: list[apt.Package] | None = None
+    directory: str, recipe: str, sources: dict[str, bytes], packages: list[apt.Package] | None = None
 ) -> ImageRef | None:
     """The image that the index names for this recipe, if its inputs are these and its files are there."""
-    row = store.read_index(directory).get("recipes", {}).get(recipe_name, {})
+    row = store.read_index(directory).get("recipes", {}).get(recipe, {})
     pinned = pinned_packages(row) if packages is None else packages
-    if not pinned or row.get("key") != input_key(recipe_name, pinned, sources):
+    if not pinned or row.get("key") != input_key(recipe, pinned, sources):
         return None
     try:
         return store.open_image(directory, row.get("digest"))
@@ -88,13 +88,14 @@ def _pins(packages: list[apt.Package]) -> list[dict[str, Any]]:
 
 
 def _packages(
-    directory: str, chosen: recipe.Recipe, progress: apt.Progress, upgrade: bool
+    directory: str, chosen: recipes.Recipe, progress: apt.Progress, upgrade: bool
 ) -> list[apt.Package]:
     """The packages to build from, all in the cache: the pinned ones if there, else what apt offers today."""
     cache = os.path.join(directory, "cache")
     row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
     pinned = pinned_packages(row)
-    if pinned and not upgrade and not apt.missing(pinned, cache):
+    complete = set(rootfs.PACKAGES) <= {package.name for package in pinned}
+    if complete and not upgrade and not apt.missing(pinned, cache):
         return pinned
     progress("asking apt for packages")
     packages = apt.resolve([*chosen.kernel_packages(), *rootfs.PACKAGES])
@@ -105,7 +106,7 @@ def _packages(
 
 def _build(
     directory: str,
-    chosen: recipe.Recipe,
+    chosen: recipes.Recipe,
     packages: list[apt.Package],
     sources: dict[str, bytes],
     progress: apt.Progress,
@@ -140,7 +141,7 @@ def _build(
     return image
 
 
-def _write_files(target: str, kernel: recipe.Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:
+def _write_files(target: str, kernel: recipes.Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:
     """Write all files but the manifest, and return the manifest's part about them."""
     archive = io.BytesIO()
     cpio.write(entries, archive)
@@ -172,11 +173,11 @@ def _publish(directory: str, workshop: str, target: str, digest: str) -> ImageRe
 
 
 def _record(
-    directory: str, recipe_name: str, packages: list[apt.Package], sources: dict[str, bytes], digest: str
+    directory: str, recipe: str, packages: list[apt.Package], sources: dict[str, bytes], digest: str
 ) -> None:
     index = store.read_index(directory)
-    row = {"key": input_key(recipe_name, packages, sources), "digest": digest, "packages": _pins(packages)}
-    index["recipes"] = {**index.get("recipes", {}), recipe_name: row}
+    row = {"key": input_key(recipe, packages, sources), "digest": digest, "packages": _pins(packages)}
+    index["recipes"] = {**index.get("recipes", {}), recipe: row}
     index["current"] = digest
     store.write_index(directory, index)
     store.prune(directory, index)

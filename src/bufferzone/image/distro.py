@@ -6,7 +6,7 @@ import re
 
 from bufferzone.errors import HostError
 from bufferzone.image import apt, kernel, modules
-from bufferzone.image.recipe import Kernel
+from bufferzone.image.recipes import Kernel
 
 META_PACKAGE = "linux-image-cloud-amd64"
 

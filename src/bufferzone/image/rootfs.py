@@ -14,7 +14,7 @@ import tempfile
 from bufferzone.errors import HostError
 from bufferzone.image import agent, apt, modules, python
 from bufferzone.image.cpio import Entry, character_device, directory, regular, symlink
-from bufferzone.image.recipe import Kernel
+from bufferzone.image.recipes import Kernel
 
 PACKAGES = [
     "libc6",
