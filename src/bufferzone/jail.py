@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
 from bufferzone.linux import mount as mnt
-from bufferzone.linux import process
+from bufferzone.linux import denylist, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class JailBind:
     """A file or tree of the host in the jail: `source` is a path or an open descriptor, `target` absolute in
     the jail.
 
-    `follow`: mounts made later below a shared `source` appear in the jail too (slave propagation, recursive).
+    `follow`: mounts below `source` come along as they are (`writable` is about the top one), and those made
+    later below a shared `source` appear in the jail too (slave propagation).
     """
 
     source: str | int
@@ -61,10 +62,10 @@ class Jail:
 
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
-    `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc_self`
-    are names below /proc/self that stay visible. `keep_fds` keep their numbers, 3 or above; `log_fd` becomes
-    stdout and stderr. `limits` are (resource, value) pairs, lowered if higher. `cgroups` are descriptors of
-    `cgroup.procs` files to join.
+    `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
+    names below /proc that stay visible (`self/fd`). `keep_fds` keep their numbers, 3 or above; `log_fd`
+    becomes stdout and stderr. `limits` are (resource, value) pairs, lowered if higher. `cgroups` are
+    descriptors of `cgroup.procs` files to join.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Jail:
     links: tuple[tuple[str, str], ...] = ()
     devices: tuple[str, ...] = ("null", "zero", "urandom")
     owned_devices: tuple[str, ...] = ()
-    proc_self: tuple[str, ...] = ()
+    proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
     cgroups: tuple[int, ...] = ()
     limits: tuple[tuple[int, int], ...] = ((resource.RLIMIT_CORE, 0),)
@@ -182,8 +183,9 @@ def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
         talk.step = "create a user namespace"
         _map_own_ids_only(flags)
     trees = [(_tree(bind, talk), bind.target) for bind in jail.binds]
-    for name in jail.proc_self:
-        trees.append((_tree(JailBind(source=f"/proc/self/{name}", target="/"), talk), f"/proc/self/{name}"))
+    trees += [
+        (_tree(JailBind(source=f"/proc/{name}", target="/"), talk), f"/proc/{name}") for name in jail.proc
+    ]
     nodes = [_device(name, talk) for name in jail.devices + jail.owned_devices]
     if root:
         talk.step = "create namespaces"
@@ -217,9 +219,11 @@ def _tree(bind: JailBind, talk: spawn.Conversation) -> int:
         fd = mnt.open_tree("", at=bind.source, recursive=bind.follow)
     else:
         fd = mnt.open_tree(bind.source, recursive=bind.follow)
-    add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | (0 if bind.writable else mnt.MOUNT_ATTR_RDONLY)
     kind = mnt.MS_SLAVE if bind.follow else mnt.MS_PRIVATE
+    add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV
     mnt.set_attributes(fd, add=add, propagation=kind, recursive=bind.follow)
+    if not bind.writable:
+        mnt.set_attributes(fd, add=mnt.MOUNT_ATTR_RDONLY, recursive=False)
     return fd
 
 
@@ -314,6 +318,8 @@ def _change_credentials(jail: Jail, talk: spawn.Conversation, root: bool) -> Non
     process.set_capabilities(effective=mask, permitted=mask, inheritable=mask)
     process.set_ambient(mask)
     process.set_no_new_privileges()
+    talk.step = "load the system call filter"
+    process.load_seccomp(denylist.program())
     # last, since a change of credentials clears it; the question finds out whether the parent died before
     process.die_with_parent()
     talk.ask("go")

@@ -1,0 +1,141 @@
+"""The tree a sandbox shares with its guest: a private tmpfs with one bind per `model.Bind`, and nothing else.
+
+All of it lives in the caller's own mount namespace (`own_namespace`), so the host's mount table stays as it
+is and everything goes away with the process. The tree is shared (MS_SHARED), so binds that are added later
+appear in virtiofsd's namespace too. Refuses: names with a slash, `.` or `..`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from bufferzone.errors import HostError
+from bufferzone.linux import mount as mnt
+from bufferzone.linux.process import CLONE_NEWNS, unshare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.model import Bind
+
+
+def own_namespace() -> None:
+    """Leave the caller's mount namespace, keep receiving the host's mounts (volumes may appear late). Call
+    once."""
+    try:
+        unshare(CLONE_NEWNS)
+        mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_SLAVE)
+    except OSError as error:
+        raise HostError(
+            f"cannot create a mount namespace: {error.strerror}", code="no-mount-namespace"
+        ) from error
+
+
+class Tree:
+    """The root of the shared tree, mounted at `path`. Owns the mount and `fd`, an O_PATH descriptor of its
+    root."""
+
+    def __init__(self, path: str) -> None:
+        """Mount the root on the existing directory `path`; raises HostError."""
+        self.path = path
+        self.fd = -1
+        try:
+            # mount points only; virtiofsd sees it read-only, or a guest could swap one for a symbolic link
+            mnt.mount(
+                "bufferzone", path, "tmpfs", mnt.MS_NOSUID | mnt.MS_NODEV, "size=1m,nr_inodes=4096,mode=755"
+            )
+            mnt.mount("", path, flags=mnt.MS_SHARED)
+            self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(
+                f"cannot mount the shared tree on {path}: {error.strerror}", code="share-failed"
+            ) from error
+        self._names: list[str] = []
+
+    def add(self, bind: Bind) -> None:
+        """Bind `bind.source` (symbolic links followed, as runc does) to `bind.name`.
+
+        Raises HostError naming the source; then the tree is as it was.
+        """
+        _check_name(bind.name)
+        target = os.path.join(self.path, bind.name)
+        try:
+            source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise _refused(bind, error) from error
+        tree = -1
+        try:
+            tree = mnt.open_tree("", at=source, recursive=bind.recursive)
+            _restrict(tree, bind)
+            _make_point(target, stat.S_ISDIR(os.fstat(source).st_mode))
+            try:
+                mnt.move_mount(tree, target)
+            except OSError:
+                _remove_point(target)
+                raise
+        except OSError as error:
+            raise _refused(bind, error) from error
+        finally:
+            os.close(source)
+            if tree >= 0:
+                os.close(tree)
+        self._names.append(bind.name)
+
+    def remove(self, name: str) -> None:
+        """Take a bind out of the tree. A guest that still uses it keeps it until it lets go; twice is
+        harmless."""
+        if name in self._names:
+            self._names.remove(name)
+            target = os.path.join(self.path, name)
+            mnt.unmount(target, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
+            _remove_point(target)
+
+    def close(self) -> None:
+        """Unmount everything. May be called twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            try:
+                mnt.unmount(self.path, mnt.MNT_DETACH)
+            except OSError as error:
+                raise HostError(f"cannot unmount the shared tree {self.path}: {error.strerror}") from error
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > 255:
+        raise ValueError(f"not a name for a bind: {name!r}")
+
+
+def _restrict(tree: int, bind: Bind) -> None:
+    """Read-only where asked, and never a way to a device: virtiofsd may override the mode of a node it finds.
+
+    Private, as the default of Docker and podman is: a mount that the host makes below the source later would
+    come without these restrictions. On the shared root the bind becomes shared with virtiofsd's namespace
+    alone.
+    """
+    add = mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOSUID | (mnt.MOUNT_ATTR_RDONLY if bind.read_only else 0)
+    mnt.set_attributes(tree, add=add, propagation=mnt.MS_PRIVATE, recursive=bind.recursive)
+
+
+def _make_point(target: str, directory: bool) -> None:
+    if directory:
+        os.mkdir(target, 0o755)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+
+
+def _remove_point(target: str) -> None:
+    try:
+        os.rmdir(target)
+    except NotADirectoryError:
+        os.unlink(target)
+
+
+def _refused(bind: Bind, error: OSError) -> HostError:
+    return HostError(f"cannot share {bind.source}: {os.strerror(error.errno or 0)}", code="share-failed")

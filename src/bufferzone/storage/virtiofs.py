@@ -1,0 +1,209 @@
+"""virtiofsd: the host's half of a sandbox's shared tree, confined to that tree.
+
+virtiofsd acts for root of the guest, so it needs capabilities over the tree's inodes. It holds them in a user
+namespace with the identity map: they count for files (capable_wrt_inode_uidgid), and for nothing else of the
+host (no device nodes, no mounts, no trusted.* attributes). Its root shows the tree, its libraries, /dev/null
+and /proc/self/fd; it has its own uid, no network, no other process in sight, and its own seccomp filter on
+top.
+
+Two programs are known: the C one that QEMU 7.2 brings (Debian 12) and the Rust one that followed it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from dataclasses import dataclass
+
+from bufferzone import jail
+from bufferzone.errors import HostError
+from bufferzone.model import Share
+from bufferzone.wire.agent import SHARE_TAG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.spawn import Child
+
+#: where the tree is in virtiofsd's jail
+TREE_PATH = "/tree"
+#: open files and inodes the guest keeps referenced; lowered to the hard limit
+OPEN_FILES = 1 << 20
+_PLACES = (
+    ("rust", "/usr/libexec/virtiofsd"),
+    ("rust", "/usr/bin/virtiofsd"),
+    ("c", "/usr/lib/qemu/virtiofsd"),
+    ("rust", "/usr/lib/virtiofsd"),
+)
+# chown, mode and owner checks, and set-id bits that a guest's root may do on its own files; becoming the
+# owner of what it creates; whiteouts and fifos; file capabilities. The last two are for virtiofsd itself:
+# chroot(2) into the tree, and giving up its bounding set. It drops both before it serves anything.
+_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_MKNOD",
+    "CAP_SETFCAP",
+    "CAP_SYS_CHROOT",
+    "CAP_SETPCAP",
+)
+
+# it reopens its O_PATH descriptors through /proc/self/fd; the Rust one looks up mount ids; the C one reads
+# the system's limit before it looks at --rlimit-nofile
+_PROC = {"rust": ("self/fd", "self/mountinfo"), "c": ("self/fd", "sys/fs/file-max")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A virtiofsd on this host: `kind` is `c` or `rust`."""
+
+    kind: str
+    path: str
+
+
+def find_program(places: tuple[tuple[str, str], ...] = _PLACES) -> Program:
+    """The virtiofsd to use, the Rust one first; raises HostError `virtiofsd-missing`."""
+    for kind, path in places:
+        if os.access(path, os.X_OK):
+            return Program(kind=kind, path=os.path.realpath(path))
+    raise HostError(
+        "program not found: virtiofsd",
+        hint="apt-get install qemu-system-common, or virtiofsd on Debian 13",
+        code="virtiofsd-missing",
+    )
+
+
+def argv(program: Program, listen_fd: int, open_files: int) -> list[str]:
+    """The command line; `open_files` is the limit in force already (raising it takes CAP_SYS_RESOURCE)."""
+    if program.kind == "rust":
+        return _rust_argv(program.path, listen_fd, open_files)
+    return _c_argv(program.path, listen_fd)
+
+
+def _c_argv(path: str, listen_fd: int) -> list[str]:
+    options = (
+        f"source={TREE_PATH}",
+        # the jail has made the namespaces; what is left is to make the tree the root
+        "sandbox=chroot",
+        # metadata for a second, data re-validated at open: the host's changes show up, mmap works
+        "cache=auto",
+        # the guest sees and sets user.* and security.capability on the host's files
+        "xattr",
+        # each bind below the tree is its own file system in the guest: inode numbers do not collide
+        "announce_submounts",
+        # locks are the guest kernel's: a remote lock that waits would block virtiofsd's only queue
+        "no_flock",
+        "no_posix_lock",
+    )
+    # 0: leave the limit alone, the jail has set it
+    words = [path, f"--fd={listen_fd}", "-f", "--rlimit-nofile=0"]
+    for option in options:
+        words += ["-o", option]
+    return words
+
+
+def _rust_argv(path: str, listen_fd: int, open_files: int) -> list[str]:
+    return [
+        path,
+        f"--fd={listen_fd}",
+        f"--shared-dir={TREE_PATH}",
+        "--sandbox=chroot",
+        "--cache=auto",
+        "--xattr",
+        "--announce-submounts",
+        # opening by handle takes CAP_DAC_READ_SEARCH in the initial user namespace
+        "--inode-file-handles=never",
+        f"--rlimit-nofile={open_files}",
+        # one queue, served in order by the main thread
+        "--thread-pool-size=0",
+    ]
+
+
+def describe_jail(
+    program: Program,
+    *,
+    uid: int,
+    gid: int,
+    tree_fd: int,
+    listen_fd: int,
+    log_fd: int,
+    open_files: int,
+    cgroups: tuple[int, ...] = (),
+) -> jail.Jail:
+    """virtiofsd's jail: the tree's root is read-only too, the mounts below it are as they are, later ones
+    follow."""
+    libraries, links = jail.library_view()
+    return jail.Jail(
+        name="virtiofsd",
+        uid=uid,
+        gid=gid,
+        log_fd=log_fd,
+        keep_fds=(listen_fd,),
+        capabilities=_CAPABILITIES,
+        user_namespace=True,
+        binds=(
+            *libraries,
+            jail.JailBind(source=program.path, target=program.path),
+            jail.JailBind(source=tree_fd, target=TREE_PATH, follow=True),
+        ),
+        links=links,
+        devices=("null", "urandom"),
+        proc=_PROC[program.kind],
+        cgroups=cgroups,
+        limits=((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, open_files)),
+    )
+
+
+def start(
+    tree_fd: int, socket_dir: str, *, uid: int, gid: int, log_fd: int, cgroups: tuple[int, ...] = ()
+) -> tuple[Child, Share]:
+    """Start virtiofsd for the tree that `tree_fd` (O_PATH) refers to; returns it and the share for the VMM.
+
+    `socket_dir` is a private directory in which a socket has a name for a moment: vhost-user wants a
+    listening socket, and only a named one can be connected to. `Share.fd` is the connected end; the caller
+    closes it after the VMM has it. virtiofsd ends when that connection does. Raises HostError; then nothing
+    is left.
+    """
+    program = find_program()
+    open_files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    listener, client = connected_pair(socket_dir)
+    with listener, client:
+        confined = describe_jail(
+            program,
+            uid=uid,
+            gid=gid,
+            tree_fd=tree_fd,
+            listen_fd=listener.fileno(),
+            log_fd=log_fd,
+            open_files=open_files,
+            cgroups=cgroups,
+        )
+        child = jail.start(argv(program, listener.fileno(), open_files), confined)
+        return child, Share(tag=SHARE_TAG, fd=client.detach())
+
+
+def connected_pair(socket_dir: str) -> tuple[socket.socket, socket.socket]:
+    """A listening stream socket with one connection waiting, and that connection's other end. No path
+    remains."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # through the directory's descriptor: sun_path has 108 bytes, run directories may be deeper
+    directory = os.open(socket_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = f"/proc/self/fd/{directory}/vhost-{os.getpid()}"
+    try:
+        listener.bind(path)
+        try:
+            listener.listen(1)
+            client.connect(path)
+        finally:
+            os.unlink(path)
+    except OSError as error:
+        listener.close()
+        client.close()
+        raise HostError(f"cannot create a socket in {socket_dir}: {error.strerror}") from error
+    finally:
+        os.close(directory)
+    return listener, client
