@@ -1,4 +1,5 @@
-"""PID 1 of the VM: boot, serve, power off. With `--no-boot --fd N --cgroup-root PATH`: the same agent on a host, for tests.
+"""PID 1 of the VM: boot, serve, power off. With `--no-boot --fd N --cgroup-root PATH`: the same agent on a
+host, for tests.
 
 A fatal error of PID 1 becomes one line on the console and the VM powers off: a kernel panic would say less.
 """
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def _hosted(argv: list[str], phases: Phases) -> None:
-    options = dict(zip(argv[:-1], argv[1:], strict=True))
+    options = {argv[at]: argv[at + 1] for at in range(len(argv) - 1)}
     lp.become_subreaper()
     os.umask(0o022)
     Agent(int(options["--fd"]), options["--cgroup-root"], phases.rows, hosted=True).serve()

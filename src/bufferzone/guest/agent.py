@@ -32,7 +32,8 @@ _MIN_ENTROPY = 32
 class Agent:
     """Serves `fd` until `Shutdown`, or until end of file in a `hosted` agent: one that is not PID 1 of a VM.
 
-    A hosted agent leaves clock, hostname, entropy and power of the machine alone. `power_off` is called at the end.
+    A hosted agent leaves clock, hostname, entropy and power of the machine alone. `power_off` is called at
+    the end.
     """
 
     def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, hosted: bool) -> None:
@@ -104,7 +105,9 @@ class Agent:
 
     def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
         process = loads(request.process, "process.json")
-        self._sandbox.execute(request.id, request.exec_id, process, (request.seccomp, request.seccomp_flags), reply)
+        self._sandbox.execute(
+            request.id, request.exec_id, process, (request.seccomp, request.seccomp_flags), reply
+        )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:
         if request.all:

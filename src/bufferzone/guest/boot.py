@@ -52,7 +52,9 @@ class Phases:
 
 
 def boot(phases: Phases) -> int:
-    """Bring the guest up and return the open agent port; raises `GuestError` or OSError when that is impossible."""
+    """Bring the guest up and return the open agent port; raises `GuestError` or OSError when that is
+    impossible.
+    """
     os.umask(0o022)
     os.environ.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     leave_rootfs()
@@ -74,7 +76,10 @@ def boot(phases: Phases) -> int:
 
 
 def mount_api() -> None:
-    """The kernel's file systems and the volatile directories. What the kernel does not have is left out with a warning."""
+    """The kernel's file systems and the volatile directories.
+
+    What the kernel does not have is left out with a warning.
+    """
     for kind, target, flags, data in _MOUNTS:
         try:
             os.makedirs(target, 0o755, exist_ok=True)
@@ -98,7 +103,9 @@ def open_stdio() -> None:
 
 
 def leave_rootfs() -> None:
-    """Make / a mount with a parent: pivot_root(2), which containers need, refuses the kernel's own initramfs root."""
+    """Make / a mount with a parent: pivot_root(2), which containers need, refuses the kernel's own
+    initramfs root.
+    """
     if _root_has_parent():
         return
     os.mkdir(_STAGE, 0o700)

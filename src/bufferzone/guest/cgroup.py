@@ -1,8 +1,8 @@
 """One cgroup v2 directory per container: limits, membership, freezing, killing, counters, events.
 
-A limit that was asked for and cannot be applied is an error (runtime-spec: create MUST fail); what was not asked
-for is never touched, so that a kernel without some controller still runs containers.
-Source: Documentation/admin-guide/cgroup-v2.rst.
+A limit that was asked for and cannot be applied is an error (runtime-spec: create MUST fail); what was not
+asked for is never touched, so that a kernel without some controller still runs containers. Source:
+Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from bufferzone.guest.loop import Loop
 
 _FLAT = ("memory.stat", "cpu.stat", "memory.events", "pids.events")
-_SINGLE = ("memory.current", "memory.max", "memory.peak", "memory.swap.current", "memory.swap.max", "pids.current", "pids.max")
+_SINGLE = (
+    "memory.current",
+    "memory.max",
+    "memory.peak",
+    "memory.swap.current",
+    "memory.swap.max",
+    "pids.current",
+    "pids.max",
+)
 
 
 def enable_controllers(path: str) -> None:
@@ -29,7 +37,7 @@ def enable_controllers(path: str) -> None:
         try:
             write(os.path.join(path, "cgroup.subtree_control"), "+" + name)
         except OSError:
-            pass  # e.g. cpu with real-time tasks outside the root group: its limits are refused when asked for
+            pass  # e.g. cpu with real-time tasks around: its limits are refused once they are asked for
 
 
 def read(path: str) -> str:
@@ -107,18 +115,26 @@ class Cgroup:
             raise GuestError(f"cgroup: cannot set {name} to {text}: {why}", code="cgroup") from error
 
     def _swap_limit_is_moot(self, text: str) -> bool:
-        """Without swap in the guest every swap limit holds, as long as there is a memory controller at all."""
-        return text in ("max", "0") or len(read("/proc/swaps").splitlines()) <= 1 and os.path.exists(self.file("memory.max"))
+        """Without swap in the guest every swap limit holds, as long as there is a memory controller at
+        all.
+        """
+        return text in ("max", "0") or (
+            len(read("/proc/swaps").splitlines()) <= 1 and os.path.exists(self.file("memory.max"))
+        )
 
     def open_procs(self, init_pid: int = 0) -> int:
-        """cgroup.procs open for writing: the cgroup's own, or where `init_pid` is now if that takes processes only."""
+        """cgroup.procs open for writing: the cgroup's own, or where `init_pid` is now if that takes
+        processes only.
+        """
         path = self.path
         if init_pid and read(self.file("cgroup.subtree_control")).strip():
             path = self._path_of(init_pid) or path
         return os.open(os.path.join(path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
 
     def _path_of(self, pid: int) -> str:
-        """The directory of the process, below ours: a container's init (systemd) may have moved itself down."""
+        """The directory of the process, below ours: a container's init (systemd) may have moved itself
+        down.
+        """
         for directory in self._tree():
             if str(pid) in read(os.path.join(directory, "cgroup.procs")).split():
                 return directory
@@ -136,10 +152,17 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """Every process of the cgroup and the cgroups below it."""
-        return [int(pid) for path in self._tree() for pid in read(os.path.join(path, "cgroup.procs")).split() if pid != "0"]
+        return [
+            int(pid)
+            for path in self._tree()
+            for pid in read(os.path.join(path, "cgroup.procs")).split()
+            if pid != "0"
+        ]
 
     def signal(self, number: int) -> None:
-        """Send a signal to every process; SIGKILL is atomic through cgroup.kill where the kernel has it (5.14)."""
+        """Send a signal to every process; SIGKILL is atomic through cgroup.kill where the kernel has it
+        (5.14).
+        """
         if number == 9:
             try:
                 write(self.file("cgroup.kill"), "1")
@@ -170,7 +193,9 @@ class Cgroup:
         look(0)
 
     def watch_oom(self, then: Callable[[], None]) -> None:
-        """Call `then` at every change of memory.events for as long as the cgroup lives; nothing without the controller."""
+        """Call `then` at every change of memory.events for as long as the cgroup lives; nothing without
+        the controller.
+        """
         try:
             fd = os.open(self.file("memory.events"), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -202,7 +227,11 @@ class Cgroup:
                 found.append((name, int(text)))
         for name in _FLAT:
             prefix = "cpu" if name == "cpu.stat" else name
-            found += [(f"{prefix}.{key}", int(value)) for key, value in _pairs(read(self.file(name))) if value.isdigit()]
+            found += [
+                (f"{prefix}.{key}", int(value))
+                for key, value in _pairs(read(self.file(name)))
+                if value.isdigit()
+            ]
         totals: dict[str, int] = {}
         for line in read(self.file("io.stat")).splitlines():
             for key, equals, value in (item.partition("=") for item in line.split()[1:]):

@@ -1,7 +1,8 @@
-"""The socket between the agent and a child that is becoming a container process: one tag byte and a body per packet.
+"""The socket between the agent and a child that is becoming a container process: one tag byte and a body
+per packet.
 
-The child's end is close-on-exec: end of file after START means that the program runs (or that the child is gone).
-The agent's end is never blocking; the child's always is, and ends the child when the agent is gone.
+The child's end is close-on-exec: end of file after START means that the program runs (or that the child is
+gone). The agent's end is never blocking; the child's always is, and ends the child when the agent is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From fork to execve: what a child of the agent does, in order. Nothing here runs in the agent itself.
 
-The order is runc's: cgroup, user namespace (the agent writes the maps), the other namespaces, names and sysctls,
-file systems, hooks, checks, READY, wait for START, hooks, identity, execve. Every failure travels over the channel.
+The order is runc's: cgroup, user namespace (the agent writes the maps), the other namespaces, names and
+sysctls, file systems, hooks, checks, READY, wait for START, hooks, identity, execve. Every failure travels
+over the channel.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def main(task: Task, channel: ChildEnd) -> NoReturn:
     try:
         signals.restore()
         _close_all_but([*task.descriptors(), channel.fileno()])
-        lp.set_dumpable(False)  # a container must not trace us while we are between its namespaces (CVE-2016-9962)
+        lp.set_dumpable(
+            False
+        )  # a container must not trace us while we are between its namespaces (CVE-2016-9962)
         os.setsid()
         os.umask(0o022)
         os.write(task.procs, b"0")
@@ -87,7 +90,9 @@ def _use_terminal(task: Task, channel: ChildEnd, master: int, slave: int) -> Non
 
 
 def _close_all_but(keep: list[int]) -> None:
-    """Close what belongs to the agent: above all the ends of other containers' pipes, whose EOF we would hold up."""
+    """Close what belongs to the agent: above all the ends of other containers' pipes, whose EOF we would
+    hold up.
+    """
     previous = 2
     for fd in sorted(set(keep)):
         if fd > previous + 1:
@@ -97,7 +102,9 @@ def _close_all_but(keep: list[int]) -> None:
 
 
 def _enter_namespaces(task: Task, channel: ChildEnd) -> None:
-    """The namespaces left to us: the agent has dealt with pid and time unless a user namespace must own them."""
+    """The namespaces left to us: the agent has dealt with pid and time unless a user namespace must own
+    them.
+    """
     joins = [(fd, kind) for fd, kind in task.joins if not kind & _OWN_FORK]
     in_user = bool(task.unshares & lp.CLONE_NEWUSER)
     for fd, kind in sorted(joins, key=lambda join: join[1] != lp.CLONE_NEWUSER):
@@ -124,7 +131,10 @@ def _become_root_of_namespace() -> None:
 
 
 def _fork_into(flags: int, offsets: str, channel: ChildEnd) -> None:
-    """New pid and time namespaces owned by our user namespace. The child goes on; it becomes the agent's at our exit."""
+    """New pid and time namespaces owned by our user namespace.
+
+    The child goes on; it becomes the agent's at our exit.
+    """
     lp.unshare(flags)
     lp.set_dumpable(True)  # else /proc/self is not ours to write
     write_offsets(offsets)
@@ -176,7 +186,9 @@ def _set_sysctls(sysctls: dict[str, Any]) -> None:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise GuestError(f"linux.sysctl: write sysctl key {key}: {describe(error)}", code="sysctl-failed") from error
+            raise GuestError(
+                f"linux.sysctl: write sysctl key {key}: {describe(error)}", code="sysctl-failed"
+            ) from error
 
 
 def _run_hooks(task: Task, kind: str, status: str) -> None:

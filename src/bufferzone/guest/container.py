@@ -1,7 +1,7 @@
 """A container and its processes as the agent keeps them: state, streams, waiters. Children run `child.py`.
 
-    process: creating -> created -> starting -> running -> stopped      (an exec goes through created by itself)
-    a failure at any step: the child reports it and dies; the answer is given once it is reaped.
+process: creating -> created -> starting -> running -> stopped     (an exec goes through created alone)
+a failure at any step: the child reports it and dies; the answer is given once it is reaped.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone.errors import BufferzoneError, CallerError, GuestError, NotFoundError, SpecError, StateError
+from bufferzone.errors import BufferzoneError, CallerError, GuestError, StateError
 from bufferzone.guest import channel as ch
 from bufferzone.guest import launch, stdio
 from bufferzone.guest.mounts import describe
+from bufferzone.guest.settle import settle
 from bufferzone.linux import terminal
 from bufferzone.wire import agent as wire
 from bufferzone.wire import ttrpc
@@ -30,9 +31,19 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """One process of a container. `failed(then)` frees it when it never came to run its program, and calls `then`."""
+    """One process of a container.
 
-    def __init__(self, loop: Loop, task: Task, cgroup: Cgroup, reply: Reply, failed: Callable[[Callable[[], None]], None]) -> None:
+    `failed(then)` frees it when it never came to run its program, and calls `then`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        task: Task,
+        cgroup: Cgroup,
+        reply: Reply,
+        failed: Callable[[Callable[[], None]], None],
+    ) -> None:
         self._loop, self._task, self._cgroup, self._failed = loop, task, cgroup, failed
         self._pending: Reply | None = reply
         self._failure: BufferzoneError | None = None
@@ -74,8 +85,6 @@ class Process:
         self._task.stdio = theirs
         return theirs
 
-    # -- what the child says ------------------------------------------------------------------------------------
-
     def _heard(self, events: int) -> None:
         while self._sock.fileno() >= 0:
             packet = ch.receive(self._sock)
@@ -89,11 +98,8 @@ class Process:
                 self._abort(GuestError(describe(error)))
 
     def _obey(self, tag: bytes, body: bytes, fd: int) -> None:
-        if tag == ch.MAP:
-            launch.write_maps(self.pid, self._task.spec)
-            self._sock.send(ch.DONE)
-        elif tag == ch.PID:
-            self.pid = int(body)
+        if tag in (ch.MAP, ch.PID, ch.SETTLE):
+            self._assist(tag, body)
             self._sock.send(ch.DONE)
         elif tag == ch.TERMINAL:
             self._master = fd
@@ -106,16 +112,19 @@ class Process:
             elif self._pending is not None:
                 self._pending.ok(wire.PidResponse(pid=self.pid))
                 self._pending = None
-        elif tag == ch.SETTLE:
-            try:
-                launch.settle(self.pid, self._task.process)
-            except OSError as error:
-                raise GuestError(f"error setting {error.filename or 'process limits'}: {os.strerror(error.errno or 0).lower()}") from error
-            self._sock.send(ch.DONE)
         elif tag == ch.ERROR:
             self._failure = ttrpc.error_of(ttrpc.Status.decode(body), GuestError)
         else:
             self._end_of_channel()
+
+    def _assist(self, tag: bytes, body: bytes) -> None:
+        """What the child cannot do or know itself."""
+        if tag == ch.MAP:
+            launch.write_maps(self.pid, self._task.spec)
+        elif tag == ch.PID:
+            self.pid = int(body)
+        else:
+            settle(self.pid, self._task.process)
 
     def _end_of_channel(self) -> None:
         """The program runs, or the child is gone: then `reaped` follows."""
@@ -133,8 +142,6 @@ class Process:
     def _abort(self, error: BufferzoneError) -> None:
         self._failure = error
         os.kill(self.pid, 9)
-
-    # -- what is asked of it ------------------------------------------------------------------------------------
 
     def start(self, reply: Reply) -> None:
         """Let the created process run its program; answered when it does."""
@@ -157,26 +164,40 @@ class Process:
             return False
         if self._sock.fileno() >= 0:
             self._end_of_channel()
-        code = os.waitstatus_to_exitcode(status)
-        oom = code == -9 and self._cgroup.oom_kills() > self._oom_before
-        self.exit = wire.WaitResponse(
-            exit_status=code if code >= 0 else 128 - code, signal=max(0, -code), exited_at_ns=time.time_ns(), oom=oom
-        )
         before, self.state = self.state, "stopped"
+        self.exit = self._describe_exit(status)
         if self._input is not None:
             self._input.close()
         for waiter in self._waiters:
             waiter.ok(self.exit)
         self._waiters.clear()
-        if self._pending is not None or before == "creating":
-            failure = self._failure or GuestError(f"the container process died while {before}: status {self.exit.exit_status}")
-            reply, self._pending = self._pending, None
-            answer = (lambda: None) if reply is None else (lambda: reply.fail(failure))
-            if before == "creating" or self._task.init_pid:
-                self._failed(answer)
-            else:
-                answer()
+        self._tell_failure(before)
         return True
+
+    def _describe_exit(self, status: int) -> wire.WaitResponse:
+        code = os.waitstatus_to_exitcode(status)
+        return wire.WaitResponse(
+            exit_status=code if code >= 0 else 128 - code,
+            signal=max(0, -code),
+            exited_at_ns=time.time_ns(),
+            oom=code == -9 and self._cgroup.oom_kills() > self._oom_before,
+        )
+
+    def _tell_failure(self, before: str) -> None:
+        """Answer a Create, Start or Exec that its process did not live to see the end of."""
+        reply, self._pending = self._pending, None
+        if reply is None and before != "creating":
+            return
+        failure = self._failure or GuestError(f"the container process died while {before}: {self.exit}")
+
+        def answer() -> None:
+            if reply is not None:
+                reply.fail(failure)
+
+        if before == "creating" or self._task.init_pid:
+            self._failed(answer)
+        else:
+            answer()
 
     def wait(self, reply: Reply) -> None:
         """Answer once it has ended."""
@@ -234,3 +255,31 @@ class Process:
         if self._sock.fileno() >= 0:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
+
+
+class Container:
+    """One container: its cgroup, its init and its execs."""
+
+    def __init__(self, id: str, spec: dict[str, Any], cgroup: Cgroup) -> None:
+        self.id, self.spec, self.cgroup = id, spec, cgroup
+        self.resources: dict[str, Any] = (spec.get("linux") or {}).get("resources") or {}
+        self.init: Process | None = None
+        self.execs: dict[str, Process] = {}
+        self.paused = self.deleting = self.empty = False
+        self.when_gone: list[Callable[[], None]] = []
+        self.oom_kills = 0
+
+    @property
+    def state(self) -> str:
+        if self.init is None:
+            return "creating"
+        if self.paused and self.init.state == "running":
+            return "paused"
+        return {"starting": "running"}.get(self.init.state, self.init.state)
+
+    def processes(self) -> list[Process]:
+        return [*([self.init] if self.init is not None else []), *self.execs.values()]
+
+    def close(self) -> None:
+        for process in self.processes():
+            process.close()

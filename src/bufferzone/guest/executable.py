@@ -1,6 +1,7 @@
 """Which file process.args[0] means, checked with the rights of the container's user. Runs in the child.
 
-Source: Go's os/exec.LookPath, whose texts callers of runc match ("executable file not found", "permission denied").
+Source: Go's os/exec.LookPath, whose texts callers of runc match ("executable file not found", "permission
+denied").
 """
 
 from __future__ import annotations
@@ -43,6 +44,5 @@ def _check(path: str) -> None:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    # Not os.access alone: root with CAP_DAC_OVERRIDE passes X_OK only where some x bit is set, which is what we want.
     if not os.access(path, os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

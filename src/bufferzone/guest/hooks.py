@@ -1,7 +1,8 @@
 """Hooks that run in the guest: createContainer and startContainer. Runs in the child, one after the other.
 
-Source: runtime-spec config.md "POSIX-platform Hooks": the state as JSON on stdin, a failure or a timeout fails
-the operation. Error texts as runc's: `error running createContainer hook #0: exit status 1, stdout: ...`.
+Source: runtime-spec config.md "POSIX-platform Hooks": the state as JSON on stdin, a failure or a timeout
+fails the operation. Error texts as runc's: `error running createContainer hook #0: exit status 1, stdout:
+...`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _TAIL = 1024
 
 
 def run_all(kind: str, hooks: list[dict[str, Any]], state: str) -> None:
-    """Run every hook of one kind with `state` on its stdin; raises `GuestError` `hook-failed` at the first failure."""
+    """Run every hook of one kind with `state` on its stdin; raises `GuestError` `hook-failed` at the
+    first failure.
+    """
     for number, hook in enumerate(hooks):
         output = os.memfd_create("hook", os.MFD_CLOEXEC)
         try:

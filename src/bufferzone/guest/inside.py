@@ -1,8 +1,9 @@
-"""Paths inside a container's root file system, resolved by the kernel so that no symlink of the image leads out.
+"""Paths inside a container's root file system, resolved by the kernel so that no symlink of the image leads
+out.
 
-Every function takes the root as an O_PATH directory descriptor and returns O_PATH descriptors (close-on-exec).
-Missing mount points are made as runc makes them: directories 0755, empty files. Raises OSError.
-Source: openat2(2) RESOLVE_IN_ROOT.
+Every function takes the root as an O_PATH directory descriptor and returns O_PATH descriptors
+(close-on-exec). Missing mount points are made as runc makes them: directories 0755, empty files. Raises
+OSError. Source: openat2(2) RESOLVE_IN_ROOT.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _MAX_LINKS = 40
 
 
 def clean(path: str) -> str:
-    """`path` as an absolute path without `.`, `..` and empty parts, `..` taken lexically (Go's filepath.Join)."""
+    """`path` as an absolute path without `.`, `..` and empty parts, `..` taken lexically (Go's
+    filepath.Join).
+    """
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -33,7 +36,9 @@ def find(root: int, path: str, flags: int = 0) -> int:
 
 
 def directory(root: int, path: str, links: int = 0) -> int:
-    """A directory, made with its parents when missing; the targets of dangling symlinks are made inside the root."""
+    """A directory, made with its parents when missing; the targets of dangling symlinks are made inside
+    the root.
+    """
     path = clean(path)
     try:
         return open_in_root(root, path, O_PATH | os.O_DIRECTORY)

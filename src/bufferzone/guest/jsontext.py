@@ -1,4 +1,5 @@
-"""JSON without the `json` package: its C scanner is used directly, since `json` imports `re` (10 ms under TCG).
+"""JSON without the `json` package: its C scanner is used directly, since `json` imports `re` (10 ms under
+TCG).
 
 Refuses to be a full encoder: `dumps` writes what the state of a hook consists of.
 """
@@ -28,7 +29,8 @@ class _Context:
     memo: dict[str, str] = {}
 
 
-_scan = _json.make_scanner(_Context())
+_context: Any = _Context()
+_scan = _json.make_scanner(_context)
 
 
 def loads(data: bytes, what: str) -> dict[str, Any]:

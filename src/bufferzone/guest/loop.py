@@ -21,7 +21,10 @@ READ, WRITE, PRIORITY = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
 
 
 class Loop:
-    """Callbacks by descriptor, and one for the end of children. Owns the epoll and the signal wake-up descriptors."""
+    """Callbacks by descriptor, and one for the end of children.
+
+    Owns the epoll and the signal wake-up descriptors.
+    """
 
     def __init__(self, on_child: Callable[[], None]) -> None:
         self._epoll = select.epoll()
@@ -34,7 +37,9 @@ class Loop:
         self.running = True
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(events)` whenever `fd` is ready; replaces an earlier watch of the same descriptor."""
+        """Call `callback(events)` whenever `fd` is ready; replaces an earlier watch of the same
+        descriptor.
+        """
         if fd in self._callbacks:
             self._epoll.modify(fd, events)
         else:

@@ -1,7 +1,7 @@
 """Mount options of config.json as flags: pure, no system calls.
 
-Source: runtime-spec config-linux.md "mount options", runc libcontainer/specconv/spec_linux.go; unknown options
-become the data of the file system, as with runc.
+Source: runtime-spec config-linux.md "mount options", runc libcontainer/specconv/spec_linux.go; unknown
+options become the data of the file system, as with runc.
 """
 
 from __future__ import annotations
@@ -79,15 +79,33 @@ _ATIMES = ((lm.MS_RELATIME, 0), (lm.MS_NOATIME, _ATTR_NOATIME), (lm.MS_STRICTATI
 #: recursive variant -> the option it applies to a whole tree
 RECURSIVE = {
     "r" + name: name
-    for name in (
-        "ro rw suid nosuid dev nodev exec noexec atime noatime diratime nodiratime relatime norelatime "
-        "strictatime nostrictatime symfollow nosymfollow"
-    ).split()
+    for name in [
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "symfollow",
+        "nosymfollow",
+    ]
 }
 
 
 class MountOptions:
-    """One mount's options: flags set and cleared, the same for the whole tree, propagation in order, data, tmpcopyup."""
+    """One mount's options: flags set and cleared, the same for the whole tree, propagation in order,
+    data, tmpcopyup.
+    """
 
     __slots__ = ("clear", "copy_up", "data", "propagation", "set", "tree_clear", "tree_set")
 
@@ -130,7 +148,9 @@ def _apply(set_: int, clear: int, flag: int, clears: bool) -> tuple[int, int]:
 
 
 def _attributes(set_: int, clear: int) -> tuple[int, int]:
-    """Flags of mount(2) as (attributes to add, attributes to clear); the access time is one field of its own."""
+    """Flags of mount(2) as (attributes to add, attributes to clear); the access time is one field of its
+    own.
+    """
     add = drop = 0
     for flag, attribute in _ATTRIBUTES:
         add |= attribute if set_ & flag else 0

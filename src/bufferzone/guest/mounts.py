@@ -1,9 +1,10 @@
-"""The mounts of a container: made detached, then attached at a place that the kernel resolves inside the new root.
+"""The mounts of a container: made detached, then attached at a place that the kernel resolves inside the
+new root.
 
-Sources are paths of the guest; they are opened before pivot_root. A file system is mounted on the (private) root
-directory first, copied as a detached tree and unmounted again: mount(2) cannot mount on a descriptor, and this
-way every type and every option of mount(2) works, also those which fsconfig(2) of Linux 6.1 does not take.
-Source: runtime-spec config.md "Mounts"; runc libcontainer/rootfs_linux.go for the error texts.
+Sources are paths of the guest; they are opened before pivot_root. A file system is mounted on the (private)
+root directory first, copied as a detached tree and unmounted again: mount(2) cannot mount on a descriptor,
+and this way every type and every option of mount(2) works, also those which fsconfig(2) of Linux 6.1 does
+not take. Source: runtime-spec config.md "Mounts"; runc libcontainer/rootfs_linux.go for the error texts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from bufferzone.guest.mountoptions import MountOptions
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
+#: file systems that may become read-only, or be replaced by a bind, after they were mounted
+_LATE = ("tmpfs", "cgroup", "cgroup2", "sysfs")
 
 
 def mount_all(scratch: str, root: int, entries: list[dict[str, Any]]) -> None:
@@ -85,7 +88,10 @@ def _mount_one(scratch: str, root: int, entry: dict[str, Any], destination: str)
 
 
 def _target(root: int, destination: str, kind: str, tree: int) -> int:
-    """The mount point, made when missing. proc and sysfs take no symlink, lest the image picks where they go."""
+    """The mount point, made when missing.
+
+    proc and sysfs take no symlink, lest the image picks where they go.
+    """
     if kind in ("proc", "sysfs"):
         try:
             existing = inside.find(root, destination, os.O_NOFOLLOW)
@@ -93,7 +99,9 @@ def _target(root: int, destination: str, kind: str, tree: int) -> int:
             pass
         else:
             if not inside.is_directory(existing):
-                raise OSError(errno.ENOTDIR, f'filesystem "{kind}" must be mounted on ordinary directory', destination)
+                raise OSError(
+                    errno.ENOTDIR, f'filesystem "{kind}" must be mounted on ordinary directory', destination
+                )
             return existing
     try:
         return (inside.directory if inside.is_directory(tree) else inside.file)(root, destination)
@@ -114,7 +122,7 @@ def _new(scratch: str, root: int, kind: str, source: str, destination: str, opti
     try:
         return detached(scratch, kind, source or kind, flags, ",".join(data))
     except PermissionError:
-        # A user namespace that does not own the network (sysfs) or cgroup namespace gets the guest's own mount.
+        # A user namespace without a network (sysfs) or cgroup namespace of its own gets the guest's mount.
         if kind == "sysfs":
             return lm.open_tree("/sys")
         if kind == "cgroup2":
@@ -138,9 +146,8 @@ def _with_mode_of(root: int, destination: str, data: list[str]) -> list[str]:
 def _decorate(tree: int, options: MountOptions, bind: bool, kind: str) -> None:
     """Attributes of the still detached mount; flags of a bind add to those of its source."""
     add, clear = options.attributes()
-    if bind or kind in ("tmpfs", "cgroup", "cgroup2", "sysfs"):
-        if add or clear:
-            lm.set_attributes(tree, add=add, clear=clear, recursive=False)
+    if (add or clear) and (bind or kind in _LATE):
+        lm.set_attributes(tree, add=add, clear=clear, recursive=False)
     add, clear = options.tree_attributes()
     if add or clear:
         lm.set_attributes(tree, add=add, clear=clear, recursive=True)

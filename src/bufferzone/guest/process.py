@@ -1,7 +1,8 @@
 """The last steps of a container process, in the child: stdio, credentials, filters, execve.
 
 `check` runs while the container is created, `execute` once it is started. Source: runtime-spec config.md
-"process", runc libcontainer/init_linux.go (finalizeNamespace) and standard_init_linux.go, capabilities(7), seccomp(2).
+"process", runc libcontainer/init_linux.go (finalizeNamespace) and standard_init_linux.go, capabilities(7),
+seccomp(2).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Program:
 def check(process: dict[str, Any]) -> Program:
     """Go to the working directory and find the program, as the container's user would.
 
-    Raises `SpecError`, `GuestError` (working directory) or `ExecError`. The current directory is process.cwd afterwards.
+    Raises `SpecError`, `GuestError` (working directory) or `ExecError`. The current directory is
+    process.cwd afterwards.
     """
     args = process.get("args") or []
     if not args:
@@ -79,7 +81,11 @@ def execute(program: Program, channel: ChildEnd, task: Task) -> NoReturn:
         if error.filename == program.path:
             failure = executable.exec_error(program.path, error)
             channel.die(failure, 127 if failure.code == "exec-not-found" else 126)
-        channel.die(GuestError(f"cannot become the container process: {error.strerror} {error.filename or ''}".rstrip()))
+        channel.die(
+            GuestError(
+                f"cannot become the container process: {error.strerror} {error.filename or ''}".rstrip()
+            )
+        )
     except BaseException as error:
         channel.die(error)
 
@@ -91,7 +97,9 @@ def use_stdio(fds: tuple[int, int, int]) -> None:
 
 
 def use_terminal(slave: int, process: dict[str, Any]) -> None:
-    """Make the slave our stdio and controlling terminal, of the size asked for, owned by the container's user."""
+    """Make the slave our stdio and controlling terminal, of the size asked for, owned by the container's
+    user.
+    """
     use_stdio((slave, slave, slave))
     os.close(slave)
     terminal.make_controlling(0)
@@ -104,10 +112,15 @@ def use_terminal(slave: int, process: dict[str, Any]) -> None:
 
 
 def _take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) -> None:
-    """Groups, user, capabilities, no_new_privs, seccomp: the filter goes in as late as its own rights allow."""
+    """Groups, user, capabilities, no_new_privs, seccomp: the filter goes in as late as its own rights
+    allow.
+    """
     user = process.get("user") or {}
     available = capabilities.permitted()
-    sets = {name: _mask(process, name) & available for name in ("effective", "permitted", "inheritable", "ambient")}
+    sets = {
+        name: _mask(process, name) & available
+        for name in ("effective", "permitted", "inheritable", "ambient")
+    }
     no_new_privileges = bool(process.get("noNewPrivileges"))
     _chdir_again(process)
     lp.drop_bounding(_mask(process, "bounding"))
@@ -124,7 +137,9 @@ def _take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) 
         lp.set_capabilities(effective=available, permitted=available, inheritable=0)
         lp.load_seccomp(seccomp, seccomp_flags)
     lp.set_capabilities(
-        effective=sets["effective"] & sets["permitted"], permitted=sets["permitted"], inheritable=sets["inheritable"]
+        effective=sets["effective"] & sets["permitted"],
+        permitted=sets["permitted"],
+        inheritable=sets["inheritable"],
     )
     lp.set_ambient(sets["ambient"] & sets["permitted"] & sets["inheritable"])
     if no_new_privileges and seccomp:
@@ -132,7 +147,10 @@ def _take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) 
 
 
 def _mask(process: dict[str, Any], name: str) -> int:
-    """A capability set as a mask. Names that no kernel knows are ignored, as runc does (newer host, older guest)."""
+    """A capability set as a mask.
+
+    Names that no kernel knows are ignored, as runc does (newer host, older guest).
+    """
     names = (process.get("capabilities") or {}).get(name) or []
     return lp.capability_mask([name for name in names if name in lp.CAPABILITIES])
 
@@ -149,7 +167,9 @@ def _environment(process: dict[str, Any]) -> dict[str, str]:
 
 
 def _become_effective(process: dict[str, Any]) -> None:
-    """Effective ids and capabilities of the container's user, for checks of access; the real ids stay root."""
+    """Effective ids and capabilities of the container's user, for checks of access; the real ids stay
+    root.
+    """
     user = process.get("user") or {}
     os.setgroups([int(gid) for gid in user.get("additionalGids") or []])
     os.setegid(int(user.get("gid") or 0))
@@ -157,7 +177,9 @@ def _become_effective(process: dict[str, Any]) -> None:
         os.seteuid(int(user["uid"]))
     else:
         permitted = capabilities.permitted()
-        lp.set_capabilities(effective=_mask(process, "effective") & permitted, permitted=permitted, inheritable=0)
+        lp.set_capabilities(
+            effective=_mask(process, "effective") & permitted, permitted=permitted, inheritable=0
+        )
 
 
 def _become_root() -> None:
@@ -178,9 +200,13 @@ def _chdir(path: str) -> OSError | None:
 
 
 def _chdir_again(process: dict[str, Any]) -> None:
-    """The directory was checked at create; a startContainer hook may have moved things since (CVE-2024-21626)."""
+    """The directory was checked at create; a startContainer hook may have moved things since
+    (CVE-2024-21626).
+    """
     if not os.getcwd().startswith("/"):
-        raise GuestError("current working directory is outside of container mount namespace root", code="bad-cwd")
+        raise GuestError(
+            "current working directory is outside of container mount namespace root", code="bad-cwd"
+        )
 
 
 def _home_of(uid: int) -> str:

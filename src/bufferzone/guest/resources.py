@@ -1,9 +1,10 @@
 """linux.resources of config.json as files of the unified cgroup hierarchy: pure, no system calls.
 
-Values are converted from cgroup v1 terms as runc does (libcontainer/cgroups/fs2, opencontainers/cgroups utils).
-Not converted, because the unified hierarchy has nothing like them and runc ignores them too: kernel memory,
-swappiness, disableOOMKiller, network class and priorities. linux.resources.devices is not enforced by cgroup:
-the guest has virtual devices only, and none of them leads to the host except through its hypervisor.
+Values are converted from cgroup v1 terms as runc does (libcontainer/cgroups/fs2, opencontainers/cgroups
+utils). Not converted, because the unified hierarchy has nothing like them and runc ignores them too: kernel
+memory, swappiness, disableOOMKiller, network class and priorities. linux.resources.devices is not enforced
+by cgroup: the guest has virtual devices only, and none of them leads to the host except through its
+hypervisor.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def _cpu(cpu: dict[str, Any]) -> Settings:
         if cpu.get(key):
             raise SpecError(f"linux.resources.cpu.{key}: cgroup v2 does not support real-time groups")
     found = []
-    shares, quota, period = int(cpu.get("shares") or 0), int(cpu.get("quota") or 0), int(cpu.get("period") or 0)
+    shares, quota, period = (
+        int(cpu.get("shares") or 0),
+        int(cpu.get("quota") or 0),
+        int(cpu.get("period") or 0),
+    )
     if shares:
         shares = min(max(shares, 2), 262144)
         found.append(("cpu.weight", str(1 + (shares - 2) * 9999 // 262142)))
@@ -106,7 +111,12 @@ def _block_io(block: dict[str, Any]) -> Settings:
     for entry in block.get("weightDevice") or []:
         if entry.get("weight"):
             found.append(("io.bfq.weight", f"{entry.get('major')}:{entry.get('minor')} {entry['weight']}"))
-    for key, name in (("ReadBps", "rbps"), ("WriteBps", "wbps"), ("ReadIOPS", "riops"), ("WriteIOPS", "wiops")):
+    for key, name in (
+        ("ReadBps", "rbps"),
+        ("WriteBps", "wbps"),
+        ("ReadIOPS", "riops"),
+        ("WriteIOPS", "wiops"),
+    ):
         for entry in block.get(f"throttle{key}Device") or []:
             rate = int(entry.get("rate") or 0)
             found.append(("io.max", f"{entry.get('major')}:{entry.get('minor')} {name}={rate or 'max'}"))

@@ -1,8 +1,8 @@
 """The root file system of a container: from a directory of the guest to the root of the process.
 
-Everything happens in the child, in its own mount namespace, before pivot_root; nothing of the guest is reachable
-afterwards. Source: runtime-spec config-linux.md (default file systems, devices, masked and read-only paths),
-runc libcontainer/rootfs_linux.go, pivot_root(2) for `pivot_root(".", ".")`.
+Everything happens in the child, in its own mount namespace, before pivot_root; nothing of the guest is
+reachable afterwards. Source: runtime-spec config-linux.md (default file systems, devices, masked and
+read-only paths), runc libcontainer/rootfs_linux.go, pivot_root(2) for `pivot_root(".", ".")`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 
 
 def prepare(spec: dict[str, Any]) -> int:
-    """Make the rootfs a mount of its own with everything of the spec on it; return it as an O_PATH descriptor."""
+    """Make the rootfs a mount of its own with everything of the spec on it; return it as an O_PATH
+    descriptor.
+    """
     linux: dict[str, Any] = spec.get("linux") or {}
     path = str((spec.get("root") or {}).get("path") or "")
     propagation = _root_propagation(linux) or lm.MS_SLAVE | lm.MS_REC
@@ -84,7 +86,9 @@ def enter(root: int, spec: dict[str, Any]) -> None:
 
 
 def open_terminal(root: int) -> tuple[int, int]:
-    """(master, slave) of a new pseudo-terminal of the devpts in `root`; its slave is also bound to /dev/console."""
+    """(master, slave) of a new pseudo-terminal of the devpts in `root`; its slave is also bound to
+    /dev/console.
+    """
     master = inside.open_file(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
     terminal.unlock(master)
     slave = terminal.peer(master, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -104,7 +108,9 @@ def _root_propagation(linux: dict[str, Any]) -> int:
 
 
 def _mount_point_of(path: str) -> str:
-    """The mount point that `path` lies on: the nearest parent on another device or being a mount point itself."""
+    """The mount point that `path` lies on: the nearest parent on another device or being a mount point
+    itself.
+    """
     path = os.path.realpath(path)
     while not os.path.ismount(path):
         path = os.path.dirname(path)
@@ -132,7 +138,9 @@ def _make_devices(root: int, devices: list[dict[str, Any]]) -> None:
         try:
             _make_device(root, path, device)
         except OSError as error:
-            raise GuestError(f"creating device node {path}: {describe(error)}", code="device-failed") from error
+            raise GuestError(
+                f"creating device node {path}: {describe(error)}", code="device-failed"
+            ) from error
 
 
 def _make_device(root: int, path: str, device: dict[str, Any]) -> None:
@@ -145,7 +153,13 @@ def _make_device(root: int, path: str, device: dict[str, Any]) -> None:
     parent, name = inside.parent_of(root, path)
     try:
         os.mknod(name, _KINDS[kind] | mode, number, dir_fd=parent)
-        os.chown(name, int(device.get("uid") or 0), int(device.get("gid") or 0), dir_fd=parent, follow_symlinks=False)
+        os.chown(
+            name,
+            int(device.get("uid") or 0),
+            int(device.get("gid") or 0),
+            dir_fd=parent,
+            follow_symlinks=False,
+        )
         os.chmod(name, mode, dir_fd=parent)
     except FileExistsError:
         pass  # as runc: what the image has stays
@@ -175,7 +189,9 @@ def _make_links(root: int) -> None:
 
 
 def _mask(scratch: str, root: int, paths: list[str]) -> None:
-    """Hide paths: an empty read-only tmpfs over a directory, /dev/null over anything else; missing ones are fine."""
+    """Hide paths: an empty read-only tmpfs over a directory, /dev/null over anything else; missing ones
+    are fine.
+    """
     for path in paths:
         try:
             target = inside.find(root, path)

@@ -1,4 +1,5 @@
-"""The containers of this VM: which exist, which state each is in, what may be done in it. Knows no wire format.
+"""The containers of this VM: which exist, which state each is in, what may be done in it. Knows no wire
+format.
 
 States are runc's: creating, created, running, paused, stopped.
 """
@@ -10,7 +11,7 @@ import os
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
 from bufferzone.guest import launch, resources
 from bufferzone.guest.cgroup import Cgroup
-from bufferzone.guest.container import Process
+from bufferzone.guest.container import Container, Process
 from bufferzone.guest.task import Task, namespaces
 
 TYPE_CHECKING = False
@@ -22,34 +23,6 @@ if TYPE_CHECKING:
     from bufferzone.guest.server import Reply
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
-
-
-class Container:
-    """One container: its cgroup, its init and its execs."""
-
-    def __init__(self, id: str, spec: dict[str, Any], cgroup: Cgroup) -> None:
-        self.id, self.spec, self.cgroup = id, spec, cgroup
-        self.resources: dict[str, Any] = (spec.get("linux") or {}).get("resources") or {}
-        self.init: Process | None = None
-        self.execs: dict[str, Process] = {}
-        self.paused = self.deleting = self.empty = False
-        self.when_gone: list[Callable[[], None]] = []
-        self.oom_kills = 0
-
-    @property
-    def state(self) -> str:
-        if self.init is None:
-            return "creating"
-        if self.paused and self.init.state == "running":
-            return "paused"
-        return {"starting": "running"}.get(self.init.state, self.init.state)
-
-    def processes(self) -> list[Process]:
-        return [*([self.init] if self.init is not None else []), *self.execs.values()]
-
-    def close(self) -> None:
-        for process in self.processes():
-            process.close()
 
 
 class Sandbox:
@@ -71,11 +44,16 @@ class Sandbox:
         container = self.container(id)
         found = container.execs.get(exec_id) if exec_id else container.init
         if found is None:
-            raise NotFoundError(f"exec does not exist: {exec_id} in container {id}" if exec_id else f"no process: {id}")
+            raise NotFoundError(
+                f"exec does not exist: {exec_id} in container {id}" if exec_id else f"no process: {id}"
+            )
         return found
 
     def create(self, id: str, spec: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply) -> None:
-        """Make a container; `reply` gets the pid once its process waits for start. A failure leaves nothing behind."""
+        """Make a container; `reply` gets the pid once its process waits for start.
+
+        A failure leaves nothing behind.
+        """
         if not id or len(id) > 255 or not _NAME.issuperset(id) or id in (".", ".."):
             raise CallerError(f"invalid container id: {id!r}")
         if id in self.containers:
@@ -90,7 +68,9 @@ class Sandbox:
             for path, kind in joins:
                 task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
             task.procs = container.cgroup.open_procs()
-            container.init = Process(self._loop, task, container.cgroup, reply, lambda then: self.end(container, then))
+            container.init = Process(
+                self._loop, task, container.cgroup, reply, lambda then: self.end(container, then)
+            )
         except BaseException:
             self._forget(container)
             raise
@@ -98,11 +78,18 @@ class Sandbox:
             _close(task)
         container.cgroup.watch_oom(lambda: self._oom(container))
 
-    def execute(self, id: str, exec_id: str, process: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply) -> None:
-        """Start one more process; `reply` gets its pid once its program runs. A failure leaves nothing behind."""
+    def execute(
+        self, id: str, exec_id: str, process: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply
+    ) -> None:
+        """Start one more process; `reply` gets its pid once its program runs.
+
+        A failure leaves nothing behind.
+        """
         container = self.container(id)
         if container.state != "running" or container.init is None:
-            raise StateError(f"cannot exec in a {container.state} container", code=f"container-{container.state}")
+            raise StateError(
+                f"cannot exec in a {container.state} container", code=f"container-{container.state}"
+            )
         if not exec_id or exec_id in container.execs:
             raise ExistsError(f"exec with given ID already exists: {exec_id}")
         if process.get("capabilities") is None:
@@ -160,7 +147,9 @@ class Sandbox:
         container.resources = merged
 
     def delete(self, id: str, exec_id: str, then: Callable[[], None]) -> None:
-        """Free a container that is stopped or was never started, or a finished exec; `then` is called when it is gone."""
+        """Free a container that is stopped or was never started, or a finished exec; `then` is called
+        when it is gone.
+        """
         container = self.container(id)
         if exec_id:
             if self.process(id, exec_id).exit is None:

@@ -52,17 +52,26 @@ class Reply:
     def _send(self, response: ttrpc.Response) -> None:
         if not self.done:
             self.done = True
-            self._server.send(self._session, ttrpc.encode_frame(self._stream, ttrpc.RESPONSE, response.encode()))
+            self._server.send(
+                self._session, ttrpc.encode_frame(self._stream, ttrpc.RESPONSE, response.encode())
+            )
 
 
 class Server:
-    """Requests from `fd` to `handle(method, request, reply)`; replies back. `persistent`: end of file is a pause.
+    """Requests from `fd` to `handle(method, request, reply)`; replies back. `persistent`: end of file is a
+    pause.
 
-    `handle` returns the response, or None when it keeps the reply for later; what it raises is sent as the error.
+    `handle` returns the response, or None when it keeps the reply for later; what it raises is sent as the
+    error.
     """
 
     def __init__(
-        self, loop: Loop, fd: int, handle: Callable[[str, Message, Reply], Message | None], *, persistent: bool
+        self,
+        loop: Loop,
+        fd: int,
+        handle: Callable[[str, Message, Reply], Message | None],
+        *,
+        persistent: bool,
     ) -> None:
         self._loop, self._fd, self._handle, self._persistent = loop, fd, handle, persistent
         self._reader = ttrpc.FrameReader()
@@ -127,7 +136,9 @@ class Server:
         try:
             request = ttrpc.Request.decode(frame.payload)
             if request.service != wire.SERVICE or request.method not in wire.METHODS:
-                raise CallerError(f"no such method: {request.service}/{request.method}", code="no-such-method")
+                raise CallerError(
+                    f"no such method: {request.service}/{request.method}", code="no-such-method"
+                )
             message = wire.METHODS[request.method][0].decode(request.payload)
             response = self._handle(request.method, message, reply)
         except DecodeError as error:

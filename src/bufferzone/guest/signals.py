@@ -13,7 +13,9 @@ _KILL, _STOP = 9, 19
 
 
 def restore() -> None:
-    """Default disposition for every signal and nothing blocked: ignored signals (Python's SIGPIPE) survive execve(2)."""
+    """Default disposition for every signal and nothing blocked: ignored signals (Python's SIGPIPE)
+    survive execve(2).
+    """
     _signal.set_wakeup_fd(-1)
     for number in range(1, 65):
         if number in (_KILL, _STOP, 32, 33):  # 32 and 33 belong to the C library

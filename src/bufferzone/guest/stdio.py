@@ -1,4 +1,5 @@
-"""Standard streams of a container process, from the agent's end: blocking reads and writes as pending replies.
+"""Standard streams of a container process, from the agent's end: blocking reads and writes as pending
+replies.
 
 Nothing is buffered here: output stays in the kernel's pipe until a Read asks for it, so a reader that stops
 blocks the writer and nothing else. At most one Read per stream and one Write per process wait at a time.
@@ -32,7 +33,8 @@ class Output:
         os.set_blocking(fd, False)
 
     def read(self, limit: int, reply: Reply) -> None:
-        """Answer with up to `limit` bytes (0 and more than CHUNK mean CHUNK) once there are any, or with none at EOF.
+        """Answer with up to `limit` bytes (0 and more than CHUNK mean CHUNK) once there are any, or with
+        none at EOF.
 
         Raises `StateError` `read-pending` while another read of this stream waits.
         """
@@ -99,7 +101,10 @@ class Input:
         self._ready(0)
 
     def finish(self) -> None:
-        """End of file for the process, after what is still being written. A terminal stays open, as with runc."""
+        """End of file for the process, after what is still being written.
+
+        A terminal stays open, as with runc.
+        """
         if self._terminal:
             return
         self._closing = True

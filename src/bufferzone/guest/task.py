@@ -1,4 +1,6 @@
-"""What a child needs to know to become a container process: decided by the agent before the fork, then only read."""
+"""What a child needs to know to become a container process: decided by the agent before the fork, then
+only read.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,24 @@ NAMESPACE_FILES = {
 class Task:
     """One process to make.
 
-    `spec` is the container's config.json, `process` its process section or that of an exec. `joins` are (descriptor,
-    kind) of namespaces to enter, `unshares` the flags of those to make. `stdio` are three descriptors above 2, or none
-    for a terminal. `procs` is the open cgroup.procs to write `0` to. `init_pid` is 0 for the container's own process.
+    `spec` is the container's config.json, `process` its process section or that of an exec. `joins` are
+    (descriptor, kind) of namespaces to enter, `unshares` the flags of those to make. `stdio` are three
+    descriptors above 2, or none for a terminal. `procs` is the open cgroup.procs to write `0` to.
+    `init_pid` is 0 for the container's own process.
     """
 
-    __slots__ = ("id", "init_pid", "joins", "process", "procs", "seccomp", "seccomp_flags", "spec", "stdio", "unshares")
+    __slots__ = (
+        "id",
+        "init_pid",
+        "joins",
+        "process",
+        "procs",
+        "seccomp",
+        "seccomp_flags",
+        "spec",
+        "stdio",
+        "unshares",
+    )
 
     def __init__(self, id: str, spec: dict[str, Any], process: dict[str, Any]) -> None:
         self.id, self.spec, self.process = id, spec, process
@@ -63,7 +77,7 @@ def namespaces(spec: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
     flags, joins, seen = 0, [], set()
     for entry in (spec.get("linux") or {}).get("namespaces") or []:
         name = str(entry.get("type"))
-        if name in seen or name not in NAMESPACES and name != "network":
+        if name in seen or (name not in NAMESPACES and name != "network"):
             raise SpecError(f"linux.namespaces: {'repeated' if name in seen else 'unknown'} type: {name}")
         seen.add(name)
         if name == "network":

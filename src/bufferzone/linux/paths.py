@@ -1,4 +1,6 @@
-"""openat2(2): paths that are resolved inside a directory by the kernel, so that no symlink leads out of it."""
+"""openat2(2): paths that are resolved inside a directory by the kernel, so that no symlink leads out of
+it.
+"""
 
 from __future__ import annotations
 

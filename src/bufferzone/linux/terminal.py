@@ -20,7 +20,9 @@ def number(master: int) -> int:
 
 
 def peer(master: int, flags: int) -> int:
-    """TIOCGPTPEER: open the slave without a path, so that nothing in the container can be put in its place."""
+    """TIOCGPTPEER: open the slave without a path, so that nothing in the container can be put in its
+    place.
+    """
     return int(fcntl.ioctl(master, _TIOCGPTPEER, flags))
 
 
