@@ -47,7 +47,7 @@ class Client:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout_s)
-            _connect(sock, path)
+            connect_unix(sock, path)
             sock.settimeout(None)
         except OSError as error:
             sock.close()
@@ -97,7 +97,7 @@ class Client:
         stream, self._stream = self._stream, self._stream + 2
         try:
             frame = memoryview(ttrpc.encode_frame(stream, ttrpc.REQUEST, envelope.encode()))
-            sent = self._sock.sendmsg([frame], [_rights(fds)]) if fds else 0
+            sent = self._sock.sendmsg([frame], [rights(fds)]) if fds else 0
             self._sock.sendall(frame[sent:])
         except ttrpc.ProtocolError as error:
             raise BugError(f"{method}: {error}") from error
@@ -142,11 +142,12 @@ def parse(payload: bytes, service: str, method: str) -> Any:
         raise BugError(f"the shim's answer to {method} is malformed: {error}") from error
 
 
-def _rights(fds: Sequence[int]) -> tuple[int, int, bytes]:
+def rights(fds: Sequence[int]) -> tuple[int, int, bytes]:
+    """Descriptors as ancillary data for sendmsg(2)."""
     return socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds)
 
 
-def _connect(sock: socket.socket, path: str) -> None:
+def connect_unix(sock: socket.socket, path: str) -> None:
     """connect(2); a path too long for sun_path goes through its directory's descriptor."""
     if len(os.fsencode(path)) <= _MAX_SUN_PATH:
         sock.connect(path)

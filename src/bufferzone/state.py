@@ -103,7 +103,8 @@ def list_ids(root: str) -> list[str]:
     return sorted(n for n in names if _ID_CHARACTERS.issuperset(n) and os.path.isdir(os.path.join(root, n)))
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A string as JSON, ASCII only."""
     try:
         from _json import encode_basestring_ascii  # the json package costs a bare interpreter start
     except ImportError:  # not CPython
@@ -127,13 +128,13 @@ def write_state(
 
     Raises `HostError` on a full disk; the old file is then untouched.
     """
-    pairs = [f"    {_quote(key)}: {_quote(value)}" for key, value in sorted(annotations.items())]
+    pairs = [f"    {quote(key)}: {quote(value)}" for key, value in sorted(annotations.items())]
     inner = "{\n" + ",\n".join(pairs) + "\n  }" if pairs else "{}"
     text = (
-        f'{{\n  "ociVersion": "{OCI_VERSION}",\n  "id": {_quote(id)},\n'
-        f'  "pid": {0 if status == STOPPED else pid},\n  "status": {_quote(status)},\n'
-        f'  "bundle": {_quote(bundle)},\n  "rootfs": {_quote(rootfs)},\n  "created": {_quote(created)},\n'
-        f'  "owner": {_quote(owner)},\n  "annotations": {inner}\n}}\n'
+        f'{{\n  "ociVersion": "{OCI_VERSION}",\n  "id": {quote(id)},\n'
+        f'  "pid": {0 if status == STOPPED else pid},\n  "status": {quote(status)},\n'
+        f'  "bundle": {quote(bundle)},\n  "rootfs": {quote(rootfs)},\n  "created": {quote(created)},\n'
+        f'  "owner": {quote(owner)},\n  "annotations": {inner}\n}}\n'
     )
     replace_file(os.path.join(directory, STATE), text.encode())
 

@@ -1,0 +1,233 @@
+"""Starts a shim and ends one: the verb's side of its life. Knows its command line, not what it does."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from bufferzone import errors, state
+from bufferzone.client import Client
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.oci import Spec
+
+_SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
+_LOG = "shim.log"
+_READY_FD = 3
+_END_S = 20.0
+_KEPT_ENVIRONMENT = ("HOME", "XDG_RUNTIME_DIR")  # TTRPC_ADDRESS must not arrive: it would speak to containerd
+
+
+def new_container(root: str, id: str, spec: Spec) -> str:
+    """Make the state directory with status `creating`; the caller ends it with `discard` on failure."""
+    directory = state.create(root, id)
+    try:
+        state.write_state(
+            directory,
+            id=id,
+            status=state.CREATING,
+            pid=0,
+            bundle=spec.bundle,
+            rootfs=spec.rootfs,
+            created=timestamp(time.time_ns()),
+            owner=user_name(os.geteuid()),
+            annotations=spec.annotations,
+        )
+    except BaseException:
+        state.remove(directory)
+        raise
+    return directory
+
+
+def timestamp(ns: int) -> str:
+    """RFC 3339 with nanoseconds, UTC."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ns // 10**9))}.{ns % 10**9:09d}Z"
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _command(directory: str, bundle: str, program: str, *more: str) -> list[str]:
+    root, id = os.path.split(directory)
+    arguments = ["-id", id, "-root", root, "-bundle", bundle, *more]
+    return [sys.executable or "/usr/bin/python3", "-I", "-S", "-Xutf8", program or _SHIM, *arguments]
+
+
+def _environment() -> dict[str, str]:
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+    return {"PATH": path, "LANG": "C.UTF-8", **kept}
+
+
+def _spawn(command: list[str], directory: str, ready: int) -> int:
+    """Start a program of ours in its own session: stdio /dev/null and the log, `ready` as 3, nothing else."""
+    log = os.path.join(directory, _LOG)
+    actions: list[Any] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+    ]
+    if ready >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, ready, _READY_FD))
+    first = _READY_FD + (ready >= 0)
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in map(int, os.listdir("/proc/self/fd")) if fd >= first]
+    try:
+        return os.posix_spawn(
+            command[0],
+            command,
+            _environment(),
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=range(1, 32),  # conmon and Python ignore SIGPIPE, and ignoring is inherited
+        )
+    except OSError as error:
+        raise HostError(f"cannot start the shim: {error.strerror}", code="shim-start") from error
+
+
+def start_shim(directory: str, bundle: str, program: str) -> int:
+    """Start the shim of a new container and wait until its socket listens; returns its pid, our child.
+
+    Raises what the shim reports, or `HostError` with the last line of its log when it died, reaped.
+    """
+    reader, writer = os.pipe()
+    try:
+        command = _command(directory, bundle, program, "-ready-fd", str(_READY_FD), "serve")
+        pid = _spawn(command, directory, writer)
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    state.write_owner(directory, pid)
+    line = read_line(reader)
+    os.close(reader)
+    if line == b"ready":
+        return pid
+    end_process(pid)
+    if line:
+        raise error_from(line)
+    last = last_log_line(directory)
+    raise HostError("the shim died before it listened", hint=last or "it wrote nothing", code="shim-died")
+
+
+def read_line(fd: int) -> bytes:
+    """Bytes up to a line break or the end, at most 64 KiB."""
+    found = b""
+    while b"\n" not in found and len(found) < 1 << 16:
+        data = os.read(fd, 1 << 12)
+        if not data:
+            break
+        found += data
+    return found.partition(b"\n")[0]
+
+
+def error_line(error: BufferzoneError) -> bytes:
+    """An error as one line of JSON: code, message, hint, cls."""
+    import json
+
+    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
+    return json.dumps(form).encode() + b"\n"
+
+
+def error_from(line: bytes) -> BufferzoneError:
+    """The error that another process of ours wrote as JSON."""
+    import json
+
+    classes = {cls.__name__: cls for cls in errors.all_error_classes()}
+    try:
+        form = json.loads(line)
+        cls = classes.get(form["cls"], BufferzoneError)
+        return cls(str(form["message"]), hint=str(form["hint"]), code=str(form["code"]))
+    except (ValueError, KeyError, TypeError):
+        return HostError(f"the shim said: {line[:200].decode('utf-8', 'replace')}", code="shim-died")
+
+
+def last_log_line(directory: str) -> str:
+    """The last line the shim logged, for a person who asks why."""
+    try:
+        with open(os.path.join(directory, _LOG), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].decode("utf-8", "replace") if lines else ""
+
+
+def end_process(pid: int, timeout_s: float = _END_S) -> bool:
+    """Wait for a process to end, reap it if it is our child; after `timeout_s` it is killed: then False."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        _reap(pid)
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        ended = bool(poll.poll(timeout_s * 1000))
+        if not ended:
+            os.kill(pid, 9)
+            poll.poll(timeout_s * 1000)
+    except ProcessLookupError:
+        ended = True
+    finally:
+        os.close(fd)
+    _reap(pid)
+    return ended
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # somebody else's child
+
+
+def shut_down(directory: str) -> None:
+    """Ask the shim to end and wait until it has; a shim that hangs is killed. A dead one is fine."""
+    pid = state.owner_pid(directory)
+    try:
+        with Client.connect(directory) as client:
+            client.call("Shutdown", task.ShutdownRequest(id=os.path.basename(directory)), timeout_s=_END_S)
+    except BufferzoneError:
+        pass  # it ended already, or it is killed below
+    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+        end_process(pid)
+
+
+def kill_owner(directory: str) -> None:
+    """End a shim that does not answer."""
+    pid = state.owner_pid(directory)
+    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+        end_process(pid, 0)
+
+
+def discard(directory: str, bundle: str, program: str) -> None:
+    """End the shim if it lives, clean up what it left, remove the directory."""
+    shut_down(directory)
+    if os.path.exists(os.path.join(directory, state.LEFTOVERS)):
+        clean_up(directory, bundle, program)
+    state.remove(directory)
+
+
+def clean_up(directory: str, bundle: str, program: str) -> None:
+    """Run the shim's `delete` action after the shim died; raises `HostError` with what it said."""
+    pid = _spawn(_command(directory, bundle, program, "delete"), directory, -1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != 0:
+        last = last_log_line(directory)
+        raise HostError(f"clean-up failed: {last or f'exit status {status}'}", code="clean-up")

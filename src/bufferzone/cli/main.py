@@ -1,0 +1,118 @@
+"""`bufferzone`: the OCI runtime command line. Finds the verb, imports that one, tells failures in one place.
+
+The exit status of a failure is runc's: 1, and 255 for exec.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from bufferzone import log
+from bufferzone.cli.flags import Flag, Options, help_text, ignored, parse, shown
+from bufferzone.cli.oci import VERBS
+from bufferzone.errors import BufferzoneError, ExecError, UsageError
+from bufferzone.state import OCI_VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+GLOBAL = (
+    Flag("root", "DIR", "where the state of containers lies (/run/bufferzone, or below XDG_RUNTIME_DIR)"),
+    Flag("log", "FILE", "append a failure to this file as well"),
+    Flag("log-format", "text|json", "the form of a record in the log", default="text"),
+    Flag("debug", "", "show where a failure came from"),
+    Flag("version v", "", "print the version"),
+    Flag("shim", "FILE", "for tests: the Python file to run as the shim", hidden=True),
+    ignored("systemd-cgroup", "", "cgroupsPath tells by its form who manages it"),
+    ignored("cgroup-manager", "NAME", "crun's; the guest manages its own cgroups"),
+    ignored("rootless", "true|false|auto", "found out by itself"),
+    ignored("criu", "PATH", "checkpoints are not supported yet"),
+)
+
+_FAILED, _EXEC_FAILED = 1, 255  # runc's
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return the exit status. Every failure is told through `log`."""
+    options = Options(GLOBAL)
+    verb = ""
+    try:
+        options, rest = _parse_global(argv)
+        if options.version:
+            return _print(version())
+        if options.help or not rest or rest[0] in ("help", "h"):
+            return _print(_program_help()) if not rest[1:] else _run(rest[1], ["--help"], options)
+        verb = rest[0]
+        return _run(verb, rest[1:], options)
+    except BufferzoneError as error:
+        log.report(error, path=options.log, form=options.log_format, debug=options.debug)
+        return _status(verb, error)
+    except Exception as error:  # the boundary: a bug of ours is told as one
+        log.report(error, path=options.log, form=options.log_format, debug=options.debug)
+        return _EXEC_FAILED if verb == "exec" else _FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse_global(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    options, rest = parse(GLOBAL, argv, interspersed=False)
+    if options.log_format not in ("text", "json"):
+        wanted, options.log_format = options.log_format, "text"
+        raise UsageError(f"unknown log-format: {shown(wanted)}", hint="text or json")
+    return options, rest
+
+
+def _run(verb: str, words: list[str], options: Options) -> int:
+    if verb not in VERBS:
+        raise UsageError(f"no such command: {shown(verb)}", hint="bufferzone --help lists them")
+    name, summary = VERBS[verb]
+    module: Any = __import__(f"bufferzone.cli.oci.{name}", fromlist=["run"])
+    own, rest = parse(module.FLAGS, words, interspersed=module.INTERSPERSED)
+    if own.help:
+        _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
+        return _FAILED if name == "checkpoint" else 0  # podman takes a good exit of this for support
+    own.__dict__.update(root=options.root, debug=options.debug, shim=options.shim, verb=verb)
+    _check_words(verb, rest, *module.WORDS)
+    return int(module.run(own, rest))
+
+
+def _check_words(verb: str, words: list[str], least: int, most: int) -> None:
+    if least <= len(words) and (most < 0 or len(words) <= most):
+        return
+    wanted = f"at least {least}" if most < 0 else f"{least}" if least == most else f"{least} to {most}"
+    raise UsageError(f'"{verb}" requires {wanted} argument(s), got {len(words)}')
+
+
+def _status(verb: str, error: BufferzoneError) -> int:
+    """runc's exit statuses, but 126 and 127 where a shell would say them: docker and CRI-O show them."""
+    if isinstance(error, ExecError) and verb in ("run", "exec"):
+        return 126 if error.code == "exec-not-executable" else 127
+    return _EXEC_FAILED if verb == "exec" else error.exit_status
+
+
+def _print(text: str) -> int:
+    os.write(1, text.encode())
+    return 0
+
+
+def version() -> str:
+    """The lines of `--version`, in runc's form."""
+    from bufferzone import __version__
+
+    release = ".".join(str(n) for n in sys.version_info[:3])
+    return f"bufferzone version {__version__}\nspec: {OCI_VERSION}\npython: {release}\n"
+
+
+def _program_help() -> str:
+    text = help_text(
+        "bufferzone",
+        "an OCI runtime that runs each container in a virtual machine",
+        "[global options] COMMAND [options] [arguments]",
+        "",
+        GLOBAL,
+    )
+    rows = "".join(f"   {name.ljust(12)}{summary}\n" for name, (_, summary) in VERBS.items())
+    return f"{text}\nCOMMANDS:\n{rows}"

@@ -1,0 +1,146 @@
+"""`exec`: one more process in a running container, from --process FILE or the bundle's own plus flags."""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import oci, state
+from bufferzone.cli import container, waiter
+from bufferzone.cli.flags import Flag, ignored
+from bufferzone.cli.oci import create
+from bufferzone.errors import UsageError
+from bufferzone.oci.rules import check_process
+from bufferzone.wire import task
+from bufferzone.wire.proto import Any_
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from bufferzone.cli.flags import Options
+    from bufferzone.client import Client
+
+FLAGS = (
+    Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
+    Flag("pid-file", "FILE", "where to write the pid of the process that stands for the new one"),
+    Flag("process p", "FILE", "process object in JSON; the flags below are not looked at then"),
+    Flag("detach d", "", "do not wait for the end"),
+    Flag("tty t", "", "give it a terminal"),
+    Flag("user u", "UID[:GID]", "run as this user"),
+    Flag("additional-gids g", "GID", "one more group", kind="list"),
+    Flag("cwd", "DIR", "working directory inside"),
+    Flag("env e", "K=V", "one more environment variable", kind="list"),
+    Flag("cap c", "NAME", "one more capability", kind="list"),
+    Flag("no-new-privs", "", "set no_new_privs"),
+    Flag("ignore-paused", "", "allow it while the container is paused"),
+    create.PRESERVE_FDS,
+    ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
+    ignored("process-label", "LABEL", "the guest has no SELinux"),
+    ignored("apparmor", "PROFILE", "the guest has no AppArmor"),
+    ignored("cgroup", "PATH", "the process joins the container's cgroup in the guest"),
+)
+USAGE = "[options] <container-id> <command> [arguments]"
+DESCRIPTION = "Without --detach, stdio, signals and the terminal are passed through until the process ends."
+WORDS = (1, -1)
+INTERSPERSED = False
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Run it; attached, the exit status is the process's."""
+    create.refuse_descriptors(options)
+    for name in ("pid_file", "console_socket"):
+        if getattr(options, name):
+            options.__dict__[name] = os.path.abspath(getattr(options, name))
+    directory = container.find(options, words[0])
+    found = state.read_state(directory)
+    allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
+    if found["status"] not in allowed:
+        raise container.refusal("exec", words[0], found["status"])
+    process = _process(options, words[1:], found["bundle"])
+    terminal = bool(process.get("terminal", False))
+    create.check_console(options, terminal, detached=options.detach)
+    job = _job(options, directory, process, terminal)
+    if options.detach:
+        create.write_pid_file(options, waiter.detach(job))
+        return 0
+    return waiter.attach(job, lambda client: create.write_pid_file(options, os.getpid()))
+
+
+def _job(options: Options, directory: str, process: dict[str, Any], terminal: bool) -> waiter.Job:
+    import json
+
+    exec_id = f"{os.getpid()}-{os.urandom(6).hex()}"
+    spec = Any_(type_url=task.PROCESS_URL, value=json.dumps(process).encode())
+    size = process.get("consoleSize", {})
+    id = os.path.basename(directory)
+
+    def begin(client: Client, uris: tuple[str, str, str], fds: Sequence[int]) -> None:
+        stdin, stdout, stderr = uris
+        request = task.ExecProcessRequest(
+            id=id, exec_id=exec_id, terminal=terminal, stdin=stdin, stdout=stdout, stderr=stderr, spec=spec
+        )
+        client.call("Exec", request, fds=fds)
+        client.call("Start", task.StartRequest(id=id, exec_id=exec_id))
+
+    return waiter.Job(
+        directory,
+        begin,
+        exec_id=exec_id,
+        terminal=terminal,
+        console_socket=options.console_socket,
+        size=(size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF),
+    )
+
+
+def _process(options: Options, command: list[str], bundle: str) -> dict[str, Any]:
+    """The process object: the file's, or the container's own with the flags over it, as runc merges them."""
+    if options.process:
+        return _checked(oci.parse_object(oci.read_bytes(options.process), options.process))
+    if not command:
+        raise UsageError("exec needs a command, or --process FILE")
+    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
+    oci.validate(spec)
+    process: dict[str, Any] = spec["process"]
+    process["args"], process["terminal"] = command, options.tty
+    process.setdefault("env", []).extend(options.env)
+    process.pop("consoleSize", None)
+    if options.cwd:
+        process["cwd"] = options.cwd
+    if "no_new_privs" in options.given:
+        process["noNewPrivileges"] = options.no_new_privs
+    _set_user(process, options)
+    _add_capabilities(process, options.cap)
+    return _checked(process)
+
+
+def _checked(process: dict[str, Any]) -> dict[str, Any]:
+    check_process(process)
+    return process
+
+
+def _set_user(process: dict[str, Any], options: Options) -> None:
+    user = process.setdefault("user", {})
+    if options.user:
+        uid, colon, gid = options.user.partition(":")
+        user["uid"] = _id(uid, "--user")
+        if colon:
+            user["gid"] = _id(gid, "--user")
+    if options.additional_gids:
+        user["additionalGids"] = [_id(text, "--additional-gids") for text in options.additional_gids]
+
+
+def _id(text: str, flag: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:12]) < 1 << 32):
+        raise UsageError(f"{flag}: expected numbers, got {text[:40]!a}")
+    return int(text)
+
+
+def _add_capabilities(process: dict[str, Any], names: list[str]) -> None:
+    """As runc: bounding, effective and permitted; ambient only where there are inheritable ones."""
+    if not names:
+        return
+    sets = process.setdefault("capabilities", {})
+    ambient = ("ambient",) if sets.get("inheritable") else ()
+    for kind in ("bounding", "effective", "permitted", *ambient):
+        sets.setdefault(kind, []).extend(names)

@@ -1,0 +1,77 @@
+"""`run`: create and start; attached it also waits, ends with the exit status and deletes."""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import state
+from bufferzone.cli import launch, waiter
+from bufferzone.cli.flags import Flag, ignored
+from bufferzone.cli.oci import create, delete
+from bufferzone.errors import BufferzoneError
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.cli.flags import Options
+    from bufferzone.client import Client
+    from bufferzone.oci import Spec
+
+FLAGS = (
+    *create.FLAGS,
+    Flag("detach d", "", "do not wait for the end"),
+    Flag("keep", "", "do not delete the container when it ended"),
+    ignored("no-subreaper", "", "processes of the VM are reaped in the VM"),
+)
+USAGE = create.USAGE
+DESCRIPTION = "Without --detach, stdio, signals and the terminal are passed through until the process ends."
+WORDS = (1, 1)
+INTERSPERSED = True
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Run it."""
+    id = state.check_id(words[0])
+    spec = create.checked_spec(options, detached=options.detach)
+    directory = launch.new_container(state.runtime_root(options.root), id, spec)
+    try:
+        return _detached(options, directory, spec) if options.detach else _attached(options, directory, spec)
+    except BaseException:
+        if os.path.isdir(directory):
+            _give_up(options, directory, spec)
+        raise
+
+
+def _give_up(options: Options, directory: str, spec: Spec) -> None:
+    try:
+        delete.remove(directory, os.path.basename(directory), force=True, program=options.shim)
+    except BufferzoneError:
+        launch.discard(directory, spec.bundle, options.shim)
+
+
+def _start(client: Client, id: str) -> None:
+    client.call("Start", task.StartRequest(id=id))
+
+
+def _detached(options: Options, directory: str, spec: Spec) -> int:
+    from bufferzone.client import Client
+
+    pid = create.boot_detached(options, directory, spec)
+    create.write_pid_file(options, pid)
+    with Client.connect(directory) as client:
+        _start(client, os.path.basename(directory))
+    return 0
+
+
+def _attached(options: Options, directory: str, spec: Spec) -> int:
+    launch.start_shim(directory, spec.bundle, options.shim)
+    job = create.job_of(options, directory, spec)
+
+    def started(client: Client) -> None:
+        create.write_pid_file(options, os.getpid())
+        _start(client, job.id)
+
+    status = waiter.attach(job, started)
+    if not options.keep:
+        delete.remove(directory, job.id, force=True, program=options.shim)
+    return status

@@ -1,0 +1,252 @@
+"""The waiter: the process whose pid is in the pid file. It stands for one process in the VM and ends with it.
+
+It is forked, never executed: conmon and containerd reap it as their orphan. While its connection to the shim
+lives, so does the process it stands for.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from bufferzone import log
+from bufferzone.cli import console, launch, signals
+from bufferzone.client import Client
+from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable, Sequence
+else:
+    import _signal  # signal.py imports enum
+
+LOST = 137  # as if killed: what a process gets that went down with its VM
+_CALL_S = 10.0
+
+
+class Job:
+    """One process to stand for: where its shim is, what it is called, how it gets its stdio.
+
+    `begin(client, uris, fds)` makes it in the shim. `network` is None (stay), "" (a new namespace) or a path.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        begin: Callable[[Client, tuple[str, str, str], Sequence[int]], None],
+        *,
+        exec_id: str = "",
+        terminal: bool = False,
+        console_socket: str = "",
+        size: tuple[int, int] = (0, 0),
+        network: str | None = None,
+    ) -> None:
+        self.directory, self.begin, self.exec_id = directory, begin, exec_id
+        self.terminal, self.console_socket, self.size = terminal, console_socket, size
+        self.network = network
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return os.path.basename(self.directory)
+
+
+def detach(job: Job) -> int:
+    """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_child(job, writer))
+    os.close(writer)
+    line = launch.read_line(reader)
+    os.close(reader)
+    if line == b"ok":
+        return pid
+    os.waitpid(pid, 0)
+    raise launch.error_from(line) if line else BugError("the waiter died")
+
+
+def _child(job: Job, tell: int) -> int:
+    told = False
+    try:
+        os.setsid()
+        _enter_network(job.network)
+        with Client.connect(job.directory) as client, _Signals() as incoming:
+            terminal = console.open_pty(job.console_socket, job.size) if job.terminal else -1
+            fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
+            job.begin(client, uris, fds)
+            complaints = os.dup(2)
+            os.write(tell, b"ok\n")
+            told = True
+            _close_all_but({terminal, complaints, client.fileno(), *incoming.fds})
+            return _stand_in(job, client, incoming, terminal, complaints)
+    except BufferzoneError as error:
+        failure = error
+    except Exception as error:  # the boundary of this process
+        failure = BugError(f"the waiter failed: {type(error).__name__}: {error}")
+    if not told:
+        os.write(tell, launch.error_line(failure))
+    return 1
+
+
+_STDIO = ("fd:0", "fd:1", "fd:2")
+_TERMINAL = ("fd:0", "fd:0", "")
+
+
+def attach(job: Job, started: Callable[[Client], None]) -> int:
+    """Be the waiter ourselves: stdio and terminal are the caller's; returns the exit status.
+
+    `started` runs once the process is made, before its end is awaited.
+    """
+    with _Signals() as incoming, Client.connect(job.directory) as client:
+        fds, uris = ([0, 1], ("fd:0", "fd:1", "")) if job.terminal else ([0, 1, 2], _STDIO)
+        if not job.terminal:
+            job.begin(client, uris, fds)
+            started(client)
+            return _stand_in(job, client, incoming, -1, 2)
+        with console.RawTerminal(0):
+            job.begin(client, uris, fds)
+            started(client)
+            return _stand_in(job, client, incoming, 0, 2)
+
+
+def _enter_network(network: str | None) -> None:
+    if network is None:
+        return
+    from bufferzone.linux import process
+
+    try:
+        if not network:
+            _new_network()
+            return
+        fd = os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process.setns(fd, process.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        where = f"network namespace {network}" if network else "a new network namespace"
+        raise HostError(f"cannot enter {where}: {os.strerror(error.errno or 0)}", code="netns") from error
+
+
+def _new_network() -> None:
+    from bufferzone.linux import process
+
+    try:
+        process.unshare(process.CLONE_NEWNET)
+    except PermissionError:
+        process.unshare(process.CLONE_NEWUSER | process.CLONE_NEWNET)  # without rights one owns one's own
+
+
+def _close_all_but(keep: set[int]) -> None:
+    os.chdir("/")
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the descriptor of the listing itself
+
+
+class _Signals:
+    """While in this context, signals to pass on arrive as bytes in a pipe instead of ending us."""
+
+    def __enter__(self) -> _Signals:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = _signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        caught = (*signals.FORWARDED, signals.WINCH)
+        self._before = {number: _signal.signal(number, lambda *_: None) for number in caught}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The descriptors that must stay open."""
+        return self._read, self._write
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._read
+
+    def read(self) -> bytes:
+        """The signals that came, as bytes."""
+        try:
+            return os.read(self._read, 256)
+        except BlockingIOError:
+            return b""
+
+
+def _stand_in(job: Job, client: Client, incoming: _Signals, terminal: int, complaints: int) -> int:
+    """Wait for the end of the process and pass on signals and sizes until then; returns its exit status."""
+    try:
+        stream = client.send("Wait", task.WaitRequest(id=job.id, exec_id=job.exec_id))
+        if terminal >= 0:
+            _resize(job, terminal)
+        poll = select.poll()
+        poll.register(client.fileno(), select.POLLIN)
+        poll.register(incoming.fileno(), select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if incoming.fileno() in ready:
+                _pass_on(job, incoming.read(), terminal)
+            if client.fileno() in ready:
+                answer = client.poll_response(stream, task.SERVICE, "Wait")
+                if answer is not None:
+                    _free_exec(job, client)
+                    return min(int(answer.exit_status), 255)
+    except BufferzoneError as error:
+        gone = isinstance(error, VmmError) and error.code == "shim-ended"
+        text = "the shim that ran its VM was killed" if gone else log.line_of(error)
+        _complain(complaints, f"bufferzone: {job.id}: {text}\n")
+        return LOST
+
+
+def _pass_on(job: Job, numbers: bytes, terminal: int) -> None:
+    for number in numbers:
+        if number == signals.WINCH:
+            if terminal >= 0:
+                _resize(job, terminal)
+        else:
+            _ask(job, "Kill", task.KillRequest(id=job.id, exec_id=job.exec_id, signal=number))
+
+
+def _resize(job: Job, terminal: int) -> None:
+    width, height = console.window_size(terminal)
+    if width and height:
+        request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
+        _ask(job, "ResizePty", request)
+
+
+def _ask(job: Job, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:
+    """A call on a connection of its own, since ours is waiting; a failure changes nothing here."""
+    try:
+        with Client.connect(job.directory, _CALL_S) as client:
+            client.call(method, request, timeout_s=_CALL_S)
+    except BufferzoneError:
+        pass  # the process ended at that moment, or Wait tells what happened
+
+
+def _free_exec(job: Job, client: Client) -> None:
+    if job.exec_id:
+        try:
+            client.call("Delete", task.DeleteRequest(id=job.id, exec_id=job.exec_id), timeout_s=_CALL_S)
+        except BufferzoneError:
+            pass  # the container ended and took it along
+
+
+def _complain(fd: int, text: str) -> None:
+    """Write one line where the caller looks, if it takes it at once: nobody may be reading any more."""
+    try:
+        if select.select([], [fd], [], 0)[1]:
+            os.write(fd, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # closed
