@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from bufferzone.errors import HostError
-from bufferzone.image import kernel, modules
+from bufferzone.image import kernel, modprobe, modules
 from bufferzone.image.elf import Elf
 
 
@@ -144,3 +144,16 @@ def test_a_damaged_module_is_a_host_error() -> None:
 
 def test_a_file_name_becomes_the_name_the_kernel_uses() -> None:
     assert modules.name_of("/lib/modules/6.1/kernel/drivers/char/hw_random/virtio-rng.ko") == "virtio_rng"
+
+
+def test_exact_aliases_are_kept_and_patterns_are_not() -> None:
+    data = make_elf(modinfo=b"alias=fs-overlay\0alias=virtio:d00000002v*\0depends=\0alias=net-pf-40\0")
+    assert modules.aliases(data) == ["fs-overlay", "net-pf-40"]
+
+
+def test_the_guests_modprobe_finds_names_and_aliases() -> None:
+    table = "overlay /m/overlay.ko\nfs-overlay /m/overlay.ko\nvirtio_net /m/failover.ko /m/virtio_net.ko\n"
+    assert modprobe.paths_of("fs-overlay", table) == ["/m/overlay.ko"]
+    assert modprobe.paths_of("virtio-net", table) == ["/m/failover.ko", "/m/virtio_net.ko"]
+    assert modprobe.paths_of("fs", table) == []
+    assert modprobe.paths_of("../overlay", table) == []

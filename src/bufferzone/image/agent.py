@@ -43,6 +43,11 @@ def sources(package: str) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
+def modprobe() -> bytes:
+    """The text of the guest's /sbin/modprobe."""
+    return _read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "modprobe.py"))
+
+
 def hash_of(files: dict[str, bytes]) -> str:
     """One SHA-256 over names and contents."""
     total = hashlib.sha256()

@@ -54,9 +54,7 @@ def ensure_image(
 def input_key(recipe: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
     """SHA-256 over all that goes into an image: recipe, the builder's own sources, packages, the agent."""
     here = os.path.dirname(os.path.abspath(__file__))
-    builder = {
-        name: _read(os.path.join(here, name)) for name in os.listdir(here) if name.endswith(".py")
-    }
+    builder = {name: _read(os.path.join(here, name)) for name in os.listdir(here) if name.endswith(".py")}
     inputs = [recipes.VERSION, recipe, agent.hash_of(builder), agent.hash_of(sources)]
     return hashlib.sha256(json.dumps([*inputs, *_pins(packages)]).encode()).hexdigest()
 

@@ -17,15 +17,23 @@ def name_of(path: str) -> str:
 
 def depends(data: bytes) -> list[str]:
     """The modules that must be there before this one; raises `HostError` when `data` is no module."""
+    return [
+        name.replace("-", "_") for value in _information(data, "depends") for name in value.split(",") if name
+    ]
+
+
+def aliases(data: bytes) -> list[str]:
+    """Other names by which the kernel asks for this module, such as fs-overlay; patterns are left out."""
+    return [alias for alias in _information(data, "alias") if not set(alias) & set("*?[ \n")]
+
+
+def _information(data: bytes, wanted: str) -> list[str]:
     try:
         info = Elf(data).section(".modinfo")
     except ValueError as error:
         raise HostError(f"a kernel module is unreadable: {error}", code="kernel-format") from error
-    for item in info.split(b"\0"):
-        key, _, value = item.partition(b"=")
-        if key == b"depends":
-            return [name.replace("-", "_") for name in value.decode("latin-1").split(",") if name]
-    return []
+    pairs = [item.decode("latin-1").partition("=") for item in info.split(b"\0")]
+    return [value for key, _, value in pairs if key == wanted]
 
 
 def unsigned(data: bytes) -> bytes:

@@ -31,7 +31,7 @@ _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so
 #: what the agent must have before it can answer: the bus, the console port, then the file sharing that
 #: comes next
 BOOT_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs")
-#: what it loads when a container or a device asks for it
+#: what the kernel asks modprobe for when a container uses it, and the agent loads for a device
 OPTIONAL_MODULES = (
     "virtio_blk",
     "virtio_net",
@@ -125,8 +125,8 @@ def _merged(path: str) -> str:
 def module_entries(kernel: Kernel) -> list[Entry]:
     """The modules and the three lists that tell the agent about them.
 
-    `modules` and `modules.optional`: one absolute path a line, in load order. `modules.dep`: a name, then
-    the paths to load for it, in order. A wanted module that is built into the kernel is in none of them.
+    `modules` and `modules.optional`: one absolute path a line, in load order. `modules.dep`: a name or alias,
+    then the paths to load for it, in order. A module that is built into the kernel is in none of them.
     """
     boot = modules.load_order(BOOT_MODULES, kernel.modules, kernel.builtin)
     every = modules.load_order(BOOT_MODULES + OPTIONAL_MODULES, kernel.modules, kernel.builtin)
@@ -135,7 +135,8 @@ def module_entries(kernel: Kernel) -> list[Entry]:
     table = []
     for name in every:
         needed = modules.load_order((name,), kernel.modules, kernel.builtin)
-        table.append(" ".join([name, *(paths[other] for other in needed)]))
+        for key in (name, *modules.aliases(kernel.modules[name])):
+            table.append(" ".join([key, *(paths[other] for other in needed)]))
     return [
         *(regular(paths[name], kernel.modules[name]) for name in every),
         regular("/etc/bufferzone/modules", _lines([paths[name] for name in boot])),
@@ -155,6 +156,8 @@ def skeleton() -> list[Entry]:
         character_device("/dev/console", 5, 1, 0o600),
         character_device("/dev/null", 1, 3, 0o666),
         regular("/init", agent.INIT, 0o755),
+        # where the kernel looks for it (CONFIG_MODPROBE_PATH)
+        regular("/usr/sbin/modprobe", agent.modprobe(), 0o755),
     ]
 
 
