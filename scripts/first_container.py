@@ -74,7 +74,9 @@ def run_container(image: str) -> tuple[str, dict[str, object], float]:
             [*command, "sh", "-c", "uname -r; uname -a; cat"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         kernel, line = process.stdout.readline().strip(), process.stdout.readline().strip()
         seconds = time.monotonic() - begin
         info: dict[str, object] = {}

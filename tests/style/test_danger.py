@@ -1,0 +1,83 @@
+"""Danger has one address: where C is called, where programs start. Each exception carries its reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from style.source import dotted, everything, names_used, package, report
+
+#: module -> why it starts a program or forks, instead of leaving it to spawn.py
+STARTS_PROGRAMS = {
+    "spawn.py": "the one way to start a helper of the host",
+    "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
+    "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
+    "cli/launch.py": "`create` starts the shim as itself, detached; posix_spawn only",
+    "cli/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
+    "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",
+    "shim/daemon.py": "the shim leaves its caller: double fork",
+    "guest/launch.py": "inside the VM: a container's process",
+    "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
+    "guest/process.py": "inside the VM: the exec of the container's process",
+}
+
+_STARTS = re.compile(
+    r"(subprocess|multiprocessing|pty)(\.|$)|concurrent\.futures|os\.(fork|forkpty|posix_spawnp?|system|popen)$"
+    r"|os\.(exec|spawn)[lv]p?e?$"
+)
+
+
+def test_only_listed_modules_start_programs():
+    findings = []
+    for source in package():
+        for node, name in names_used(source):
+            if _STARTS.match(name) and source.module not in STARTS_PROGRAMS:
+                findings.append(source.at(node, f"{name}: start programs through spawn.py"))
+    report(findings)
+
+
+def test_the_list_of_modules_that_start_programs_is_true():
+    findings = []
+    modules = {source.module: source for source in package()}
+    for module in STARTS_PROGRAMS:
+        source = modules.get(module)
+        if source is None or not any(_STARTS.match(name) for _, name in names_used(source)):
+            findings.append(f"{module}:1: starts nothing any more, remove it from STARTS_PROGRAMS")
+    report(findings)
+
+
+def test_ctypes_is_imported_in_linux_alone():
+    findings = []
+    for source in package():
+        for node, name in names_used(source):
+            foreign = name.split(".")[0] in ("ctypes", "_ctypes", "cffi") or name == "fcntl.ioctl"
+            if foreign and not source.within("linux/"):
+                findings.append(source.at(node, f"{name}: C calls and ioctl live in linux/"))
+    report(findings)
+
+
+def test_there_is_no_shell():
+    findings = []
+    for source in everything():
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.Call):
+                continue
+            if dotted(node.func) in ("os.system", "os.popen", "subprocess.getoutput"):
+                findings.append(source.at(node, f"{dotted(node.func)}: no shell"))
+            for keyword in node.keywords:
+                literal = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                if keyword.arg == "shell" and not literal:
+                    findings.append(source.at(node, "shell=True: no shell"))
+    report(findings)
+
+
+def test_nothing_is_evaluated_or_unpickled():
+    findings = []
+    for source in package():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec", "compile"):
+                findings.append(source.at(node, f"{dotted(node.func)}: text never becomes code"))
+        for node, name in names_used(source):
+            if name.split(".")[0] in ("pickle", "marshal", "shelve") and not source.within("image/"):
+                findings.append(source.at(node, f"{name}: loads code, not data"))
+    report(findings)

@@ -1,0 +1,127 @@
+"""The direction of imports, as DESIGN draws it: whoever reads one layer need not know the ones above."""
+
+from __future__ import annotations
+
+import sys
+
+from style.source import imports, package, report
+
+#: lowest first; the names are the first path component below src/bufferzone
+LAYERS = (
+    ("errors", "model", "log", "linux"),
+    ("wire", "oci", "config", "spawn"),
+    ("jail", "state", "guest"),
+    ("vmm", "storage", "network", "image", "client", "audit"),
+    ("sandbox", "sdk", "cli", "__init__"),
+    ("shim",),
+)
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+#: units of one layer that do not know each other
+INDEPENDENT = {*LAYERS[3], *LAYERS[4]}
+#: exceptions to INDEPENDENT: the package's surface is the SDK, and a person's command may use the SDK
+FRIENDS = {("__init__", "sdk"), ("cli", "sdk")}
+
+#: unit -> the only units that may import it
+ONLY_IMPORTED_BY = {
+    "guest": {"guest"},  # the wall is a directory: that code runs inside the VM
+    "vmm": {"vmm", "sandbox"},
+    "storage": {"storage", "sandbox"},
+    "network": {"network", "sandbox"},
+    "sandbox": {"sandbox", "shim"},
+    "shim": {"shim"},
+}
+#: unit -> the only units of ours that it may import
+ONLY_IMPORTS = {
+    "errors": {"errors"},
+    "linux": {"linux", "errors"},
+    "wire": {"wire", "errors"},
+    "guest": {"guest", "wire", "linux", "errors"},  # what travels into the guest image
+}
+#: modules below cli/ that may import image: `bz setup` builds the guest image, `bz doctor` looks for it
+IMAGE_FOR_CLI = ("cli/bz/",)
+
+#: too slow for a command of 15 ms, and for an agent that starts under emulation
+HEAVY = {"typing", "dataclasses", "re", "asyncio", "enum", "argparse", "logging", "subprocess"}
+
+
+def _unit(target: str) -> str:
+    return target.split(".")[1] if "." in target else ""
+
+
+def _ours(source):
+    for found in imports(source):
+        if found.target == "bufferzone" or found.target.startswith("bufferzone."):
+            yield found, _unit(found.target)
+
+
+def test_every_module_has_a_row_in_the_layers_table():
+    report([f"{s.name}:1: unit {s.unit!r} is in no layer" for s in package() if s.unit not in LEVEL])
+
+
+def test_a_lower_layer_never_imports_a_higher_one():
+    findings = []
+    for source in package():
+        for found, unit in _ours(source):
+            if unit and LEVEL.get(unit, 99) > LEVEL.get(source.unit, 99):
+                findings.append(source.at(found.node, f"{source.unit} imports {unit}, which lies above it"))
+    report(findings)
+
+
+def test_neighbours_that_should_not_know_each_other_do_not():
+    findings = []
+    for source in package():
+        for found, unit in _ours(source):
+            strangers = {source.unit, unit} <= INDEPENDENT and LEVEL[source.unit] == LEVEL[unit]
+            if strangers and source.unit != unit and (source.unit, unit) not in FRIENDS:
+                findings.append(source.at(found.node, f"{source.unit} imports its neighbour {unit}"))
+    report(findings)
+
+
+def test_what_only_some_may_import_is_imported_by_them_alone():
+    findings = []
+    for source in package():
+        for found, unit in _ours(source):
+            if source.unit not in ONLY_IMPORTED_BY.get(unit, {source.unit}):
+                findings.append(source.at(found.node, f"only {ONLY_IMPORTED_BY[unit]} may import {unit}"))
+            if unit and unit not in ONLY_IMPORTS.get(source.unit, {unit}):
+                findings.append(source.at(found.node, f"{source.unit} may not import {unit}"))
+            if unit == "image" and source.unit == "cli" and not source.within(*IMAGE_FOR_CLI):
+                findings.append(source.at(found.node, "an OCI verb does not import image"))
+    report(findings)
+
+
+def test_the_package_imports_the_standard_library_only():
+    findings = []
+    for source in package():
+        for found in imports(source):
+            name = found.target.split(".")[0]
+            allowed = name == "rich" and source.within("cli/bz/")  # a person waits there anyway
+            if name not in sys.stdlib_module_names and name != "bufferzone" and not allowed:
+                findings.append(source.at(found.node, f"{name} is not in the standard library"))
+    report(findings)
+
+
+def test_wire_and_guest_and_all_they_import_import_nothing_slow():
+    modules = {"bufferzone." + s.module.removesuffix(".py").replace("/", "."): s for s in package()}
+    pending = [name for name, source in modules.items() if source.unit in ("wire", "guest")]
+    seen, findings = set(pending), []
+    while pending:
+        source = modules[pending.pop()]
+        for found in imports(source):
+            if found.runs and found.target.split(".")[0] in HEAVY:
+                findings.append(source.at(found.node, f"imports {found.target} at run time"))
+            if found.runs and found.target in modules and found.target not in seen:
+                seen.add(found.target)
+                pending.append(found.target)
+    report(findings)
+
+
+def test_nothing_imports_asyncio():
+    report(
+        [
+            s.at(i.node, "imports asyncio")
+            for s in package()
+            for i in imports(s)
+            if i.target.startswith("asyncio")
+        ]
+    )

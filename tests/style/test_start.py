@@ -1,0 +1,50 @@
+"""What a verb imports is what a caller waits for: `state` is polled, so it pulls in nothing slow."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from bufferzone import state
+from style.source import PACKAGE
+
+#: modules whose import costs as much as a third of a bare interpreter, or that bring one of those in
+SLOW = {
+    *("json", "re", "typing", "enum", "argparse", "dataclasses", "collections", "functools", "contextlib"),
+    *("asyncio", "socket", "subprocess", "logging", "tempfile", "shutil", "threading", "ctypes"),
+}
+PYTHON = "/usr/bin/python3"
+RUN = """
+import sys
+sys.path.insert(0, {source!r})
+from bufferzone.cli.main import main
+status = main({words!r})
+print("\\n" + " ".join(sys.modules))
+sys.exit(status)
+"""
+
+
+def modules_after(*words: str) -> tuple[set[str], str]:
+    """The modules that one command line loaded into a bare interpreter, and what it printed."""
+    program = RUN.format(source=str(PACKAGE.parent), words=words)
+    done = subprocess.run([PYTHON, "-IS", "-B", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed, _, names = done.stdout.rstrip().rpartition("\n")
+    return set(names.split()), printed
+
+
+def test_state_imports_nothing_slow(tmp_path):
+    directory = state.create(str(tmp_path), "one")
+    facts = {"pid": 0, "bundle": "/b", "rootfs": "/b/r", "created": "2026-01-01T00:00:00Z", "owner": "root"}
+    state.write_state(directory, id="one", status=state.STOPPED, annotations={"a": "b"}, **facts)
+    loaded, printed = modules_after("--root", str(tmp_path), "state", "one")
+    assert '"status": "stopped"' in printed
+    assert loaded & SLOW == set()
+
+
+@pytest.mark.parametrize("verb", ["create", "start", "kill", "delete", "exec", "state"])
+def test_a_verb_says_what_it_takes_without_importing_an_event_loop(verb):
+    loaded, printed = modules_after(verb, "--help")
+    assert verb in printed
+    assert loaded & {"asyncio", "argparse", "typing", "dataclasses", "logging"} == set()
