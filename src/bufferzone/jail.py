@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import mount as mnt
 from bufferzone.linux import denylist, process
+from bufferzone.linux import mount as mnt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def _attend(topic: str, pid: int) -> None:
 
 
 def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
+    os.umask(0o022)  # the caller's may hide the root we build from the uid that is to use it
     talk.step = "join the cgroup"
     for fd in jail.cgroups:
         os.write(fd, b"0")

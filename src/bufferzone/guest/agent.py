@@ -7,12 +7,13 @@ import time
 
 from bufferzone import __version__
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import mountoptions, processes
+from bufferzone.guest import processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
+from bufferzone.linux import mountoptions
 from bufferzone.linux import mount as lm
 from bufferzone.linux.random import add_entropy
 from bufferzone.wire import agent as wire

@@ -14,14 +14,15 @@ import os
 import stat
 
 from bufferzone.errors import GuestError
-from bufferzone.guest import inside, mountoptions
+from bufferzone.guest import inside
+from bufferzone.linux import mountoptions
 from bufferzone.linux import mount as lm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bufferzone.guest.mountoptions import MountOptions
+    from bufferzone.linux.mountoptions import MountOptions
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
 #: file systems that may become read-only, or be replaced by a bind, after they were mounted

@@ -12,7 +12,7 @@ import stat
 
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import inside
-from bufferzone.guest.mountoptions import PROPAGATION
+from bufferzone.linux.mountoptions import PROPAGATION
 from bufferzone.guest.mounts import attach, describe, detached, mount_all
 from bufferzone.linux import mount as lm
 from bufferzone.linux import terminal
