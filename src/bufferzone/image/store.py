@@ -6,19 +6,17 @@
     STORE/lock                flock(2): one builder at a time
     STORE/tmp-*/              a build under way; anybody who holds the lock may remove it
 
-Importing this is cheap: every verb that boots a VM does.
+Importing this is cheap, since whatever boots a VM does: what only a builder
+needs is imported where it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 
 from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
@@ -46,6 +44,8 @@ def default_store() -> str:
 
 def digest_of(kernel_sha256: str, initrd_sha256: str, arguments: tuple[str, ...]) -> str:
     """The name of an image: SHA-256 over a canonical description of what a VM boots."""
+    import hashlib
+
     description = {"arguments": list(arguments), "initrd": initrd_sha256, "kernel": kernel_sha256}
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
@@ -122,6 +122,9 @@ def verify(image: ImageRef) -> None:
 
 
 def sha256_of(path: str) -> str:
+    """The SHA-256 of a file's content."""
+    import hashlib
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -171,6 +174,9 @@ def translated(store: str) -> Iterator[None]:
 @contextlib.contextmanager
 def workshop(store: str) -> Iterator[str]:
     """A fresh directory inside the store to build in; leftovers of killed builders go. Needs the lock."""
+    import shutil
+    import tempfile
+
     for name in os.listdir(store):
         if name.startswith("tmp-"):
             shutil.rmtree(os.path.join(store, name), ignore_errors=True)
@@ -208,6 +214,8 @@ def write_index(store: str, index: dict[str, Any]) -> None:
 
 def prune(store: str, index: dict[str, Any]) -> None:
     """Remove images that no recipe calls current, but for the newest `KEEP`. Needs the lock."""
+    import shutil
+
     current = {row.get("digest") for row in index.get("recipes", {}).values()} | {index.get("current")}
     others = [name for name in os.listdir(store) if _DIGEST.fullmatch(name) and name not in current]
     others.sort(key=lambda name: os.stat(os.path.join(store, name)).st_mtime_ns, reverse=True)
