@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.running import Sandbox
     from bufferzone.wire.task import Mount
 
+_NO_FILTER = libseccomp.Filter(program=b"", flags=0)
+
 
 class Container:
     """What the host holds for one container; `undo` gives all of it back."""
@@ -32,7 +34,7 @@ class Container:
         self.spec = spec
         self.pid = pid
         self.created_ns = time.time_ns()
-        self.seccomp: tuple[bytes, int] = (b"", 0)
+        self.seccomp = _NO_FILTER
         self.hooks: dict[str, Any] = {}
         self.undo = ExitStack()
 
@@ -49,7 +51,7 @@ class Containers:
     def __init__(self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes]) -> None:
         self._sandbox = sandbox
         self._state_text = state_text
-        self._filters: dict[str, tuple[bytes, int]] = {}
+        self._filters: dict[str, libseccomp.Filter] = {}
         self.agent = sandbox.agent
 
     def create(self, container_id: str, bundle: str, rootfs: list[Mount], pid: int) -> Container:
@@ -74,9 +76,11 @@ class Containers:
                 cgroups.join(self._sandbox.cgroup, pid)
             for name in ("prestart", "createRuntime"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
-            program, flags = container.seccomp
             request = agent.CreateRequest(
-                id=container_id, spec=decided.guest_spec, seccomp=program, seccomp_flags=flags
+                id=container_id,
+                spec=decided.guest_spec,
+                seccomp=container.seccomp.program,
+                seccomp_flags=container.seccomp.flags,
             )
             self.agent.call("Create", request, agent.PidResponse)
             self._filters[container_id] = container.seccomp
@@ -87,9 +91,13 @@ class Containers:
         """Run one more process in a container, under the container's seccomp filter."""
         if self._sandbox.cgroup and pid != os.getpid():
             cgroups.join(self._sandbox.cgroup, pid)
-        program, flags = self._filters.get(ref.id, (b"", 0))
+        seccomp = self._filters.get(ref.id, _NO_FILTER)
         request = agent.ProcessRequest(
-            id=ref.id, exec_id=ref.exec_id, process=process, seccomp=program, seccomp_flags=flags
+            id=ref.id,
+            exec_id=ref.exec_id,
+            process=process,
+            seccomp=seccomp.program,
+            seccomp_flags=seccomp.flags,
         )
         self.agent.call("Exec", request, agent.PidResponse)
 
