@@ -15,6 +15,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import Empty, Message
 
 TIMEOUT_S = 60.0
+_SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+_START = f"import sys; sys.path.insert(0, {_SOURCE!r}); from bufferzone.guest.__main__ import main; main()"
+_NUMBERS = count()
 BUSYBOX = "/bin/busybox"
 
 
@@ -43,7 +49,15 @@ needs_root = pytest.mark.skipif(
     reason="needs root, a writable cgroup v2 mount and busybox-static",
 )
 
-ALL_CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT"]
+ALL_CAPABILITIES = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+]
 
 MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -59,9 +73,24 @@ MOUNTS: list[dict[str, Any]] = [
         "source": "devpts",
         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
     },
-    {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777"]},
-    {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
-    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+    {
+        "destination": "/dev/shm",
+        "type": "tmpfs",
+        "source": "shm",
+        "options": ["nosuid", "noexec", "nodev", "mode=1777"],
+    },
+    {
+        "destination": "/dev/mqueue",
+        "type": "mqueue",
+        "source": "mqueue",
+        "options": ["nosuid", "noexec", "nodev"],
+    },
+    {
+        "destination": "/sys",
+        "type": "sysfs",
+        "source": "sysfs",
+        "options": ["nosuid", "noexec", "nodev", "ro"],
+    },
     {
         "destination": "/sys/fs/cgroup",
         "type": "cgroup",
@@ -75,7 +104,9 @@ def make_rootfs(path: Path) -> Path:
     """A root file system with busybox and its links."""
     (path / "bin").mkdir(parents=True)
     shutil.copy(BUSYBOX, path / "bin/busybox")
-    for name in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
+    for name in subprocess.run(
+        [BUSYBOX, "--list"], capture_output=True, text=True, check=True
+    ).stdout.split():
         if name != "busybox":
             (path / "bin" / name).symlink_to("busybox")
     for name in ("etc", "tmp", "root", "home"):
@@ -114,10 +145,21 @@ class Guest:
     def __init__(self, cgroup_root: str) -> None:
         self.cgroup_root = cgroup_root
         self._sock, theirs = socket.socketpair()
-        with theirs:
+        with theirs:  # the agent has its own copy, so that its end of file is our close
             fd = theirs.fileno()
-            command = [sys.executable, "-ISBc", _START, "--no-boot", "--fd", str(fd), "--cgroup-root", cgroup_root]
-            self.process = subprocess.Popen(command, pass_fds=[fd], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            command = [
+                sys.executable,
+                "-ISBc",
+                _START,
+                "--no-boot",
+                "--fd",
+                str(fd),
+                "--cgroup-root",
+                cgroup_root,
+            ]
+            self.process = subprocess.Popen(
+                command, pass_fds=[fd], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+            )
         self._frames = ttrpc.FrameReader()
         self._answers: dict[int, ttrpc.Response] = {}
         self._next = 1
@@ -152,7 +194,8 @@ class Guest:
     def _receive(self) -> None:
         data = self._sock.recv(1 << 20)
         if not data:
-            raise EOFError("the agent is gone")
+            said = self.process.communicate()[1].decode()
+            raise EOFError(f"the agent is gone: {said}")
         for frame in self._frames.feed(data):
             self._answers[frame.stream] = ttrpc.Response.decode(frame.payload)
 
@@ -171,7 +214,9 @@ class Guest:
 
     def exec(self, id: str, exec_id: str, *args: str, seccomp: bytes = b"", **process: Any) -> int:
         process = {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], **process}
-        request = wire.ProcessRequest(id=id, exec_id=exec_id, process=json.dumps(process).encode(), seccomp=seccomp)
+        request = wire.ProcessRequest(
+            id=id, exec_id=exec_id, process=json.dumps(process).encode(), seccomp=seccomp
+        )
         return int(self.call("Exec", request).pid)
 
     def signal(self, id: str, number: int, exec_id: str = "", *, all: bool = False) -> None:
@@ -181,7 +226,9 @@ class Guest:
         self.call("Delete", wire.ProcessRef(id=id, exec_id=exec_id))
 
     def read(self, id: str, exec_id: str = "", stream: int = wire.STDOUT, limit: int = 0) -> bytes:
-        return bytes(self.call("Read", wire.ReadRequest(id=id, exec_id=exec_id, stream=stream, limit=limit)).data)
+        return bytes(
+            self.call("Read", wire.ReadRequest(id=id, exec_id=exec_id, stream=stream, limit=limit)).data
+        )
 
     def read_all(self, id: str, exec_id: str = "", stream: int = wire.STDOUT) -> bytes:
         parts = []
@@ -231,6 +278,18 @@ class Guest:
         return said.decode()
 
 
-_START = "import sys; sys.path.insert(0, %r); from bufferzone.guest.__main__ import main; main()" % os.path.join(  # noqa: UP031
-    os.path.dirname(__file__), "../../src"
-)
+@contextmanager
+def running_guest() -> Iterator[Guest]:
+    """An agent of its own; afterwards it must have had nothing unexpected to say and have left no cgroup."""
+    guest = Guest(os.path.join(cgroup2_mount(), f"bufferzone-test-{os.getpid()}-{next(_NUMBERS)}"))
+    try:
+        yield guest
+    finally:
+        said = guest.close()
+        left = os.listdir(guest.cgroup_root) if os.path.isdir(guest.cgroup_root) else []
+        left = [name for name in left if os.path.isdir(os.path.join(guest.cgroup_root, name))]
+        if os.path.isdir(guest.cgroup_root):
+            os.rmdir(guest.cgroup_root)
+    assert said == ""
+    assert left == []
+    assert guest.process.returncode == 0

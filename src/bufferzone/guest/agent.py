@@ -129,6 +129,10 @@ class Agent:
     def _write(self, request: wire.WriteRequest, reply: Reply) -> None:
         self._sandbox.process(request.id, request.exec_id).write(request.data, reply)
 
+    def _closeoutput(self, request: wire.ReadRequest, reply: Reply) -> Message:
+        self._sandbox.process(request.id, request.exec_id).close_output(request.stream)
+        return Empty()
+
     def _closestdin(self, request: wire.ProcessRef, reply: Reply) -> Message:
         self._sandbox.process(request.id, request.exec_id).close_stdin()
         return Empty()

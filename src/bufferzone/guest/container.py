@@ -168,6 +168,8 @@ class Process:
         self.exit = self._describe_exit(status)
         if self._input is not None:
             self._input.close()
+        for output in self._outputs.values():
+            output.drain()
         for waiter in self._waiters:
             waiter.ok(self.exit)
         self._waiters.clear()
@@ -225,6 +227,11 @@ class Process:
             raise StateError("the process is being created")
         else:
             reply.ok(wire.ReadResponse())  # stderr of a terminal
+
+    def close_output(self, stream: int) -> None:
+        """Nobody reads `stream` any more: who writes to it gets EPIPE."""
+        if stream in self._outputs:
+            self._outputs[stream].close()
 
     def write(self, data: bytes, reply: Reply) -> None:
         if self._input is None:

@@ -38,7 +38,8 @@ def loads(data: bytes, what: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8", "surrogateescape").strip(" \t\n\r")
         value, end = _scan(text, 0)
-    except (StopIteration, ValueError, RecursionError) as error:
+    except (StopIteration, ValueError, RecursionError, SystemError) as error:
+        # SystemError: the scanner takes its exception class from `json.decoder`, which is not loaded
         raise SpecError(f"{what}: not JSON") from error
     if end != len(text) or not isinstance(value, dict):
         raise SpecError(f"{what}: not a JSON object")

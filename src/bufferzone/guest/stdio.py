@@ -30,6 +30,7 @@ class Output:
     def __init__(self, loop: Loop, fd: int) -> None:
         self._loop, self._fd = loop, fd
         self._pending: tuple[Reply, int] | None = None
+        self._draining = False
         os.set_blocking(fd, False)
 
     def read(self, limit: int, reply: Reply) -> None:
@@ -43,8 +44,17 @@ class Output:
         self._pending = (reply, min(limit or CHUNK, CHUNK))
         self._ready(0)
 
+    def drain(self) -> None:
+        """The process has ended: after what is there comes end of file.
+
+        Even when a descendant still holds the other end: who waits for the process must not wait for that.
+        """
+        self._draining = True
+        if self._pending is not None:
+            self._ready(0)
+
     def close(self) -> None:
-        """Give up the descriptor; a waiting read gets end of file."""
+        """Give up the descriptor; a waiting read gets end of file, a writer EPIPE."""
         if self._fd >= 0:
             self._loop.unwatch(self._fd)
             os.close(self._fd)
@@ -64,7 +74,9 @@ class Output:
         try:
             data = os.read(self._fd, limit)
         except BlockingIOError:
-            if not events:
+            if self._draining:
+                self.close()
+            elif not events:
                 self._loop.watch(self._fd, READ, self._ready)
             return
         except OSError as error:
