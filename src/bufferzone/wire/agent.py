@@ -186,6 +186,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Read": (ReadRequest, ReadResponse),
     "Write": (WriteRequest, Empty),
     "CloseStdin": (ProcessRef, Empty),
+    "CloseOutput": (ReadRequest, Empty),
     "Resize": (ResizeRequest, Empty),
     "Pause": (ProcessRef, Empty),
     "Resume": (ProcessRef, Empty),
