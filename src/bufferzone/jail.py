@@ -15,12 +15,11 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import stat
 from dataclasses import dataclass
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import denylist, process
+from bufferzone.linux import denylist, newroot, process
 from bufferzone.linux import mount as mnt
 
 TYPE_CHECKING = False
@@ -187,13 +186,14 @@ def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
     trees += [
         (_tree(JailBind(source=f"/proc/{name}", target="/"), talk), f"/proc/{name}") for name in jail.proc
     ]
-    nodes = [_device(name, talk) for name in jail.devices + jail.owned_devices]
+    nodes = [_device(name, jail, talk) for name in jail.devices + jail.owned_devices]
     if root:
         talk.step = "create namespaces"
         process.unshare(flags)
     talk.step = "make the mounts private"
     mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
-    _build_root(jail, talk, trees, nodes)
+    talk.step = "build the root"
+    newroot.enter(trees, nodes, jail.links)
     if jail.user_namespace and root:
         talk.step = "create a user namespace"
         process.unshare(process.CLONE_NEWUSER)
@@ -228,65 +228,11 @@ def _tree(bind: JailBind, talk: spawn.Conversation) -> int:
     return fd
 
 
-def _device(name: str, talk: spawn.Conversation) -> tuple[str, int, int]:
-    talk.step = f"open /dev/{name}"
+def _device(name: str, jail: Jail, talk: spawn.Conversation) -> newroot.Node:
     path = f"/dev/{name}"
-    return name, mnt.open_tree(path, recursive=False), os.stat(path).st_rdev
-
-
-def _build_root(
-    jail: Jail, talk: spawn.Conversation, trees: list[tuple[int, str]], nodes: list[tuple[str, int, int]]
-) -> None:
-    """Build the root below /proc (a directory that every host has; the cover is ours alone) and move into
-    it."""
-    talk.step = "build the root"
-    quiet = mnt.MS_NOSUID | mnt.MS_NOEXEC
-    mnt.mount("tmpfs", "/proc", "tmpfs", quiet | mnt.MS_NODEV, "size=256k,nr_inodes=256,mode=755")
-    os.chdir("/proc")
-    for link, target in jail.links:
-        os.symlink(target, "." + link)
-    for fd, target in trees:
-        _attach(fd, "." + target)
-    os.mkdir("dev", 0o755)
-    mnt.mount("tmpfs", "dev", "tmpfs", quiet, "size=4k,nr_inodes=16,mode=755")
-    for name, fd, number in nodes:
-        talk.step = f"make the device /dev/{name}"
-        _make_node(jail, name, fd, number)
-    talk.step = "change the root"
-    mnt.pivot_root(".", ".")
-    mnt.unmount(".", mnt.MNT_DETACH)
-    os.chdir("/")
-    for path in ("/dev", "/"):
-        mnt.set_attributes(-1, add=mnt.MOUNT_ATTR_RDONLY, recursive=False, path=path)
-
-
-def _attach(fd: int, target: str) -> None:
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.makedirs(target, mode=0o755, exist_ok=True)
-    else:
-        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-    mnt.move_mount(fd, target)
-    os.close(fd)
-
-
-def _make_node(jail: Jail, name: str, fd: int, number: int) -> None:
-    """A node of our own, as Firecracker's jailer makes: the host's owner and mode of /dev/kvm do not matter
-    then.
-
-    Where mknod(2) is refused (in a user namespace) the host's node is bound instead.
-    """
-    path = f"dev/{name}"
-    try:
-        os.mknod(path, stat.S_IFCHR | 0o600, number)
-    except PermissionError:
-        _attach(fd, path)
-        return
-    os.close(fd)
-    if name in jail.owned_devices:
-        os.chown(path, jail.uid, jail.gid)
-    else:
-        os.chmod(path, 0o666)
+    talk.step = f"open {path}"
+    owner = (jail.uid, jail.gid) if name in jail.owned_devices else None
+    return newroot.Node(name, mnt.open_tree(path, recursive=False), os.stat(path).st_rdev, owner)
 
 
 def _arrange_descriptors(jail: Jail, talk: spawn.Conversation) -> None:

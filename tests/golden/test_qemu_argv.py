@@ -1,0 +1,125 @@
+"""The command lines of QEMU and virtiofsd, word by word. A change here is a change of the wall: say why."""
+
+from bufferzone.model import Disk, Nic, Share, VmSpec
+from bufferzone.storage import virtiofs
+from bufferzone.vmm import qemu
+
+SPEC = VmSpec(
+    name="web,1",
+    vcpus=2,
+    memory_mib=256,
+    accelerator="tcg",
+    kernel_path="/boot/kernel",
+    initrd_path="/boot/initrd",
+    kernel_arguments=("console=ttyS0", "panic=-1"),
+    agent_fd=10,
+    console_fd=11,
+    control_fd=12,
+)
+BASE = """
+qemu
+-name guest=web,,1,debug-threads=on
+-machine q35,smm=off,sata=off,usb=off,smbus=off,vmport=off,hpet=off,i8042=off,dump-guest-core=off,\
+mem-merge=off,memory-backend=ram
+-nodefaults
+-no-user-config
+-display none
+-L /firmware
+-bios qboot.rom
+-accel tcg,thread=multi,tb-size=128
+-cpu max
+-smp 2
+-m size=262144k
+-object memory-backend-memfd,id=ram,size=268435456,share=on
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-no-reboot
+-device pvpanic-pci
+-action panic=exit-failure
+-kernel /boot/kernel
+-initrd /boot/initrd
+-append console=ttyS0 panic=-1
+-chardev socket,id=control,fd=12
+-mon chardev=control,mode=control
+-chardev socket,id=console,fd=11
+-serial chardev:console
+-chardev socket,id=agent,fd=10
+-device virtio-serial-pci,id=serial,max_ports=2,disable-legacy=on
+-device virtserialport,bus=serial.0,nr=1,chardev=agent,name=bufferzone.agent.0
+-object rng-builtin,id=rng
+-device virtio-rng-pci,rng=rng,disable-legacy=on
+-device virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,disable-legacy=on
+-device pcie-root-port,id=spare0,chassis=1,slot=1,bus=pcie.0
+-device pcie-root-port,id=spare1,chassis=2,slot=2,bus=pcie.0
+-device pcie-root-port,id=spare2,chassis=3,slot=3,bus=pcie.0
+-device pcie-root-port,id=spare3,chassis=4,slot=4,bus=pcie.0
+"""
+
+
+def lines(words: list[str]) -> list[str]:
+    """One line per option, with its value."""
+    found: list[str] = []
+    for word in words:
+        if found and not word.startswith("-") and " " not in found[-1] and found[-1].startswith("-"):
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    return found
+
+
+def altered(**changes: object) -> VmSpec:
+    values = {name: getattr(SPEC, name) for name in SPEC.__slots__}
+    return VmSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_the_smallest_vm() -> None:
+    assert lines(qemu.argv("qemu", SPEC)) == BASE.strip().split("\n")
+
+
+def test_kvm_shows_the_hosts_cpu_and_has_no_translation_cache() -> None:
+    words = lines(qemu.argv("qemu", altered(accelerator="kvm")))
+    assert "-accel kvm" in words
+    assert "-cpu host" in words
+    assert not any("tb-size" in word for word in words)
+
+
+def test_a_share_a_disk_and_nics_add_these_words() -> None:
+    spec = altered(
+        shares=(Share(tag="bufferzone", fd=20),),
+        disks=(Disk(name="layer", fd=21),),
+        nics=(
+            Nic(name="eth0", fd=22, mac="02:00:00:00:00:01"),
+            Nic(name="eth1", fd=23, mac="02:00:00:00:00:02", mtu=9000, is_tap=False),
+        ),
+    )
+    assert lines(qemu.argv("qemu", spec))[len(BASE.strip().split("\n")) :] == [
+        "-chardev socket,id=share20,fd=20",
+        "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024",
+        "-add-fd fd=21,set=21",
+        "-blockdev driver=file,node-name=file21,filename=/dev/fdset/21,read-only=on,locking=off",
+        "-blockdev driver=raw,node-name=disk21,file=file21,read-only=on",
+        "-device virtio-blk-pci,drive=disk21,serial=layer,disable-legacy=on",
+        "-netdev tap,id=net22,fd=22",
+        "-device virtio-net-pci,netdev=net22,mac=02:00:00:00:00:01,host_mtu=1500,romfile=,disable-legacy=on",
+        "-netdev stream,id=net23,server=off,addr.type=fd,addr.str=23",
+        "-device virtio-net-pci,netdev=net23,mac=02:00:00:00:00:02,host_mtu=9000,romfile=,disable-legacy=on",
+    ]
+
+
+def test_a_comma_in_a_name_stays_inside_its_value() -> None:
+    assert qemu.quote("a,server=on") == "a,,server=on"
+
+
+def test_the_c_virtiofsd() -> None:
+    words = virtiofs.argv(virtiofs.Program(kind="c", path="/usr/lib/qemu/virtiofsd"), 7, 1024)
+    assert " ".join(words) == (
+        "/usr/lib/qemu/virtiofsd --fd=7 -f --rlimit-nofile=0 -o source=/tree -o sandbox=chroot -o cache=auto "
+        "-o xattr -o announce_submounts -o no_flock -o no_posix_lock"
+    )
+
+
+def test_the_rust_virtiofsd() -> None:
+    words = virtiofs.argv(virtiofs.Program(kind="rust", path="/usr/libexec/virtiofsd"), 7, 1024)
+    assert " ".join(words) == (
+        "/usr/libexec/virtiofsd --fd=7 --shared-dir=/tree --sandbox=chroot --cache=auto --xattr "
+        "--announce-submounts --inode-file-handles=never --rlimit-nofile=1024 --thread-pool-size=0"
+    )
