@@ -17,7 +17,7 @@ STDOUT, STDERR = 1, 2
 
 
 class Phase(Message):
-    """One step of the guest's boot: name, and nanoseconds of CLOCK_MONOTONIC (since the guest kernel started)."""
+    """One step of the guest's boot: name, and nanoseconds of CLOCK_MONOTONIC (since its kernel started)."""
 
     name: str = string(1)
     at_ns: int = uint(2)
@@ -95,7 +95,8 @@ class SignalRequest(Message):
 
 
 class WaitResponse(Message):
-    """How a process ended: `exit_status` 0-255 (128+n for signal n), `signal` n or 0, `oom` when the OOM killer did it."""
+    """How a process ended: `exit_status` 0-255 (128+n for signal n), `signal` n or 0, `oom` when the OOM
+    killer did it."""
 
     exit_status: int = uint(1)
     signal: int = uint(2)
@@ -141,7 +142,7 @@ class UpdateRequest(Message):
 
 
 class Counter(Message):
-    """One number of the guest cgroup, named like `memory.current` or `cpu.usage_usec` or `memory.stat.anon`."""
+    """One number of the guest cgroup, named like `memory.current`, `cpu.usage_usec`, `memory.stat.anon`."""
 
     name: str = string(1)
     value: int = uint(2)

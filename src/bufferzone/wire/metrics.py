@@ -1,6 +1,7 @@
 """Numbers of a container as containerd, Docker and the kubelet want them, from the guest cgroup's counters.
 
-Source: containerd/cgroups cgroup2/stats/metrics.proto (io.containerd.cgroups.v2.Metrics), runc types/events.go.
+Source: containerd/cgroups cgroup2/stats/metrics.proto (io.containerd.cgroups.v2.Metrics); runc
+types/events.go.
 """
 
 from __future__ import annotations

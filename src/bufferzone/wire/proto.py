@@ -1,4 +1,4 @@
-"""A protobuf codec driven by field numbers declared on the message classes. No I/O, no descriptors, no groups.
+"""A protobuf codec driven by field numbers declared on message classes. No I/O, no descriptors, no groups.
 
 Source: protobuf encoding specification (proto3). Scalars equal to their default are not written.
 Unknown fields are skipped. Everything that can be malformed raises `DecodeError`.
@@ -180,8 +180,8 @@ def _write_field(out: bytearray, field: Field, value: Any) -> None:
     elif kind == "map":
         for key, item in value.items():
             entry = bytearray()
-            _write_bytes(entry, 1, key.encode())
-            _write_bytes(entry, 2, item.encode())
+            _write_bytes(entry, 1, key.encode("utf-8", "surrogateescape"))
+            _write_bytes(entry, 2, item.encode("utf-8", "surrogateescape"))
             _write_bytes(out, field.number, bytes(entry))
     elif value is not None and (value or kind == "message"):
         _write_one(out, field, value)
@@ -254,10 +254,10 @@ def _store(result: Message, field: Field, wire_type: int, value: Any, depth: int
     if field.repeated and field.kind == "uint" and wire_type == LENGTH:
         at = 0
         while at < len(value):
+            if len(values[field.name]) == MAX_ELEMENTS:
+                raise DecodeError("too many elements")
             item, at = _read_varint(value, at)
             values[field.name].append(item)
-        if len(values[field.name]) > MAX_ELEMENTS:
-            raise DecodeError("too many elements")
         return
     if wire_type != _WIRE_TYPE.get(field.kind, LENGTH):
         raise DecodeError(f"field {field.name}: wire type {wire_type}")
@@ -275,10 +275,7 @@ def _store(result: Message, field: Field, wire_type: int, value: Any, depth: int
 def _parse(field: Field, value: Any, depth: int) -> Any:
     kind = field.kind
     if kind == "string":
-        try:
-            return str(value, "utf-8", "surrogateescape")
-        except UnicodeDecodeError as error:
-            raise DecodeError(f"field {field.name}: not UTF-8") from error
+        return str(value, "utf-8", "surrogateescape")  # a path need not be UTF-8: its bytes come back out
     if kind == "bytes":
         return bytes(value)
     if kind == "message":
