@@ -10,7 +10,7 @@ import os
 import select
 
 from bufferzone import log
-from bufferzone.cli import console, launch, signals
+from bufferzone.cli import console, launch, signals, standin
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
 from bufferzone.wire import task
@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Sequence
+
+    from bufferzone.oci import Spec
 else:
     import _signal  # signal.py imports enum
 
@@ -29,7 +31,8 @@ _CALL_S = 10.0
 class Job:
     """One process to stand for: where its shim is, what it is called, how it gets its stdio.
 
-    `begin(client, uris, fds)` makes it in the shim. `network` is None (stay), "" (a new namespace) or a path.
+    `begin(client, uris, fds)` makes it in the shim. `network` is None (stay), "" (a new namespace) or a path;
+    `root` the container whose face on the host the waiter is to be, None for an exec.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class Job:
         console_socket: str = "",
         size: tuple[int, int] = (0, 0),
         network: str | None = None,
+        root: Spec | None = None,
     ) -> None:
         self.directory, self.begin, self.exec_id = directory, begin, exec_id
         self.terminal, self.console_socket, self.size = terminal, console_socket, size
         self.network = network
+        self.root = root
 
     @property
     def id(self) -> str:
@@ -56,7 +61,7 @@ class Job:
 def detach(job: Job) -> int:
     """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = standin.fork_in_own_pid_namespace() if job.root is not None else os.fork()
     if pid == 0:
         os.close(reader)
         os._exit(_child(job, writer))
@@ -74,15 +79,22 @@ def _child(job: Job, tell: int) -> int:
     try:
         os.setsid()
         _enter_network(job.network)
-        with Client.connect(job.directory) as client, _Signals() as incoming:
+        with (
+            Client.connect(job.directory) as client,
+            Client.connect(job.directory) as control,
+            _Signals() as incoming,
+        ):
             terminal = console.open_pty(job.console_socket, job.size) if job.terminal else -1
             fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
             job.begin(client, uris, fds)
             complaints = os.dup(2)
+            if job.root is not None:
+                standin.enter_root(job.root)
+            _close_all_but({tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds})
             os.write(tell, b"ok\n")
+            os.close(tell)
             told = True
-            _close_all_but({terminal, complaints, client.fileno(), *incoming.fds})
-            return _stand_in(job, client, incoming, terminal, complaints)
+            return _stand_in(job, client, control, incoming, terminal, complaints)
     except BufferzoneError as error:
         failure = error
     except Exception as error:  # the boundary of this process
@@ -101,16 +113,20 @@ def attach(job: Job, started: Callable[[Client], None]) -> int:
 
     `started` runs once the process is made, before its end is awaited.
     """
-    with _Signals() as incoming, Client.connect(job.directory) as client:
+    with (
+        _Signals() as incoming,
+        Client.connect(job.directory) as client,
+        Client.connect(job.directory) as control,
+    ):
         fds, uris = ([0, 1], ("fd:0", "fd:1", "")) if job.terminal else ([0, 1, 2], _STDIO)
         if not job.terminal:
             job.begin(client, uris, fds)
             started(client)
-            return _stand_in(job, client, incoming, -1, 2)
+            return _stand_in(job, client, control, incoming, -1, 2)
         with console.RawTerminal(0):
             job.begin(client, uris, fds)
             started(client)
-            return _stand_in(job, client, incoming, 0, 2)
+            return _stand_in(job, client, control, incoming, 0, 2)
 
 
 def _enter_network(network: str | None) -> None:
@@ -185,19 +201,25 @@ class _Signals:
             return b""
 
 
-def _stand_in(job: Job, client: Client, incoming: _Signals, terminal: int, complaints: int) -> int:
-    """Wait for the end of the process and pass on signals and sizes until then; returns its exit status."""
+def _stand_in(
+    job: Job, client: Client, control: Client, incoming: _Signals, terminal: int, complaints: int
+) -> int:
+    """Wait for the end of the process and pass on signals and sizes until then; returns its exit status.
+
+    `control` is a second connection, since `client` is waiting. No path is opened from here on: ours lead into
+    the container.
+    """
     try:
         stream = client.send("Wait", task.WaitRequest(id=job.id, exec_id=job.exec_id))
         if terminal >= 0:
-            _resize(job, terminal)
+            _resize(job, control, terminal)
         poll = select.poll()
         poll.register(client.fileno(), select.POLLIN)
         poll.register(incoming.fileno(), select.POLLIN)
         while True:
             ready = dict(poll.poll())
             if incoming.fileno() in ready:
-                _pass_on(job, incoming.read(), terminal)
+                _pass_on(job, control, incoming.read(), terminal)
             if client.fileno() in ready:
                 answer = client.poll_response(stream, task.SERVICE, "Wait")
                 if answer is not None:
@@ -210,27 +232,26 @@ def _stand_in(job: Job, client: Client, incoming: _Signals, terminal: int, compl
         return LOST
 
 
-def _pass_on(job: Job, numbers: bytes, terminal: int) -> None:
+def _pass_on(job: Job, control: Client, numbers: bytes, terminal: int) -> None:
     for number in numbers:
         if number == signals.WINCH:
             if terminal >= 0:
-                _resize(job, terminal)
+                _resize(job, control, terminal)
         else:
-            _ask(job, "Kill", task.KillRequest(id=job.id, exec_id=job.exec_id, signal=number))
+            _ask(control, "Kill", task.KillRequest(id=job.id, exec_id=job.exec_id, signal=number))
 
 
-def _resize(job: Job, terminal: int) -> None:
+def _resize(job: Job, control: Client, terminal: int) -> None:
     width, height = console.window_size(terminal)
     if width and height:
         request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
-        _ask(job, "ResizePty", request)
+        _ask(control, "ResizePty", request)
 
 
-def _ask(job: Job, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:
-    """A call on a connection of its own, since ours is waiting; a failure changes nothing here."""
+def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:
+    """A call on the second connection; a failure changes nothing here."""
     try:
-        with Client.connect(job.directory, _CALL_S) as client:
-            client.call(method, request, timeout_s=_CALL_S)
+        control.call(method, request, timeout_s=_CALL_S)
     except BufferzoneError:
         pass  # the process ended at that moment, or Wait tells what happened
 

@@ -110,6 +110,7 @@ def job_of(options: Options, directory: str, spec: Spec) -> waiter.Job:
         console_socket=options.console_socket,
         size=(size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF),
         network=None if network is None else network.get("path", ""),
+        root=spec,
     )
 
 

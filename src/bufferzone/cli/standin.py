@@ -1,0 +1,98 @@
+"""Gives the waiter the container's face on the host: its root file system, its volumes, a PID namespace of its own.
+
+Podman joins the mount namespace of the pid it was given (`podman cp`, `podman top`); were that the host's, a copy
+into the container would land on the host. Paths below the new root are resolved by the kernel inside it, so links
+in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.oci import Spec
+
+
+def fork_in_own_pid_namespace() -> int:
+    """os.fork() whose child is PID 1 of a new PID namespace; a plain fork without the right to do so."""
+    if os.geteuid() != 0:
+        return os.fork()
+    from bufferzone.linux import process
+
+    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        process.unshare(process.CLONE_NEWPID)
+        pid = os.fork()
+        if pid:
+            process.setns(ours, process.CLONE_NEWPID)
+        return pid
+    finally:
+        os.close(ours)
+
+
+def enter_root(spec: Spec) -> None:
+    """Make the container's root file system ours, in a mount namespace of our own; nothing without root's rights.
+
+    Call when the container is created: its mount points exist then. Raises HostError.
+    """
+    if os.geteuid() != 0:
+        return
+    from bufferzone.linux import mount as mnt
+    from bufferzone.linux import process
+
+    step = "the root file system"
+    try:
+        process.unshare(process.CLONE_NEWNS)
+        mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
+        root = _tree(spec.rootfs, read_only=False)
+        volumes = [(_tree(source, read_only=ro), target) for source, target, ro in _volumes(spec)]
+        mnt.move_mount(root, spec.rootfs)
+        os.close(root)
+        os.chdir(spec.rootfs)
+        mnt.pivot_root(".", ".")
+        mnt.unmount(".", mnt.MNT_DETACH)
+        os.chdir("/")
+        for tree, target in volumes:
+            step = target
+            _attach(tree, target)
+        if os.getpid() == 1 and os.path.isdir("/proc"):
+            step = "/proc"
+            mnt.mount("proc", "/proc", "proc", mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC)
+    except OSError as error:
+        text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
+        raise HostError(text, code="stand-in") from error
+
+
+def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
+    """(source, destination, read-only) of every bind mount."""
+    found = []
+    for entry in spec.mounts:
+        options = entry.get("options", [])
+        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
+            source = os.path.join(spec.bundle, entry.get("source", ""))
+            found.append((source, entry["destination"], "ro" in options))
+    return found
+
+
+def _tree(path: str, *, read_only: bool) -> int:
+    from bufferzone.linux import mount as mnt
+
+    fd = mnt.open_tree(path)
+    add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | (mnt.MOUNT_ATTR_RDONLY if read_only else 0)
+    mnt.set_attributes(fd, add=add, propagation=mnt.MS_PRIVATE)
+    return fd
+
+
+def _attach(tree: int, target: str) -> None:
+    """Mount `tree` at `target`; a place that the image hides or lacks is passed over, the guest decides there."""
+    from bufferzone.linux import mount as mnt
+
+    try:
+        mnt.move_mount(tree, target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    finally:
+        os.close(tree)
