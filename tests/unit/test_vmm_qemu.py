@@ -1,0 +1,221 @@
+"""The real QEMU and the real virtiofsd in their jails, with a guest of a few instructions."""
+
+import os
+import shutil
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bufferzone import jail
+from bufferzone.errors import HostError, VmmError
+from bufferzone.model import Share, VmSpec
+from bufferzone.spawn import Child
+from bufferzone.storage import virtiofs
+from bufferzone.vmm import driver
+from bufferzone.vmm.console import BoundedLog, Reader
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: own uids and mount namespaces"),
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
+]
+UID = jail.UID_BASE + 2 * jail.UID_SLOTS - 4
+MESSAGE = b"hello from the guest\r\n\0"
+
+
+def tiny_kernel() -> bytes:
+    """ELF with a PVH note: prints a line on the serial port, waits for a byte, resets (triple fault)."""
+    base = 0x100000
+    code = b"\xbe" + struct.pack("<I", base + 0x200) + b"\xba\xf8\x03\x00\x00"  # esi: text, dx: port 0x3f8
+    code += b"\xac\x84\xc0\x74\x03\xee\xeb\xf8"  # print until NUL
+    code += b"\xb2\xfd\xec\xa8\x01\x74\xfb"  # wait for the line status register to say: data
+    code += b"\x0f\x01\x1d" + struct.pack("<I", base + 0x240) + b"\xcc"  # empty interrupt table, breakpoint
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", base + 0x100)  # XEN_ELFNOTE_PHYS32_ENTRY
+    headers = struct.pack("<IIQQQQQQ", 1, 7, 0, base, base, 0x1000, 0x1000, 0x1000)  # PT_LOAD
+    headers += struct.pack(
+        "<IIQQQQQQ", 4, 4, 0x300, base + 0x300, base + 0x300, len(note), len(note), 4
+    )  # PT_NOTE
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    elf = ident + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + 0x100, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+    image = bytearray(0x1000)
+    for offset, part in ((0, elf), (64, headers), (0x100, code), (0x200, MESSAGE), (0x300, note)):
+        image[offset : offset + len(part)] = part
+    return bytes(image)
+
+
+@dataclass
+class Started:
+    vmm: driver.Vmm
+    console: socket.socket
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as owned:
+        yield owned
+
+
+def boot(
+    stack: ExitStack, directory: Path, kernel: bytes, *, shares: tuple[Share, ...] = (), memory_mib: int = 32
+) -> Started:
+    path = directory / "kernel"
+    path.write_bytes(kernel)
+    agent, console, control = (socket.socketpair() for _ in range(3))
+    for ends in (agent, console, control):
+        for end in ends:
+            stack.callback(end.close)
+    spec = VmSpec(
+        name="test",
+        vcpus=1,
+        memory_mib=memory_mib,
+        accelerator="tcg",
+        kernel_path=driver.KERNEL_PATH,
+        initrd_path="",
+        kernel_arguments=("x",),
+        agent_fd=agent[1].fileno(),
+        console_fd=console[1].fileno(),
+        control_fd=control[1].fileno(),
+        shares=shares,
+    )
+    reader = Reader("console", os.dup(console[0].fileno()), BoundedLog())
+    vmm = driver.start(
+        spec,
+        driver.Confinement(uid=UID, gid=UID),
+        kernel=str(path),
+        initrd="",
+        control=control[0],
+        console=reader,
+    )
+    stack.callback(vmm.close)
+    for ends in (agent, console, control):
+        ends[1].close()
+    vmm.watch()
+    return Started(vmm, console[0])
+
+
+def await_console(started: Started, text: str) -> None:
+    """Ends by itself: with the text, or with the machine."""
+    poll_s = 0.02
+    for _ in range(1000):
+        if any(text in line for line in started.vmm.console_tail()):
+            return
+        if started.vmm.wait_exit(poll_s) is not None:
+            break
+    raise started.vmm.failure("print on the console")
+
+
+def status_fields(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_a_guest_prints_and_ends_and_the_end_is_explained(stack: ExitStack, tmp_path: Path) -> None:
+    started = boot(stack, tmp_path, tiny_kernel())
+    started.vmm.greet()
+    assert started.vmm.version.split(".")[0].isdigit()
+    await_console(started, "hello from the guest")
+    assert started.vmm.qmp.status() == "running"
+    started.console.send(b"x")
+    assert started.vmm.wait_exit(20) == 0
+    error = started.vmm.failure("run")
+    assert error.code == "vm-off"
+    assert "hello from the guest" in error.message
+
+
+def test_qemu_has_nothing_but_what_it_was_given(stack: ExitStack, tmp_path: Path) -> None:
+    vmm = boot(stack, tmp_path, tiny_kernel()).vmm
+    vmm.greet()
+    fields = status_fields(vmm.pid)
+    assert fields["Uid"].split() == [str(UID)] * 4
+    assert fields["Groups"] == ""
+    assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert fields["NoNewPrivs"] == "1"
+    for task in os.listdir(f"/proc/{vmm.pid}/task"):
+        assert "Seccomp_filters:\t2" in Path(f"/proc/{vmm.pid}/task/{task}/status").read_text()
+    assert set(os.listdir(f"/proc/{vmm.pid}/root")) == {"boot", "dev", "firmware", "lib", "lib64", "usr"}
+    assert set(os.listdir(f"/proc/{vmm.pid}/root/dev")) == {"null", "urandom"}
+    assert all(" ro," in line for line in Path(f"/proc/{vmm.pid}/mountinfo").read_text().splitlines())
+    for name in ("net", "mnt", "pid", "ipc", "uts"):
+        assert os.readlink(f"/proc/{vmm.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+    assert Path(f"/proc/{vmm.pid}/environ").read_bytes() == b""
+    open_files = [os.readlink(f"/proc/{vmm.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{vmm.pid}/fd")]
+    assert not [
+        name for name in open_files if name.startswith("/") and not name.startswith(("/dev/null", "/memfd"))
+    ]
+
+
+def test_quit_ends_it_and_close_is_idempotent(stack: ExitStack, tmp_path: Path) -> None:
+    vmm = boot(stack, tmp_path, tiny_kernel()).vmm
+    vmm.greet()
+    assert vmm.quit() == 0
+    vmm.close()
+    vmm.close()
+
+
+def test_a_broken_kernel_is_explained_with_qemus_own_words(stack: ExitStack, tmp_path: Path) -> None:
+    vmm = boot(stack, tmp_path, b"\x7fELF garbage").vmm
+    with pytest.raises(VmmError) as caught:
+        vmm.greet()
+    assert caught.value.code == "vm-failed"
+    assert "start QEMU" in caught.value.message
+    assert "qemu said:" in caught.value.message
+
+
+def test_a_killed_qemu_is_told_from_a_failed_one(stack: ExitStack, tmp_path: Path) -> None:
+    vmm = boot(stack, tmp_path, tiny_kernel()).vmm
+    vmm.greet()
+    vmm.kill()
+    assert vmm.wait_exit(10) == -9
+    assert vmm.failure("run").code == "vm-killed"
+
+
+def test_missing_programs_and_firmware_have_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "_SEARCH", str(tmp_path))
+    with pytest.raises(HostError) as caught:
+        driver.find_program()
+    assert (caught.value.code, caught.value.hint) == ("qemu-missing", "apt-get install qemu-system-x86")
+    with pytest.raises(HostError, match="no firmware for QEMU"):
+        driver.find_firmware((str(tmp_path),))
+    with pytest.raises(HostError) as caught:
+        virtiofs.find_program((("c", str(tmp_path / "x")),))
+    assert caught.value.code == "virtiofsd-missing"
+
+
+@pytest.fixture
+def virtiofsd(stack: ExitStack, tmp_path: Path) -> tuple[Child, Share]:
+    virtiofs.find_program()
+    (tmp_path / "tree").mkdir()
+    tree = os.open(tmp_path / "tree", os.O_PATH | os.O_DIRECTORY)
+    child, share = virtiofs.start(
+        tree, str(tmp_path), uid=UID + 1, gid=UID + 1, log_fd=sys.__stderr__.fileno()
+    )
+    os.close(tree)
+    stack.callback(child.close)
+    assert os.listdir(tmp_path) == ["tree"], "the socket must have no name"
+    return child, share
+
+
+def test_virtiofsd_is_confined_and_ends_with_qemu(
+    stack: ExitStack, tmp_path: Path, virtiofsd: tuple[Child, Share]
+) -> None:
+    child, share = virtiofsd
+    started = boot(stack, tmp_path, tiny_kernel(), shares=(share,))
+    os.close(share.fd)
+    await_console(started, "hello from the guest")
+    fields = status_fields(child.pid)
+    assert fields["Uid"].split() == [str(UID + 1)] * 4
+    assert (
+        int(fields["CapEff"], 16) == 0x880000DB
+    )  # chown dac_override fowner fsetid setgid setuid mknod setfcap
+    assert int(fields["CapBnd"], 16) == 0
+    for task in os.listdir(f"/proc/{child.pid}/task"):
+        assert "Seccomp:\t2" in Path(f"/proc/{child.pid}/task/{task}/status").read_text()
+    assert os.readlink(f"/proc/{child.pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    started.vmm.kill()
+    assert started.vmm.wait_exit(10) == -9
+    assert child.wait_exit(10) == 0
