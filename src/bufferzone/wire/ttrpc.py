@@ -124,7 +124,7 @@ def status_of(error: BaseException) -> Status:
 
 
 def error_of(status: Status, fallback: type[BufferzoneError]) -> BufferzoneError:
-    """The exception a Status stands for: our class where a detail names one, else by code, else `fallback`."""
+    """The exception a Status stands for: ours where a detail names one, else by code, else `fallback`."""
     classes = {cls.__name__: cls for cls in all_error_classes()}
     for any_ in status.details:
         if any_.type_url == ERROR_TYPE_URL:
