@@ -13,8 +13,8 @@ from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
-from bufferzone.linux import mountoptions
 from bufferzone.linux import mount as lm
+from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
 from bufferzone.wire import agent as wire
 from bufferzone.wire.proto import Empty, Message

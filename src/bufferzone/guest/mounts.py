@@ -15,8 +15,8 @@ import stat
 
 from bufferzone.errors import GuestError
 from bufferzone.guest import inside
-from bufferzone.linux import mountoptions
 from bufferzone.linux import mount as lm
+from bufferzone.linux import mountoptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import stat
 
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import inside
-from bufferzone.linux.mountoptions import PROPAGATION
 from bufferzone.guest.mounts import attach, describe, detached, mount_all
 from bufferzone.linux import mount as lm
 from bufferzone.linux import terminal
+from bufferzone.linux.mountoptions import PROPAGATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def prepare(spec: dict[str, Any]) -> int:
     linux: dict[str, Any] = spec.get("linux") or {}
     path = str((spec.get("root") or {}).get("path") or "")
     propagation = _root_propagation(linux) or lm.MS_SLAVE | lm.MS_REC
+    if propagation & lm.MS_UNBINDABLE:
+        propagation = lm.MS_PRIVATE | lm.MS_REC  # we still have to bind the root; `enter` sets what was asked
     lm.mount("", "/", flags=propagation)
     if not os.path.isdir(path):
         raise SpecError(f"root.path: not a directory in the guest: {path}")
@@ -66,8 +68,11 @@ def prepare(spec: dict[str, Any]) -> int:
 
 def enter(root: int, spec: dict[str, Any]) -> None:
     """pivot_root into `root`, drop the old root, make the working directory, apply root.readonly."""
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchdir(root)
     lm.pivot_root(".", ".")
+    os.fchdir(old)  # `.` is still the new root, under the old one
+    os.close(old)
     lm.mount("", ".", flags=lm.MS_SLAVE | lm.MS_REC)  # the unmount below must not travel to the guest
     lm.unmount(".", lm.MNT_DETACH)
     os.chdir("/")
