@@ -156,8 +156,7 @@ def skeleton() -> list[Entry]:
         character_device("/dev/console", 5, 1, 0o600),
         character_device("/dev/null", 1, 3, 0o666),
         regular("/init", agent.INIT, 0o755),
-        # where the kernel looks for it (CONFIG_MODPROBE_PATH)
-        regular("/usr/sbin/modprobe", agent.modprobe(), 0o755),
+        regular(agent.MODPROBE, agent.modprobe(), 0o755),
     ]
 
 
