@@ -21,7 +21,11 @@ else:
 
 _RECEIVE = 1 << 16
 _MAX_SUN_PATH = 107
-_METHODS = {task.SERVICE: task.METHODS, shim.SERVICE: shim.METHODS}
+_METHODS = {
+    task.SERVICE: task.METHODS,
+    shim.SERVICE: shim.METHODS,
+    task.EVENTS_SERVICE: task.EVENTS_METHODS,
+}
 
 
 class Client:

@@ -167,7 +167,7 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
     """Probe and choose; what the user should know goes to the log."""
     if settings.accelerator == "tcg" and settings.kvm != "require":
         return accelerator.Accelerator("tcg", reason="asked for")
-    probe = kvm.probe(os.path.join(os.path.dirname(directory), "kvm-probe.json"))
+    probe = kvm.cached_probe(os.path.join(os.path.dirname(directory), "kvm-probe.json"))
     chosen = accelerator.choose("require" if settings.accelerator == "kvm" else settings.kvm, probe)
     if chosen.warning:
         log(chosen.warning)

@@ -9,6 +9,7 @@ import signal
 from bufferzone import state
 
 _WAIT_MS = 5000
+_OWNER_WAIT_MS = 3000
 
 
 def clean(directory: str) -> list[str]:
@@ -16,6 +17,7 @@ def clean(directory: str) -> list[str]:
 
     Returns what could not be removed, as text; the state directory itself stays for the caller.
     """
+    _await_owner(directory)
     leftovers = state.read_leftovers(directory)
     left = []
     for pid, start in leftovers.get("processes", []):
@@ -29,6 +31,27 @@ def clean(directory: str) -> list[str]:
         except OSError as error:
             left.append(f"cgroup {path}: {error.strerror}")
     return left
+
+
+def _await_owner(directory: str) -> None:
+    """A shim that is on its way out gives back more than we could; one that hangs is killed."""
+    pid = state.owner_pid(directory)
+    if not pid or pid == os.getpid():
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_OWNER_WAIT_MS):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poll.poll(_WAIT_MS)
+    except ProcessLookupError:
+        pass  # it ended
+    finally:
+        os.close(pidfd)
 
 
 def _kill(pid: int, start: int) -> bool:

@@ -96,7 +96,10 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
         listener.listen(64)
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
-        _run(arguments, directory, listener, ready, cli=False)
+        try:
+            _run(arguments, directory, listener, ready, cli=False)
+        finally:
+            os.unlink(path)
         state.remove(directory)
         return 0
     except BufferzoneError as error:

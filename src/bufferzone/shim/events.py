@@ -7,7 +7,6 @@ Without an address (CRI-O, our CLI) publishing is a no-op.
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 import time
 
@@ -66,7 +65,7 @@ class Publisher:
                     client = Client.connect(self._path, timeout_s=_TIMEOUT_S)
                 client.call("Forward", request, service=task.EVENTS_SERVICE, timeout_s=_TIMEOUT_S)
                 return client
-            except (BufferzoneError, OSError, socket.timeout) as error:
+            except (BufferzoneError, OSError) as error:
                 self._log(f"event {envelope.topic} not delivered (try {attempt + 1}): {error}")
                 if client is not None:
                     client.close()

@@ -298,6 +298,10 @@ class ForwardRequest(Message):
     envelope: Envelope | None = message(1, Envelope)
 
 
+#: of EVENTS_SERVICE, which containerd serves
+EVENTS_METHODS: dict[str, tuple[type[Message], type[Message]]] = {"Forward": (ForwardRequest, Empty)}
+
+
 class RuncOptions(Message):
     """containerd.runc.v1.Options: what containerd sends with Create for runc-like runtimes."""
 
