@@ -29,8 +29,8 @@ from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import Empty, Message
 
 TIMEOUT_S = 60.0
-_SOURCE = str(Path(__file__).resolve().parents[2] / "src")
-_START = f"import sys; sys.path.insert(0, {_SOURCE!r}); from bufferzone.guest.__main__ import main; main()"
+SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+_START = f"import sys; sys.path.insert(0, {SOURCE!r}); from bufferzone.guest.__main__ import main; main()"
 _NUMBERS = count()
 BUSYBOX = "/bin/busybox"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from bufferzone.errors import (
     StateError,
 )
 from bufferzone.wire import agent as wire
-from unit.guest_harness import Guest, make_rootfs, make_spec, needs_root, running_guest
+from unit.guest_harness import SOURCE, Guest, make_rootfs, make_spec, needs_root, running_guest
 
 pytestmark = needs_root
 
@@ -293,3 +295,32 @@ def test_the_spec_travels_as_json_with_any_characters(guest: Guest, rootfs: Path
     guest.start("c")
     assert guest.read_all("c") == 'naïve \U0001f600 "q" \\ \n|'.encode() + b"\xff"
     assert guest.wait("c").exit_status == status
+
+
+def test_containers_made_at_once_on_one_root_do_not_get_in_each_others_way(
+    guest: Guest, rootfs: Path
+) -> None:
+    spec = json.dumps(make_spec(rootfs, "true")).encode()
+    creates = [guest.send("Create", wire.CreateRequest(id=f"c{number}", spec=spec)) for number in range(8)]
+    for stream in creates:
+        assert guest.result(stream, wire.PidResponse).pid > 0
+
+
+def test_the_agent_imports_no_module_that_is_slow_to_import() -> None:
+    code = "import bufferzone.guest.__main__, sys; print(*sys.modules)"
+    command = [sys.executable, "-ISBc", f"import sys; sys.path.insert(0, {SOURCE!r}); {code}"]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "bufferzone.guest.agent" in loaded
+    slow = {
+        "asyncio",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "json",
+        "logging",
+        "re",
+        "signal",
+        "socket",
+    }
+    assert loaded.isdisjoint(slow | {"selectors", "subprocess", "threading", "typing"})

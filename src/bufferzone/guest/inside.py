@@ -90,7 +90,12 @@ def is_directory(fd: int) -> bool:
 
 
 def _target_of(above: int, parent: str, name: str, links: int) -> str:
-    """Where the dangling symlink `name` points, as a path from the root."""
+    """Where the dangling symlink `name` points, from the root; its own path if somebody has just made it."""
     if links >= _MAX_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-    return os.path.join(parent, os.readlink(name, dir_fd=above))
+    try:
+        return os.path.join(parent, os.readlink(name, dir_fd=above))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.path.join(parent, name)  # no symlink: another container of the same root was faster

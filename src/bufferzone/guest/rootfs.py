@@ -185,10 +185,16 @@ def _make_links(root: int) -> None:
             except FileExistsError:
                 pass
         try:
-            os.unlink("ptmx", dir_fd=parent)
+            if os.readlink("ptmx", dir_fd=parent) != "pts/ptmx":
+                os.unlink("ptmx", dir_fd=parent)
         except FileNotFoundError:
             pass
-        os.symlink("pts/ptmx", "ptmx", dir_fd=parent)
+        except OSError:
+            os.unlink("ptmx", dir_fd=parent)  # the image has something else there
+        try:
+            os.symlink("pts/ptmx", "ptmx", dir_fd=parent)
+        except FileExistsError:
+            pass
     finally:
         os.close(parent)
 
