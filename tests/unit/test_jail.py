@@ -133,7 +133,9 @@ def test_capabilities_in_a_user_namespace_reach_the_tree_and_nothing_else(tmp_pa
 
 def test_a_mount_made_later_below_a_shared_tree_appears_in_the_jail(tmp_path: Path) -> None:
     script = Path(__file__).parent / "jail_follow.py"
-    found = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=30)
+    path = {"PYTHONPATH": os.path.dirname(os.path.dirname(jail.__file__))}
+    command = [sys.executable, script, tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=30, env=path)
     assert found.returncode == 0, found.stderr
     assert found.stdout == "late\nread-only\n"
 
