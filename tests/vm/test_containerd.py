@@ -1,0 +1,160 @@
+"""The spine from the other side: Debian's containerd drives the same shim over the Task API with `ctr`.
+
+A containerd of our own, in a temporary directory, without the CRI plug-in; the user's is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+
+import pytest
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(shutil.which("containerd") is None or shutil.which("ctr") is None, reason="needs containerd"),
+]
+
+RUNTIME = "io.containerd.bufferzone.v2"
+TIMEOUT_S = 120
+SCRIPT = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "busybox_image.py")
+
+
+class Containerd:
+    """A running daemon and its command line client."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.socket = str(directory / "containerd.sock")
+        self.log = directory / "containerd.log"
+
+    def ctr(self, *words, stdin=b"", check=True, namespace="bz-test"):
+        done = subprocess.run(
+            ["ctr", "-a", self.socket, "-n", namespace, *words], input=stdin, capture_output=True, timeout=TIMEOUT_S
+        )
+        assert not check or done.returncode == 0, (words, done.stderr.decode(), self.log.read_text()[-2000:])
+        return done
+
+    def start(self):
+        config = self.directory / "config.toml"
+        config.write_text(
+            f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f'[grpc]\n  address = "{self.socket}"\n'
+        )
+        # containerd tells systemd when it serves; so it tells us, without any waiting in steps
+        import socket
+
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(str(self.directory / "notify"))
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "NOTIFY_SOCKET": notify.getsockname()}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                ["containerd", "-c", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+            )
+        with notify:
+            assert select.select([notify], [], [], 60)[0], self.log.read_text()
+            assert b"READY=1" in notify.recv(4096)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def containerd(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ctrd")
+    daemon = Containerd(directory)
+    daemon.start()
+    try:
+        archive = str(directory / "busybox.tar")
+        subprocess.run(["/usr/bin/python3", SCRIPT, archive], check=True, capture_output=True, timeout=60)
+        daemon.ctr("images", "import", archive)
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def image(containerd):
+    names = containerd.ctr("images", "ls", "-q").stdout.decode().split()
+    assert names
+    return names[0]
+
+
+def shims():
+    """Pids of running shims of this test's namespace."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if b"bz-test" in words and any(b"bufferzone" in word for word in words):
+            found.append(int(pid))
+    return found
+
+
+def await_end(pids):
+    """Wait until each process is gone."""
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        assert select.select([fd], [], [], 30)[0], f"{pid} lives on"
+        os.close(fd)
+
+
+def end(pids):
+    """SIGKILL, and wait."""
+    for pid in pids:
+        os.kill(pid, 9)
+    await_end(pids)
+
+
+def test_run_prints_the_guests_kernel_and_passes_the_exit_status(containerd, image):
+    done = containerd.ctr("run", "--rm", "--runtime", RUNTIME, image, "run1", "sh", "-c", "uname -r; echo no >&2; exit 7", check=False)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.decode().strip() not in ("", os.uname().release)
+    assert b"no" in done.stderr
+
+
+def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, image):
+    containerd.ctr("run", "-d", "--runtime", RUNTIME, image, "task1", "sleep", "1000")
+    assert "RUNNING" in containerd.ctr("task", "ls").stdout.decode()
+    echoed = containerd.ctr("task", "exec", "--exec-id", "e1", "task1", "cat", stdin=b"through the wall\n")
+    assert echoed.stdout == b"through the wall\n"
+    assert containerd.ctr("task", "exec", "--exec-id", "e2", "task1", "sh", "-c", "exit 9", check=False).returncode == 9
+    missing = containerd.ctr("task", "exec", "--exec-id", "e3", "task1", "nosuchprogram", check=False)
+    assert missing.returncode != 0
+    assert b"executable file not found" in missing.stderr
+    assert "pids.current" in containerd.ctr("task", "metrics", "task1").stdout.decode()
+    containerd.ctr("task", "pause", "task1")
+    assert "PAUSED" in containerd.ctr("task", "ls").stdout.decode()
+    containerd.ctr("task", "resume", "task1")
+    containerd.ctr("task", "kill", "-s", "KILL", "task1")
+    containerd.ctr("task", "rm", "task1", check=False)
+    containerd.ctr("containers", "rm", "task1")
+    assert containerd.ctr("containers", "ls", "-q").stdout == b""
+
+
+def test_a_failing_create_says_why_and_leaves_no_shim(containerd, image):
+    done = containerd.ctr("run", "--runtime", RUNTIME, "--rm", image, "bad1", "/nosuch/program", check=False)
+    assert done.returncode != 0
+    assert b"no such file or directory" in done.stderr
+
+
+def test_a_killed_shim_is_noticed_and_cleaned_up(containerd, image):
+    containerd.ctr("run", "-d", "--runtime", RUNTIME, image, "lost1", "sleep", "1000")
+    victims = shims()
+    assert victims
+    end(victims)
+    containerd.ctr("task", "rm", "-f", "lost1", check=False)
+    containerd.ctr("containers", "rm", "lost1", check=False)
+    assert "lost1" not in containerd.ctr("task", "ls").stdout.decode()
+    await_end(shims())  # containerd's own clean-up call may still run
+    assert not shims()
