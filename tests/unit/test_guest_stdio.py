@@ -173,3 +173,22 @@ def test_stdio_belongs_to_the_user_of_the_container(guest: Guest, rootfs: Path) 
     spec["process"]["user"] = {"uid": 1000, "gid": 1000}
     _, out, err = guest.run(spec)
     assert (out.split(), err) == (["1000", "1000", "again"], "")
+
+
+def test_output_ends_with_its_process_even_when_a_daemon_keeps_the_pipe(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    guest.exec("c", "e", "sh", "-c", "sleep 1000 & echo told")
+    assert guest.read_all("c", "e") == b"told\n"
+    assert guest.wait("c", "e").exit_status == 0
+    assert len(guest.call("Pids", wire.ProcessRef(id="c")).processes) == 2
+
+
+def test_an_output_that_nobody_reads_any_more_is_a_broken_pipe(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    guest.exec("c", "e", "cat", "/dev/zero")
+    guest.read("c", "e")
+    guest.call("CloseOutput", wire.ReadRequest(id="c", exec_id="e", stream=1))
+    answer = guest.wait("c", "e")
+    assert (answer.exit_status, answer.signal) == (128 + 13, 13)
