@@ -16,6 +16,7 @@ STARTS_PROGRAMS = {
     "cli/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
     "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",
     "shim/daemon.py": "the shim leaves its caller: double fork",
+    "guest/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",
     "guest/launch.py": "inside the VM: a container's process",
     "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
     "guest/process.py": "inside the VM: the exec of the container's process",
