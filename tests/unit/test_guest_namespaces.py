@@ -159,6 +159,18 @@ def test_a_network_namespace_of_the_spec_is_that_of_the_machine(guest: Guest, ro
     assert guest.run(spec)[1].strip() == os.readlink("/proc/self/ns/net")
 
 
+def test_a_container_that_asks_for_no_cgroup_namespace_still_sees_its_own_cgroup(
+    guest: Guest, rootfs: Path
+) -> None:
+    spec = make_spec(rootfs, "sh", "-c", "grep ^0 /proc/self/cgroup; cat")
+    spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "cgroup"]
+    guest.create("c", spec)
+    guest.start("c")
+    assert guest.read("c") == b"0::/\n"
+    guest.exec("c", "e", "grep", "^0", "/proc/self/cgroup")
+    assert guest.read_all("c", "e") == b"0::/\n"
+
+
 def test_a_container_needs_a_mount_namespace(guest: Guest, rootfs: Path) -> None:
     spec = make_spec(rootfs, "true")
     spec["linux"]["namespaces"] = [{"type": "pid"}]

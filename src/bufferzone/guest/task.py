@@ -72,6 +72,8 @@ def namespaces(spec: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
     """(flags to unshare, [(path, kind) to join]) of linux.namespaces.
 
     `network` is accepted and ignored: the containers of a VM share its network, which the host wires up.
+    A cgroup namespace is made also when none is asked for (callers on cgroup v1 hosts do not): the guest's
+    hierarchy is not the host's, and a program looks for its limits at the root, as runc shows them on v1.
     Raises `SpecError` on an unknown or repeated type.
     """
     flags, joins, seen = 0, [], set()
@@ -86,6 +88,8 @@ def namespaces(spec: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
             joins.append((str(entry["path"]), NAMESPACES[name]))
         else:
             flags |= NAMESPACES[name]
+    if "cgroup" not in seen:
+        flags |= lp.CLONE_NEWCGROUP
     if not flags & lp.CLONE_NEWNS:
         raise SpecError("linux.namespaces: a container needs a new mount namespace")
     return flags, joins
