@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+VM_TESTS = Path(__file__).parent / "vm"
 VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "podman": "podman"}
 
 
@@ -27,7 +29,11 @@ def _missing_for_vm() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """VM tests last, so that a typing error shows in seconds; skipped where they cannot run."""
+    """Everything in tests/vm is a VM test. They come last, so that a typing error shows in seconds, and are
+    skipped where they cannot run."""
+    for item in items:
+        if VM_TESTS in item.path.parents:
+            item.add_marker("vm")
     items.sort(key=lambda item: item.get_closest_marker("vm") is not None)
     reason = _missing_for_vm()
     for item in items:
