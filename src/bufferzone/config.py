@@ -163,7 +163,8 @@ def default_image_store() -> str:
     """/var/lib/bufferzone/images for root, else below the user's data directory."""
     if os.geteuid() == 0:
         return "/var/lib/bufferzone/images"
-    return os.path.join(_home(), ".local/share/bufferzone/images")
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return os.path.join(data if data.startswith("/") else f"{_home()}/.local/share", "bufferzone/images")
 
 
 def default_paths() -> list[str]:

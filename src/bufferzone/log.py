@@ -10,11 +10,19 @@ import os
 import time
 
 from bufferzone.errors import BufferzoneError
-from bufferzone.state import quote
 
 TYPE_CHECKING = False
 
 _LIMIT = 4096
+
+
+def quote(text: str) -> str:
+    """A string as JSON, ASCII only."""
+    try:
+        from _json import encode_basestring_ascii  # the json package costs a bare interpreter start
+    except ImportError:  # not CPython
+        from json.encoder import encode_basestring_ascii
+    return str(encode_basestring_ascii(text))
 
 
 def line_of(error: BaseException) -> str:
@@ -35,7 +43,14 @@ def record(message: str, form: str, now: float) -> str:
     return f'time="{stamp}" level=error msg={quote(message)}\n'
 
 
-def report(error: BaseException, *, path: str = "", form: str = "text", debug: bool = False) -> None:
+def report(
+    error: BaseException,
+    *,
+    path: str = "",
+    form: str = "text",
+    debug: bool = False,
+    program: str = "bufferzone",
+) -> None:
     """Write the failure to stderr and, when there is a log, append one record to it. Never raises."""
     message = line_of(error)
     if path:
@@ -50,7 +65,7 @@ def report(error: BaseException, *, path: str = "", form: str = "text", debug: b
     if form == "json" and not path:
         text = record(message, form, time.time())
     else:
-        text = f"bufferzone: {message}\n"
+        text = f"{program}: {message}\n"
     if debug:
         import traceback
 

@@ -103,15 +103,6 @@ def list_ids(root: str) -> list[str]:
     return sorted(n for n in names if _ID_CHARACTERS.issuperset(n) and os.path.isdir(os.path.join(root, n)))
 
 
-def quote(text: str) -> str:
-    """A string as JSON, ASCII only."""
-    try:
-        from _json import encode_basestring_ascii  # the json package costs a bare interpreter start
-    except ImportError:  # not CPython
-        from json.encoder import encode_basestring_ascii
-    return str(encode_basestring_ascii(text))
-
-
 def write_state(
     directory: str,
     *,
@@ -128,6 +119,8 @@ def write_state(
 
     Raises `HostError` on a full disk; the old file is then untouched.
     """
+    from bufferzone.log import quote
+
     pairs = [f"    {quote(key)}: {quote(value)}" for key, value in sorted(annotations.items())]
     inner = "{\n" + ",\n".join(pairs) + "\n  }" if pairs else "{}"
     text = (

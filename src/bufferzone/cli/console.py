@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 
 from bufferzone.client import connect_unix, rights
 from bufferzone.errors import HostError, UsageError
+from bufferzone.linux import terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 else:
     import _socket as socket  # see client.py
-
-_TIOCSCTTY, _TIOCGWINSZ, _TIOCSWINSZ = 0x540E, 0x5413, 0x5414
 
 
 def open_pty(console_socket: str, size: tuple[int, int]) -> int:
@@ -29,9 +26,9 @@ def open_pty(console_socket: str, size: tuple[int, int]) -> int:
     master, slave = os.openpty()
     try:
         tty.setraw(slave)
-        fcntl.ioctl(slave, _TIOCSCTTY, 0)  # so that SIGWINCH of whoever resizes the master comes to us
+        terminal.make_controlling(slave)  # so that SIGWINCH of whoever resizes the master comes to us
         if all(size):
-            fcntl.ioctl(slave, _TIOCSWINSZ, struct.pack("4H", size[1], size[0], 0, 0))
+            terminal.resize(slave, *size)
         with_name = os.ttyname(slave).encode()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -49,11 +46,13 @@ def open_pty(console_socket: str, size: tuple[int, int]) -> int:
     return slave
 
 
-def window_size(terminal: int) -> tuple[int, int]:
+def window_size(fd: int) -> tuple[int, int]:
     """(width, height) in characters; zeros when it is not a terminal or nobody said."""
+    import termios
+
     try:
-        height, width, _, _ = struct.unpack("4H", fcntl.ioctl(terminal, _TIOCGWINSZ, b"\0" * 8))
-    except OSError:
+        height, width = termios.tcgetwinsize(fd)
+    except (OSError, termios.error):
         return 0, 0
     return width, height
 

@@ -1,16 +1,14 @@
-"""Starts a shim and ends one: the verb's side of its life. Knows its command line, not what it does."""
+"""Starts the shim of a new container. Knows its command line and its one line of answer, not what it does."""
 
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 
 from bufferzone import errors, state
-from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.wire import task
+from bufferzone.log import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,12 +19,11 @@ if TYPE_CHECKING:
 _SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
 _LOG = "shim.log"
 _READY_FD = 3
-_END_S = 20.0
 _KEPT_ENVIRONMENT = ("HOME", "XDG_RUNTIME_DIR")  # TTRPC_ADDRESS must not arrive: it would speak to containerd
 
 
 def new_container(root: str, id: str, spec: Spec) -> str:
-    """Make the state directory with status `creating`; the caller ends it with `discard` on failure."""
+    """Make the state directory with status `creating`; after a failure `ending.discard` removes it."""
     directory = state.create(root, id)
     try:
         state.write_state(
@@ -118,7 +115,7 @@ def start_shim(directory: str, bundle: str, program: str) -> int:
     os.close(reader)
     if line == b"ready":
         return pid
-    end_process(pid)
+    os.waitpid(pid, 0)
     if line:
         raise error_from(line)
     last = last_log_line(directory)
@@ -137,11 +134,14 @@ def read_line(fd: int) -> bytes:
 
 
 def error_line(error: BufferzoneError) -> bytes:
-    """An error as one line of JSON: code, message, hint, cls."""
-    import json
-
-    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
-    return json.dumps(form).encode() + b"\n"
+    """An error as one line of JSON: code, message, hint, cls. Imports nothing: see `waiter`."""
+    pairs = (
+        ("code", error.code),
+        ("message", error.message),
+        ("hint", error.hint),
+        ("cls", type(error).__name__),
+    )
+    return ("{" + ",".join(f'"{key}":{quote(value)}' for key, value in pairs) + "}\n").encode()
 
 
 def error_from(line: bytes) -> BufferzoneError:
@@ -166,62 +166,6 @@ def last_log_line(directory: str) -> str:
     except OSError:
         return ""
     return lines[-1].decode("utf-8", "replace") if lines else ""
-
-
-def end_process(pid: int, timeout_s: float = _END_S) -> bool:
-    """Wait for a process to end, reap it if it is our child; after `timeout_s` it is killed: then False."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        _reap(pid)
-        return True
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        ended = bool(poll.poll(timeout_s * 1000))
-        if not ended:
-            os.kill(pid, 9)
-            poll.poll(timeout_s * 1000)
-    except ProcessLookupError:
-        ended = True
-    finally:
-        os.close(fd)
-    _reap(pid)
-    return ended
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # somebody else's child
-
-
-def shut_down(directory: str) -> None:
-    """Ask the shim to end and wait until it has; a shim that hangs is killed. A dead one is fine."""
-    pid = state.owner_pid(directory)
-    try:
-        with Client.connect(directory) as client:
-            client.call("Shutdown", task.ShutdownRequest(id=os.path.basename(directory)), timeout_s=_END_S)
-    except BufferzoneError:
-        pass  # it ended already, or it is killed below
-    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
-        end_process(pid)
-
-
-def kill_owner(directory: str) -> None:
-    """End a shim that does not answer."""
-    pid = state.owner_pid(directory)
-    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
-        end_process(pid, 0)
-
-
-def discard(directory: str, bundle: str, program: str) -> None:
-    """End the shim if it lives, clean up what it left, remove the directory."""
-    shut_down(directory)
-    if os.path.exists(os.path.join(directory, state.LEFTOVERS)):
-        clean_up(directory, bundle, program)
-    state.remove(directory)
 
 
 def clean_up(directory: str, bundle: str, program: str) -> None:

@@ -75,11 +75,12 @@ def _run(verb: str, words: list[str], options: Options) -> int:
         _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
         return _FAILED if name == "checkpoint" else 0  # podman takes a good exit of this for support
     own.__dict__.update(root=options.root, debug=options.debug, shim=options.shim, verb=verb)
-    _check_words(verb, rest, *module.WORDS)
+    check_words(verb, rest, *module.WORDS)
     return int(module.run(own, rest))
 
 
-def _check_words(verb: str, words: list[str], least: int, most: int) -> None:
+def check_words(verb: str, words: list[str], least: int, most: int) -> None:
+    """Raise `UsageError` unless there are as many words as the verb takes; -1 is any number."""
     if least <= len(words) and (most < 0 or len(words) <= most):
         return
     wanted = f"at least {least}" if most < 0 else f"{least}" if least == most else f"{least} to {most}"

@@ -1,8 +1,8 @@
-"""Gives the waiter the container's face on the host: its root file system, its volumes, a PID namespace of its own.
+"""Gives the waiter the container's face on the host: its root file system, its volumes, a PID namespace.
 
-Podman joins the mount namespace of the pid it was given (`podman cp`, `podman top`); were that the host's, a copy
-into the container would land on the host. Paths below the new root are resolved by the kernel inside it, so links
-in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here.
+Podman joins the mount namespace of the pid it was given (`podman cp`, `podman top`); were that the host's, a
+copy into the container would land on the host. Paths below the new root are resolved by the kernel inside it,
+so links in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def fork_in_own_pid_namespace() -> int:
 
 
 def enter_root(spec: Spec) -> None:
-    """Make the container's root file system ours, in a mount namespace of our own; nothing without root's rights.
+    """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
 
     Call when the container is created: its mount points exist then. Raises HostError.
     """
@@ -87,7 +87,7 @@ def _tree(path: str, *, read_only: bool) -> int:
 
 
 def _attach(tree: int, target: str) -> None:
-    """Mount `tree` at `target`; a place that the image hides or lacks is passed over, the guest decides there."""
+    """Mount `tree` at `target`; a place that the image hides or lacks is passed over: the guest decides."""
     from bufferzone.linux import mount as mnt
 
     try:

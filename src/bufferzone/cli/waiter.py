@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 
 from bufferzone import log
 from bufferzone.cli import console, launch, signals, standin
@@ -26,6 +27,7 @@ else:
 
 LOST = 137  # as if killed: what a process gets that went down with its VM
 _CALL_S = 10.0
+_MOST_FDS = 1 << 20  # one close_range(2)
 
 
 class Job:
@@ -88,6 +90,7 @@ def _child(job: Job, tell: int) -> int:
             fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
             job.begin(client, uris, fds)
             complaints = os.dup(2)
+            _import_no_more()
             if job.root is not None:
                 standin.enter_root(job.root)
             _close_all_but({tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds})
@@ -157,14 +160,23 @@ def _new_network() -> None:
         process.unshare(process.CLONE_NEWUSER | process.CLONE_NEWNET)  # without rights one owns one's own
 
 
+def _import_no_more() -> None:
+    """From here on an import fails: our root becomes the container's, and what lies there is not to run."""
+    from bufferzone.linux import mount, process  # noqa: F401, enter_root is about to need them
+
+    log.quote("")  # loads the C module it quotes with
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+
+
 def _close_all_but(keep: set[int]) -> None:
     os.chdir("/")
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd not in keep:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # the descriptor of the listing itself
+    first = 0
+    for fd in sorted(fd for fd in keep if fd >= 0):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, _MOST_FDS)
 
 
 class _Signals:
@@ -206,8 +218,8 @@ def _stand_in(
 ) -> int:
     """Wait for the end of the process and pass on signals and sizes until then; returns its exit status.
 
-    `control` is a second connection, since `client` is waiting. No path is opened from here on: ours lead into
-    the container.
+    `control` is a second connection, since `client` is waiting. No path is opened from here on: ours lead
+    into the container.
     """
     try:
         stream = client.send("Wait", task.WaitRequest(id=job.id, exec_id=job.exec_id))
@@ -223,7 +235,8 @@ def _stand_in(
             if client.fileno() in ready:
                 answer = client.poll_response(stream, task.SERVICE, "Wait")
                 if answer is not None:
-                    _free_exec(job, client)
+                    if job.exec_id:
+                        free_exec(client, job.id, job.exec_id)
                     return min(int(answer.exit_status), 255)
     except BufferzoneError as error:
         gone = isinstance(error, VmmError) and error.code == "shim-ended"
@@ -256,12 +269,12 @@ def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePt
         pass  # the process ended at that moment, or Wait tells what happened
 
 
-def _free_exec(job: Job, client: Client) -> None:
-    if job.exec_id:
-        try:
-            client.call("Delete", task.DeleteRequest(id=job.id, exec_id=job.exec_id), timeout_s=_CALL_S)
-        except BufferzoneError:
-            pass  # the container ended and took it along
+def free_exec(client: Client, id: str, exec_id: str) -> None:
+    """Let the shim forget an exec that ended or never began."""
+    try:
+        client.call("Delete", task.DeleteRequest(id=id, exec_id=exec_id), timeout_s=_CALL_S)
+    except BufferzoneError:
+        pass  # the container ended and took it along
 
 
 def _complain(fd: int, text: str) -> None:

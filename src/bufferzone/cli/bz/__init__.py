@@ -1,0 +1,9 @@
+"""The verbs of `bz`, the command for people, one per file, in the form of `cli.oci`'s."""
+
+from __future__ import annotations
+
+#: verb -> what the help says; the module has the verb's name
+VERBS = {
+    "setup": "build the guest image if it is missing or its inputs changed",
+    "ps": "show the containers of this user and the VM each runs in",
+}

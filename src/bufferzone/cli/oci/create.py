@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import launch, waiter
+from bufferzone.cli import ending, launch, waiter
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.errors import CallerError, UsageError
 from bufferzone.wire import task
@@ -42,10 +42,10 @@ def run(options: Options, words: list[str]) -> int:
     directory = launch.new_container(state.runtime_root(options.root), id, spec)
     try:
         pid = boot_detached(options, directory, spec)
-    except BaseException:
-        launch.discard(directory, spec.bundle, options.shim)
+        write_pid_file(options, pid)
+    except BaseException as error:
+        ending.discard(directory, options.shim, error)
         raise
-    write_pid_file(options, pid)
     return 0
 
 

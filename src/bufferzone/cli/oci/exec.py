@@ -81,7 +81,11 @@ def _job(options: Options, directory: str, process: dict[str, Any], terminal: bo
             id=id, exec_id=exec_id, terminal=terminal, stdin=stdin, stdout=stdout, stderr=stderr, spec=spec
         )
         client.call("Exec", request, fds=fds)
-        client.call("Start", task.StartRequest(id=id, exec_id=exec_id))
+        try:
+            client.call("Start", task.StartRequest(id=id, exec_id=exec_id))
+        except BaseException:
+            waiter.free_exec(client, id, exec_id)
+            raise
 
     return waiter.Job(
         directory,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
-from bufferzone.cli import launch, waiter
+from bufferzone.cli import ending, launch, waiter
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.cli.oci import create, delete
-from bufferzone.errors import BufferzoneError
+from bufferzone.cli.oci import create
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -36,17 +35,9 @@ def run(options: Options, words: list[str]) -> int:
     directory = launch.new_container(state.runtime_root(options.root), id, spec)
     try:
         return _detached(options, directory, spec) if options.detach else _attached(options, directory, spec)
-    except BaseException:
-        if os.path.isdir(directory):
-            _give_up(options, directory, spec)
+    except BaseException as error:
+        ending.discard(directory, options.shim, error)
         raise
-
-
-def _give_up(options: Options, directory: str, spec: Spec) -> None:
-    try:
-        delete.remove(directory, os.path.basename(directory), force=True, program=options.shim)
-    except BufferzoneError:
-        launch.discard(directory, spec.bundle, options.shim)
 
 
 def _start(client: Client, id: str) -> None:
@@ -73,5 +64,5 @@ def _attached(options: Options, directory: str, spec: Spec) -> int:
 
     status = waiter.attach(job, started)
     if not options.keep:
-        delete.remove(directory, job.id, force=True, program=options.shim)
+        ending.remove(directory, job.id, force=True, program=options.shim)
     return status

@@ -1,0 +1,60 @@
+"""`bz`: the command for people. Same parser and same way to fail as `bufferzone`, another set of verbs."""
+
+from __future__ import annotations
+
+from bufferzone import log
+from bufferzone.cli import container
+from bufferzone.cli.bz import VERBS
+from bufferzone.cli.flags import Flag, help_text, parse, shown
+from bufferzone.cli.main import check_words, version
+from bufferzone.errors import BufferzoneError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from bufferzone.cli.flags import Options
+
+GLOBAL = (
+    Flag("root", "DIR", "where the state of containers lies (/run/bufferzone, or below XDG_RUNTIME_DIR)"),
+    Flag("debug", "", "show where a failure came from"),
+    Flag("version v", "", "print the version"),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    debug = False
+    try:
+        options, rest = parse(GLOBAL, argv, interspersed=False)
+        debug = options.debug
+        if options.version:
+            container.print_text(version())
+            return 0
+        if options.help or not rest:
+            rows = "".join(f"   {name.ljust(12)}{summary}\n" for name, summary in VERBS.items())
+            text = help_text("bz", "containers in virtual machines", "[options] COMMAND", "", GLOBAL)
+            container.print_text(f"{text}\nCOMMANDS:\n{rows}")
+            return 0
+        return _run(rest[0], rest[1:], options)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the boundary: every failure is one line
+        log.report(error, debug=debug, program="bz")
+        return error.exit_status if isinstance(error, BufferzoneError) else 1
+
+
+def _run(verb: str, words: list[str], options: Options) -> int:
+    if verb not in VERBS:
+        raise UsageError(f"no such command: {shown(verb)}", hint="bz --help lists them")
+    module: Any = __import__(f"bufferzone.cli.bz.{verb}", fromlist=["run"])
+    own, rest = parse(module.FLAGS, words, interspersed=module.INTERSPERSED)
+    if own.help:
+        container.print_text(
+            help_text(f"bz {verb}", VERBS[verb], module.USAGE, module.DESCRIPTION, module.FLAGS)
+        )
+        return 0
+    own.__dict__.update(root=options.root)
+    check_words(verb, rest, *module.WORDS)
+    return int(module.run(own, rest))

@@ -1,0 +1,39 @@
+"""`bz setup`: build the guest image, or find that it is there."""
+
+from __future__ import annotations
+
+import time
+
+from bufferzone import config
+from bufferzone.cli import container
+from bufferzone.cli.flags import Flag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.cli.flags import Options
+
+FLAGS = (
+    Flag("recipe", "NAME", "which guest to build", default="distro"),
+    Flag("upgrade", "", "take today's packages even if nothing is missing"),
+)
+USAGE = "[options]"
+DESCRIPTION = (
+    "Takes the distribution's kernel and Python through apt; the store keeps the result by its digest."
+)
+WORDS = (0, 0)
+INTERSPERSED = True
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Build it, telling each step."""
+    from bufferzone.image.build import ensure_image
+
+    start = time.monotonic()
+    image = ensure_image(
+        config.load().image_store,
+        recipe=options.recipe,
+        progress=lambda line: container.print_text(f"{time.monotonic() - start:6.1f} s  {line}\n"),
+        upgrade=options.upgrade,
+    )
+    container.print_text(f"guest image: {image.directory}\n")
+    return 0

@@ -1,0 +1,122 @@
+"""Ends containers and their shims: orderly where there is an answer, by force where there is none."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from bufferzone import state
+from bufferzone.cli import container, launch, signals
+from bufferzone.client import Client
+from bufferzone.errors import BufferzoneError, NotFoundError
+from bufferzone.wire import task
+
+_KILL_S = 15.0
+_DELETE_S = 60.0  # poststop hooks run in it
+_END_S = 20.0
+
+
+def remove(directory: str, id: str, *, force: bool, program: str) -> None:
+    """End and remove a container; raises `StateError` when it is not stopped and `force` is not given."""
+    bundle, status = _facts(directory)
+    if status not in (state.STOPPED, state.CREATED) and not force:
+        raise container.refusal("delete", id, status)
+    if not state.owner_alive(directory) or not _delete_in_shim(directory, id, force=force):
+        _kill_owner(directory)
+        if os.path.exists(os.path.join(directory, state.LEFTOVERS)):
+            launch.clean_up(directory, bundle, program)
+    else:
+        _shut_down(directory)
+    state.remove(directory)
+
+
+def _facts(directory: str) -> tuple[str, str]:
+    """Bundle and status; a directory that was half made or half removed counts as stopped."""
+    try:
+        found = state.read_state(directory)
+    except (NotFoundError, ValueError):
+        return "/", state.STOPPED
+    return str(found.get("bundle", "/")), str(found["status"])
+
+
+def _delete_in_shim(directory: str, id: str, *, force: bool) -> bool:
+    """Kill if need be, then Delete. False when there is no answer and `force` says to go on without."""
+    try:
+        with Client.connect(directory) as client:
+            if force:
+                _kill_and_wait(client, id)
+            client.call("Delete", task.DeleteRequest(id=id), timeout_s=_DELETE_S)
+    except NotFoundError:
+        return True  # the shim never made it, or it is deleted already: what is left is the shim itself
+    except BufferzoneError:
+        if not force:
+            raise
+        return False
+    return True
+
+
+def _kill_and_wait(client: Client, id: str) -> None:
+    try:
+        client.call("Kill", task.KillRequest(id=id, signal=signals.KILL, all=True), timeout_s=_KILL_S)
+    except BufferzoneError as error:
+        if error.code != "not-running":
+            raise
+    client.call("Wait", task.WaitRequest(id=id), timeout_s=_KILL_S)
+
+
+def _shut_down(directory: str) -> None:
+    """Ask the shim to end and wait until it has; a shim that hangs is killed. A dead one is fine."""
+    pid = state.owner_pid(directory)
+    try:
+        with Client.connect(directory) as client:
+            client.call("Shutdown", task.ShutdownRequest(id=os.path.basename(directory)), timeout_s=_END_S)
+    except BufferzoneError:
+        pass  # it ended already, or it is killed below
+    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+        _end_process(pid)
+
+
+def _kill_owner(directory: str) -> None:
+    """End a shim that does not answer."""
+    pid = state.owner_pid(directory)
+    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+        _end_process(pid, 0)
+
+
+def _end_process(pid: int, timeout_s: float = _END_S) -> bool:
+    """Wait for a process to end, reap it if it is our child; after `timeout_s` it is killed: then False."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        _reap(pid)
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        ended = bool(poll.poll(timeout_s * 1000))
+        if not ended:
+            os.kill(pid, 9)
+            poll.poll(timeout_s * 1000)
+    except ProcessLookupError:
+        ended = True
+    finally:
+        os.close(fd)
+    _reap(pid)
+    return ended
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # somebody else's child
+
+
+def discard(directory: str, program: str, reason: BaseException) -> None:
+    """Undo a creation that failed for `reason`: nothing is left. If that fails too, its hint says so."""
+    try:
+        if os.path.isdir(directory):
+            remove(directory, os.path.basename(directory), force=True, program=program)
+    except BufferzoneError as error:
+        if isinstance(reason, BufferzoneError):
+            reason.hint = f"{reason.hint}; then {error.message}".removeprefix("; ")

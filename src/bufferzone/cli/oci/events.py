@@ -1,0 +1,67 @@
+"""`events`: resource usage of a container in runc's JSON, once or at an interval."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from bufferzone import state
+from bufferzone.cli import container
+from bufferzone.cli.flags import Flag, shown
+from bufferzone.errors import StateError, UsageError
+from bufferzone.wire import metrics, task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.cli.flags import Options
+
+FLAGS = (
+    Flag("interval", "TIME", "time between two lines, like 500ms, 5s or 1m30s", default="5s"),
+    Flag("stats", "", "print one line and exit"),
+)
+USAGE = "[options] <container-id>"
+DESCRIPTION = "The numbers are those of the container's cgroup in the guest; the VM itself is not in them."
+WORDS = (1, 1)
+INTERSPERSED = True
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Print one line, or a line per interval until the container stops."""
+    interval_s = duration_s(options.interval)
+    directory = container.find(options, words[0])
+    _print_stats(directory, words[0])
+    while not options.stats:
+        time.sleep(interval_s)
+        if not os.path.isdir(directory) or state.status(directory) == state.STOPPED:
+            break
+        try:
+            _print_stats(directory, words[0])
+        except StateError:
+            break
+    return 0
+
+
+def duration_s(text: str) -> float:
+    """A duration as Go writes it; raises `UsageError` unless it is positive."""
+    total, rest = 0.0, text
+    while rest:
+        number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
+        rest = rest[len(number) :]
+        unit = rest[: len(rest) - len(rest.lstrip("hmsun"))]
+        rest = rest[len(unit) :]
+        if unit not in _UNITS or not number.strip(".") or number.count(".") > 1 or len(number) > 18:
+            raise UsageError(f"invalid duration: {shown(text)}", hint="like 500ms, 5s or 1m30s")
+        total += float(number) * _UNITS[unit]
+    if not 0 < total < 1e9:
+        raise UsageError(f"duration interval must be greater than 0: {shown(text)}")
+    return total
+
+
+def _print_stats(directory: str, id: str) -> None:
+    answer = container.ask(directory, "Stats", task.StatsRequest(id=id), "events")
+    numbers = metrics.Metrics.decode(answer.stats.value if answer.stats else b"")
+    line = {"type": "stats", "id": id, "data": metrics.to_events(numbers)}
+    container.print_text(json.dumps(line) + "\n")

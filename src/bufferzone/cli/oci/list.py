@@ -1,0 +1,53 @@
+"""`list`: the containers below the root."""
+
+from __future__ import annotations
+
+from bufferzone import state
+from bufferzone.cli import container
+from bufferzone.cli.flags import Flag, shown
+from bufferzone.errors import BufferzoneError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.cli.flags import Options
+
+FLAGS = (
+    Flag("format f", "table|json", "table or json", default="table"),
+    Flag("quiet q", "", "ids only"),
+)
+USAGE = "[options]"
+DESCRIPTION = ""
+WORDS = (0, 0)
+INTERSPERSED = True
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Print them; a container that is being made or removed at this moment is left out."""
+    if options.format not in ("table", "json"):
+        raise UsageError(f"invalid format: {shown(options.format)}", hint="table or json")
+    root = state.runtime_root(options.root)
+    ids = state.list_ids(root)
+    if options.quiet:
+        container.print_text("".join(f"{id}\n" for id in ids))
+        return 0
+    states = [found for id in ids if (found := _state(root, id))]
+    if options.format == "json":
+        import json
+
+        container.print_text(json.dumps(states) + "\n")
+        return 0
+    rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+    rows += [
+        tuple(str(s[key]) for key in ("id", "pid", "status", "bundle", "created", "owner")) for s in states
+    ]
+    container.print_table(rows)
+    return 0
+
+
+def _state(root: str, id: str) -> dict[str, Any]:
+    try:
+        return state.read_state(state.directory(root, id))
+    except (BufferzoneError, ValueError):
+        return {}
