@@ -70,7 +70,8 @@ def _go_back(own: dict[str, int]) -> None:
 def namespaces_of(pid: int, spec: dict[str, Any]) -> list[tuple[int, int]]:
     """Descriptors of the namespaces of a container's init, those that the container has for itself."""
     found = []
-    declared = {"cgroup"} | {str(entry.get("type")) for entry in (spec.get("linux") or {}).get("namespaces") or []}
+    entries = (spec.get("linux") or {}).get("namespaces") or []
+    declared = {"cgroup"} | {str(entry.get("type")) for entry in entries}
     try:
         for name, kind in NAMESPACES.items():
             if name in declared:
