@@ -16,6 +16,7 @@ import errno
 import os
 import select
 import signal
+import threading
 import time
 
 from bufferzone.errors import BugError, HostError
@@ -37,6 +38,7 @@ class Child:
         self.pid = pid
         self.pidfd = pidfd
         self._status: int | None = None
+        self._reaping = threading.Lock()
 
     def fileno(self) -> int:
         """The pidfd, so that the child itself can be polled."""
@@ -45,13 +47,15 @@ class Child:
     def wait_exit(self, timeout_s: float | None = None) -> int | None:
         """Its exit status (0-255) or minus the signal that ended it; None when `timeout_s` passed first.
 
-        Reaps. Later calls return the same status. Not for two threads at once.
+        Reaps. Later calls, of any thread, return the same status.
         """
         if self._status is None and self.pidfd >= 0:
             poller = select.poll()
             poller.register(self.pidfd, select.POLLIN)
             if poller.poll(None if timeout_s is None else timeout_s * 1000):
-                self._status = _reap(self.pid)
+                with self._reaping:  # the second to come finds no child: its status would be lost
+                    if self._status is None:
+                        self._status = _reap(self.pid)
         return self._status
 
     def kill(self, number: int = signal.SIGKILL) -> None:

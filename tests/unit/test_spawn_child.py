@@ -1,0 +1,36 @@
+"""A started helper's end, asked for by several threads at once: the shim's watcher and its callers do so."""
+
+import os
+import signal
+import threading
+
+from bufferzone.spawn import Child
+
+
+def sleeper() -> Child:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    return Child("sleeper", pid, os.pidfd_open(pid))
+
+
+def test_every_thread_that_waits_learns_the_same_status() -> None:
+    for _ in range(20):
+        seen: list[int | None] = []
+        with sleeper() as child:
+            threads = [threading.Thread(target=lambda: seen.append(child.wait_exit(10))) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            child.kill()
+            for thread in threads:
+                thread.join()
+        assert seen == [-signal.SIGKILL] * 4
+
+
+def test_a_wait_that_runs_out_of_time_tells_nothing_and_may_be_repeated() -> None:
+    with sleeper() as child:
+        assert child.wait_exit(0.01) is None
+        child.kill(signal.SIGTERM)
+        assert child.wait_exit(10) == -signal.SIGTERM
+        assert child.wait_exit() == -signal.SIGTERM
