@@ -137,7 +137,7 @@ def test_signal_all_reaches_every_process_of_the_container(guest: Guest, rootfs:
         ("nothing", "exec-not-found", 'exec: "nothing": executable file not found in $PATH'),
         ("/no/thing", "exec-not-found", 'exec: "/no/thing": stat /no/thing: no such file or directory'),
         ("/etc/passwd", "exec-not-executable", 'exec: "/etc/passwd": permission denied'),
-        ("/etc", "exec-not-executable", 'exec: "/etc": is a directory'),
+        ("/etc", "exec-not-executable", 'exec: "/etc": permission denied'),
         ("plain", "exec-not-found", 'exec: "plain": executable file not found in $PATH'),
     ],
 )

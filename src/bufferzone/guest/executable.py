@@ -42,7 +42,6 @@ def exec_error(name: str, error: OSError) -> ExecError:
 
 def _check(path: str) -> None:
     mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not os.access(path, os.X_OK, effective_ids=True):
+    # a directory too: EACCES is what LookPath and execve(2) say of it, and podman makes that 126
+    if stat.S_ISDIR(mode) or not os.access(path, os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
