@@ -22,6 +22,7 @@ import tempfile
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIBRARY = "/usr/local/lib/bufferzone"
 PROGRAMS = "/usr/local/bin"
+CONTAINERS = "/etc/containers"
 DROP_IN = "containers.conf.d/50-bufferzone.conf"
 KEEP = 5  # older versions: what still runs may import from them
 
@@ -134,7 +135,7 @@ def replace(path: str, text: str, mode: int) -> bool:
 
 def install_drop_in() -> bool:
     """Podman's drop-in. One that somebody changed stays, and is named: ours goes beside it."""
-    target, record = f"/etc/containers/{DROP_IN}", f"{LIBRARY}/drop-in.json"
+    target, record = f"{CONTAINERS}/{DROP_IN}", f"{LIBRARY}/drop-in.json"
     with open(os.path.join(HERE, "config", DROP_IN), encoding="utf-8") as file:
         ours = file.read()
     try:
