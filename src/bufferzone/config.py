@@ -105,6 +105,7 @@ TABLE: tuple[Setting, ...] = (
         annotation="virtiofs_cache",
     ),
     Setting("boot_timeout_s", "int", 120, "seconds a VM may take to boot", limits=(1, 3600)),
+    Setting("templates", "bool", True, "start VMs warm, from a template made after the first boot of a shape"),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
     Setting("uid_base", "int", 0x70000000, "first uid for VMMs and helpers", limits=(1 << 16, 0x7FFF0000)),
     Setting("debug", "bool", False, "write more to the shim's log", annotation="debug", open=True),
@@ -129,6 +130,7 @@ class Settings:
     virtiofsd_path: str
     virtiofs_cache: str
     boot_timeout_s: int
+    templates: bool
     image_store: str
     uid_base: int
     debug: bool

@@ -20,7 +20,11 @@ def script(path, text):
 def test_a_hook_reads_the_state_and_sees_only_its_own_environment(tmp_path):
     out = tmp_path / "out"
     path = script(tmp_path / "hook", f'cat > "{out}"; echo "$NAME/$1/$HOME" >> "{out}"\n')
-    run_hooks("createRuntime", (Hook(path=path, args=("hook", "one"), env=("NAME=x",)),), json.dumps({"id": "c"}).encode())
+    run_hooks(
+        "createRuntime",
+        (Hook(path=path, args=("hook", "one"), env=("NAME=x",)),),
+        json.dumps({"id": "c"}).encode(),
+    )
     assert out.read_text() == '{"id": "c"}x/one/\n'
 
 

@@ -58,7 +58,9 @@ def test_mounts_that_are_no_binds_go_to_the_guest_unchanged():
     assert len(decided.binds) == 1
 
 
-@pytest.mark.parametrize(("source", "kind"), [("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup")])
+@pytest.mark.parametrize(
+    ("source", "kind"), [("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup")]
+)
 def test_a_bind_of_a_kernel_file_system_becomes_the_guests_own(source, kind):
     mounts = [{"destination": source, "type": "bind", "source": source, "options": ["rbind", "ro", "nosuid"]}]
     decided = decide(spec(mounts=mounts))
@@ -92,7 +94,17 @@ def test_joining_a_pid_namespace_of_the_host_is_refused():
 
 
 def test_hooks_are_split_between_host_and_guest():
-    hooks = {name: [{"path": f"/h/{name}"}] for name in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")}
+    hooks = {
+        name: [{"path": f"/h/{name}"}]
+        for name in (
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "poststart",
+            "poststop",
+        )
+    }
     decided = decide(spec(hooks=hooks))
     assert sorted(json.loads(decided.guest_spec)["hooks"]) == ["createContainer", "startContainer"]
     assert [h.path for h in decided.hooks["poststop"]] == ["/h/poststop"]
@@ -113,7 +125,9 @@ def test_the_spec_given_is_not_changed():
     assert json.dumps(value) == before
 
 
-@pytest.mark.parametrize(("limit", "memory"), [(0, 512), (64 << 20, 512), (1 << 30, 1024 + plan.OVERHEAD_MIB)])
+@pytest.mark.parametrize(
+    ("limit", "memory"), [(0, 512), (64 << 20, 512), (1 << 30, 1024 + plan.OVERHEAD_MIB)]
+)
 def test_a_memory_limit_fits_into_the_vm_beside_the_guest(limit, memory):
     value = spec(linux={"resources": {"memory": {"limit": limit}}})
     assert plan.plan_vm(value, vcpus=1, memory_mib=512).memory_mib == memory

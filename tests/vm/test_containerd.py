@@ -14,7 +14,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.skipif(shutil.which("containerd") is None or shutil.which("ctr") is None, reason="needs containerd"),
+    pytest.mark.skipif(
+        shutil.which("containerd") is None or shutil.which("ctr") is None, reason="needs containerd"
+    ),
 ]
 
 RUNTIME = "io.containerd.bufferzone.v2"
@@ -32,7 +34,10 @@ class Containerd:
 
     def ctr(self, *words, stdin=b"", check=True, namespace="bz-test"):
         done = subprocess.run(
-            ["ctr", "-a", self.socket, "-n", namespace, *words], input=stdin, capture_output=True, timeout=TIMEOUT_S
+            ["ctr", "-a", self.socket, "-n", namespace, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT_S,
         )
         assert not check or done.returncode == 0, (words, done.stderr.decode(), self.log.read_text()[-2000:])
         return done
@@ -49,10 +54,17 @@ class Containerd:
 
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(str(self.directory / "notify"))
-        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "NOTIFY_SOCKET": notify.getsockname()}
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "NOTIFY_SOCKET": notify.getsockname(),
+        }
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                ["containerd", "-c", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+                ["containerd", "-c", str(config)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
         with notify:
             assert select.select([notify], [], [], 60)[0], self.log.read_text()
@@ -117,7 +129,18 @@ def end(pids):
 
 
 def test_run_prints_the_guests_kernel_and_passes_the_exit_status(containerd, image):
-    done = containerd.ctr("run", "--rm", "--runtime", RUNTIME, image, "run1", "sh", "-c", "uname -r; echo no >&2; exit 7", check=False)
+    done = containerd.ctr(
+        "run",
+        "--rm",
+        "--runtime",
+        RUNTIME,
+        image,
+        "run1",
+        "sh",
+        "-c",
+        "uname -r; echo no >&2; exit 7",
+        check=False,
+    )
     assert done.returncode == 7, done.stderr
     assert done.stdout.decode().strip() not in ("", os.uname().release)
     assert b"no" in done.stderr
@@ -128,7 +151,12 @@ def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, i
     assert "RUNNING" in containerd.ctr("task", "ls").stdout.decode()
     echoed = containerd.ctr("task", "exec", "--exec-id", "e1", "task1", "cat", stdin=b"through the wall\n")
     assert echoed.stdout == b"through the wall\n"
-    assert containerd.ctr("task", "exec", "--exec-id", "e2", "task1", "sh", "-c", "exit 9", check=False).returncode == 9
+    assert (
+        containerd.ctr(
+            "task", "exec", "--exec-id", "e2", "task1", "sh", "-c", "exit 9", check=False
+        ).returncode
+        == 9
+    )
     missing = containerd.ctr("task", "exec", "--exec-id", "e3", "task1", "nosuchprogram", check=False)
     assert missing.returncode != 0
     assert b"executable file not found" in missing.stderr

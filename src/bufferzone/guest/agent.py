@@ -13,6 +13,7 @@ from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
+from bufferzone.guest.settled import settle_down
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
@@ -90,6 +91,12 @@ class Agent:
             memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             phases=[wire.Phase(name=name, at_ns=at_ns) for name, at_ns in self._phases],
         )
+
+    def _settle(self, request: Message, reply: Reply) -> Message:
+        """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
+        if not self._hosted:
+            settle_down()
+        return Empty()
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
         options = mountoptions.parse(request.options)

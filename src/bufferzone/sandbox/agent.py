@@ -51,18 +51,22 @@ class AgentClient:
         self._thread = threading.Thread(target=self._read_forever, name="agent", daemon=True)
 
     def when_broken(self, action: Callable[[VmmError], None]) -> None:
-        """Call `action` with the reason when the connection breaks, in place of `lose`; it has to call `lose`."""
+        """Call `action` with the reason when the connection breaks, in place of `lose`; it has to call
+        `lose`.
+        """
         self._broken = action
 
     def start(self) -> None:
         """Start reading replies; threads come after the helpers were forked."""
         self._thread.start()
 
-    def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float | None = None) -> Reply:
+    def call(
+        self, method: str, request: Message, reply: type[Reply], *, timeout_s: float | None = None
+    ) -> Reply:
         """Call `method` and return its reply.
 
-        Raises what the agent refused with (`GuestError`, `ExecError`, ...), or `VmmError` when the connection is
-        lost or `timeout_s` has passed.
+        Raises what the agent refused with (`GuestError`, `ExecError`, ...), or `VmmError` when the connection
+        is lost or `timeout_s` has passed.
         """
         call = _Call()
         frame = self._register(call, method, request)
@@ -84,7 +88,9 @@ class AgentClient:
         try:
             return reply.decode(response.payload)
         except DecodeError as error:
-            raise GuestError(f"the agent's answer to {method} is malformed: {error}", code="agent-bytes") from error
+            raise GuestError(
+                f"the agent's answer to {method} is malformed: {error}", code="agent-bytes"
+            ) from error
 
     def lose(self, reason: VmmError) -> None:
         """End the connection for `reason`: every pending and later call raises it. The first reason stays."""

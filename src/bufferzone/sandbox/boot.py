@@ -1,4 +1,5 @@
-"""Carries out a plan: `boot` reads as the whole story of how a sandbox comes up, `Sandbox` is what is up then.
+"""Carries out a plan: `boot` reads as the whole story of how a sandbox comes up, `Sandbox` is what is up
+then.
 
 Everything is forked before the first thread starts, from fds we own, and is given back in reverse by one exit
 stack. What would outlive a killed shim is written to leftovers.json before the next step.
@@ -7,30 +8,33 @@ stack. What would outlive a killed shim is written to leftovers.json before the 
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import ExitStack, contextmanager
 
 from bufferzone import config, jail, oci, state
-from bufferzone.errors import HostError
-from bufferzone.image import store
+from bufferzone.errors import HostError, VmmError
+from bufferzone.image import store, templates
 from bufferzone.linux import kvm
-from bufferzone.model import ImageRef, Share, VmSpec
-from bufferzone.sandbox import cgroups, plan
+from bufferzone.sandbox import cgroups, plan, template
 from bufferzone.sandbox.agent import AgentClient
+from bufferzone.sandbox.machine import Channels, Machine, spec_of, template_key
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
-from bufferzone.storage import share, virtiofs
-from bufferzone.vmm import accelerator, console, driver
+from bufferzone.storage import ram, share, virtiofs
+from bufferzone.vmm import accelerator, console, driver, qemu, snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bufferzone.config import Settings
+    from bufferzone.errors import BufferzoneError
+    from bufferzone.model import ImageRef, Share, VmSpec
     from bufferzone.oci import Spec
+    from bufferzone.spawn import Child
+    from bufferzone.vmm.driver import Vmm
 
 #: uids are unique on the machine, whatever state root a caller uses
-_RUN_DIRECTORY = "/run/bufferzone-uids"
+RUN_DIRECTORY = "/run/bufferzone-uids"
 
 
 @contextmanager
@@ -42,75 +46,163 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     """
     timeline = Timeline()
     settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
-    image = _image(settings)
-    chosen = _accelerator(settings, directory, log)
-    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    machine = _machine(settings, spec, directory, log)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
+        warm = _Warm(stack, machine, settings, log)
         left = _Leftovers(directory)
         if cgroup:
             joined = cgroups.join(cgroup, os.getpid())
             stack.callback(cgroups.leave_and_remove, joined, os.getpid())
             left.add_cgroups(joined)
         share.own_namespace()
-        uids = stack.enter_context(jail.allocate_uid(_RUN_DIRECTORY if os.getuid() == 0 else directory))
+        uids = stack.enter_context(jail.allocate_uid(RUN_DIRECTORY))
         tree = stack.enter_context(share.Tree(_make_directory(directory, "share")))
-
-        timeline.enter("start virtiofsd")
-        log_fd = console.open_file(os.path.join(directory, "virtiofsd.log"))
-        stack.callback(os.close, log_fd)
-        daemon, shared = virtiofs.start(tree.fd, directory, uid=uids.helper, gid=uids.helper, log_fd=log_fd)
-        stack.enter_context(daemon)
-        left.add_process(daemon.pid)
-
-        timeline.enter("start QEMU")
-        channels = _Channels(stack)
-        stack.callback(_close, shared.fd)
-        vm = _vm_spec(container_id, settings, size, image, chosen.name, channels, shared)
-        vmm = driver.start(
-            vm,
-            driver.Confinement(uid=uids.vmm, gid=uids.vmm),
-            kernel=settings.kernel or image.kernel,
-            initrd=settings.initrd or image.initrd,
-            control=channels.control,
-            console=_console(channels, directory),
-        )
-        stack.enter_context(vmm)
-        channels.close_remote()
-        left.add_process(vmm.pid)
-
+        starter = _Starter(container_id, machine, directory, uids, tree, left, timeline)
+        started = starter.start(stack, warm)
         sandbox = Sandbox(
             container_id,
-            vmm=vmm,
-            daemon=daemon,
+            vmm=started.vmm,
+            daemon=started.daemon,
             share=tree,
-            agent_client=AgentClient(channels.agent),
+            agent_client=AgentClient(started.channels.agent),
             timeline=timeline,
             cgroup=cgroup,
             boot_timeout_s=settings.boot_timeout_s,
-            facts=_facts(settings, image, size, chosen.name),
+            facts=_facts(settings, machine, started.restored),
             log=log,
+            restored=started.restored,
+            then=warm.boot_is_done,
         )
         stack.callback(sandbox.close)
         yield sandbox
 
 
-class _Channels:
-    """The three socket pairs to QEMU: agent, console, control. Our ends pass to their owners, QEMU's are closed."""
+class _Warm:
+    """The template of this shape, if there is one; else who makes it once this boot is done."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        pairs = [socket.socketpair() for _ in range(3)]
-        (self.agent, agent_there), (self.console, console_there), (self.control, control_there) = pairs
-        self._remote = (agent_there, console_there, control_there)
-        self.agent_fd, self.console_fd, self.control_fd = (sock.fileno() for sock in self._remote)
-        for near, far in pairs:
-            stack.callback(near.close)
-            stack.callback(far.close)
+    def __init__(
+        self, stack: ExitStack, machine: Machine, settings: Settings, log: Callable[[str], None]
+    ) -> None:
+        self.template: templates.Template | None = None
+        self._maker: template.Maker | None = None
+        self._log = log
+        self._store = templates.default_store(settings.image_store)
+        if not settings.templates or os.geteuid() != 0:
+            return
+        key = template_key(machine)
+        try:
+            self.template = templates.open_template(self._store, key)
+        except HostError as error:
+            log(error.line())
+            templates.remove(self._store, key)
+        if self.template is not None:
+            stack.enter_context(self.template)
+        else:
+            # started now, so that it is in the caller's cgroup and namespaces and not in the container's
+            self._maker = template.Maker(machine, self._store, RUN_DIRECTORY)
+            stack.callback(self._maker.cancel)
 
-    def close_remote(self) -> None:
-        """Close our copies of QEMU's ends, so that its death is seen as end of file."""
-        for sock in self._remote:
-            sock.close()
+    def refused(self, error: BufferzoneError) -> None:
+        """The template does not work: one warning, and it is made again after the next cold boot."""
+        self._log(f"booting cold, the template is of no use: {error.line()}")
+        if self.template is not None:
+            templates.remove(self._store, self.template.key)
+
+    def boot_is_done(self) -> None:
+        """Let the maker begin."""
+        if self._maker is not None:
+            self._maker.go()
+
+
+class _Started:
+    """A VMM and its virtiofsd, just started or restored."""
+
+    def __init__(self, vmm: Vmm, daemon: Child, channels: Channels, *, restored: bool) -> None:
+        self.vmm, self.daemon, self.channels, self.restored = vmm, daemon, channels, restored
+
+
+class _Starter:
+    """Starts virtiofsd and QEMU, restored from the template where there is one, else cold."""
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        directory: str,
+        uids: jail.UidLease,
+        tree: share.Tree,
+        left: _Leftovers,
+        timeline: Timeline,
+    ) -> None:
+        self._name, self._machine, self._directory = name, machine, directory
+        self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
+
+    def start(self, stack: ExitStack, warm: _Warm) -> _Started:
+        """Start; what it takes is given back by `stack`. A template that fails is worth one warning."""
+        if warm.template is not None:
+            try:
+                with ExitStack() as attempt:
+                    started = self._restore(attempt, warm.template)
+                    stack.push(attempt.pop_all())
+                    return started
+            except (VmmError, HostError) as error:
+                warm.refused(error)
+        return self._cold(stack)
+
+    def _cold(self, stack: ExitStack) -> _Started:
+        daemon, shared = self._virtiofsd(stack)
+        self._timeline.enter("start QEMU")
+        channels = Channels(stack)
+        vm = spec_of(self._machine, self._name, channels, shares=(shared,))
+        vmm = self._qemu(stack, vm, channels)
+        self._timeline.enter("boot the guest")
+        return _Started(vmm, daemon, channels, restored=False)
+
+    def _restore(self, stack: ExitStack, found: templates.Template) -> _Started:
+        daemon, shared = self._virtiofsd(stack)
+        self._timeline.enter("start QEMU")
+        channels = Channels(stack)
+        size = self._machine.memory_mib << 20
+        memory, memory_fd = ram.make_file(_make_directory(self._directory, "memory"), size, self._uids.vmm)
+        stack.callback(os.close, memory_fd)
+        vm = spec_of(self._machine, self._name, channels, shares=(shared,), in_file=True, restored=True)
+        vmm = self._qemu(stack, vm, channels, memory)
+        self._timeline.enter("copy memory")  # while QEMU starts
+        ram.copy(found.memory_fd, memory_fd)
+        self._timeline.enter("load the template")
+        vmm.greet()
+        snapshot.load(vmm, found.state_fd)
+        snapshot.plug_share(vmm, shared, qemu.SHARE_PORT)
+        snapshot.resume(vmm)
+        self._timeline.enter("wake the guest")
+        return _Started(vmm, daemon, channels, restored=True)
+
+    def _virtiofsd(self, stack: ExitStack) -> tuple[Child, Share]:
+        self._timeline.enter("start virtiofsd")
+        log_fd = console.open_file(os.path.join(self._directory, "virtiofsd.log"))
+        stack.callback(os.close, log_fd)
+        uid = self._uids.helper
+        daemon, shared = virtiofs.start(self._tree.fd, self._directory, uid=uid, gid=uid, log_fd=log_fd)
+        stack.enter_context(daemon)
+        stack.callback(os.close, shared.fd)
+        self._left.add_process(daemon.pid)
+        return daemon, shared
+
+    def _qemu(self, stack: ExitStack, vm: VmSpec, channels: Channels, memory: str = "") -> Vmm:
+        vmm = driver.start(
+            vm,
+            driver.Confinement(uid=self._uids.vmm, gid=self._uids.vmm),
+            kernel=self._machine.kernel,
+            initrd=self._machine.initrd,
+            control=channels.control,
+            console=channels.console_reader(console.open_file(os.path.join(self._directory, "console.log"))),
+            memory=memory,
+        )
+        stack.enter_context(vmm)
+        channels.close_remote()
+        self._left.add_process(vmm.pid)
+        return vmm
 
 
 class _Leftovers:
@@ -133,33 +225,27 @@ class _Leftovers:
         state.write_leftovers(self._directory, {"processes": self._processes, "cgroups": self._cgroups})
 
 
-def _vm_spec(
-    name: str, settings: Settings, size: plan.VmPlan, image: ImageRef, accelerator_name: str, channels: _Channels, shared: Share
-) -> VmSpec:
-    return VmSpec(
-        name=name,
+def _machine(settings: Settings, spec: Spec, directory: str, log: Callable[[str], None]) -> Machine:
+    image = _image(settings)
+    chosen = _accelerator(settings, directory, log)
+    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    return Machine(
+        image=image,
+        kernel=settings.kernel or image.kernel,
+        initrd=settings.initrd or image.initrd,
+        kernel_arguments=(*image.arguments, *settings.kernel_arguments),
+        accelerator=chosen.name,
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
-        accelerator=accelerator_name,
-        kernel_path=driver.KERNEL_PATH,
-        initrd_path=driver.INITRD_PATH,
-        kernel_arguments=(*image.arguments, *settings.kernel_arguments),
-        agent_fd=channels.agent_fd,
-        console_fd=channels.console_fd,
-        control_fd=channels.control_fd,
-        shares=(shared,),
     )
-
-
-def _console(channels: _Channels, directory: str) -> console.Reader:
-    log = console.BoundedLog(console.open_file(os.path.join(directory, "console.log")))
-    return console.Reader("console", channels.console.detach(), log)
 
 
 def _image(settings: Settings) -> ImageRef:
     """The guest image the settings name: a digest in the store, a directory, or the current one."""
     if settings.image.startswith("/"):
-        return store.open_image(os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/")))
+        return store.open_image(
+            os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/"))
+        )
     return store.open_image(settings.image_store, settings.image or None)
 
 
@@ -174,27 +260,21 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
     return chosen
 
 
-def _facts(settings: Settings, image: ImageRef, size: plan.VmPlan, accelerator_name: str) -> dict[str, str]:
+def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, str]:
     return {
-        "bufferzone.accelerator": accelerator_name,
+        "bufferzone.accelerator": machine.accelerator,
         "bufferzone.kvm": settings.kvm,
-        "bufferzone.image": image.digest,
-        "bufferzone.vcpus": str(size.vcpus),
-        "bufferzone.memory": str(size.memory_mib),
+        "bufferzone.image": machine.image.digest,
+        "bufferzone.vcpus": str(machine.vcpus),
+        "bufferzone.memory": str(machine.memory_mib),
+        "bufferzone.start": "warm" if restored else "cold",
     }
 
 
 def _make_directory(parent: str, name: str) -> str:
     path = os.path.join(parent, name)
     try:
-        os.mkdir(path, 0o700)
+        os.makedirs(path, 0o711, exist_ok=True)
     except OSError as error:
         raise HostError(f"cannot create {path}: {error.strerror}", code="state-dir") from error
     return path
-
-
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        pass  # handed over

@@ -1,4 +1,5 @@
-"""Host cgroups: join the one the caller chose, and remove it again. Sets no limits (the guest cgroup has them).
+"""Host cgroups: join the one the caller chose, and remove it again. Sets no limits (the guest cgroup has
+them).
 
 Works on cgroup v1, v2 and the hybrid of both by writing files; a systemd cgroup is made at the path
 systemd would give it. Source: cgroups(7), runtime-spec config-linux "Control groups".
@@ -13,7 +14,9 @@ from bufferzone.errors import HostError, SpecError
 
 
 def hierarchies(mountinfo: str) -> list[str]:
-    """Mount points of every cgroup hierarchy in the text of /proc/self/mountinfo that can hold a container."""
+    """Mount points of every cgroup hierarchy in the text of /proc/self/mountinfo that can hold a
+    container.
+    """
     found, unified = [], []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -39,7 +42,9 @@ def relative_path(cgroups_path: str, container_id: str) -> str:
         return os.path.join(_expand_slice(slice_ or "system.slice"), unit)
     normal = os.path.normpath("/" + cgroups_path).lstrip("/")
     if normal in ("", "."):
-        raise SpecError(f"config.json: linux.cgroupsPath: {cgroups_path!r} is the root cgroup (container {container_id})")
+        raise SpecError(
+            f"config.json: linux.cgroupsPath: {cgroups_path!r} is the root cgroup (container {container_id})"
+        )
     return normal
 
 
@@ -53,7 +58,8 @@ def _expand_slice(slice_: str) -> str:
 
 
 def join(relative: str, pid: int) -> list[str]:
-    """Put `pid` into `relative` in every hierarchy, making it where needed; returns the directories made or used.
+    """Put `pid` into `relative` in every hierarchy, making it where needed; returns the directories made or
+    used.
 
     Raises `HostError` when no hierarchy accepted it; one that is read-only is passed over.
     """

@@ -1,4 +1,6 @@
-"""Containers of one sandbox: each create is one readable sequence over an exit stack, each delete its reverse."""
+"""Containers of one sandbox: each create is one readable sequence over an exit stack, each delete its
+reverse.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Container:
 
 
 class Containers:
-    """Makes, runs and frees the containers of `sandbox`. Thread-safe as far as its callers keep one id to one thread."""
+    """Makes, runs and frees the containers of `sandbox`. Thread-safe as far as its callers keep one id to one
+    thread.
+    """
 
     def __init__(self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes]) -> None:
         self._sandbox = sandbox
@@ -133,7 +137,9 @@ def _mount_rootfs(mounts: list[Mount], container: Container) -> None:
             if flags & mnt.MS_BIND and flags & mnt.MS_RDONLY:
                 mnt.mount("", at, "", flags | mnt.MS_REMOUNT)
         except OSError as error:
-            raise HostError(f"cannot mount the root file system ({entry.type}) on {at}: {error.strerror}", code="rootfs") from error
+            raise HostError(
+                f"cannot mount the root file system ({entry.type}) on {at}: {error.strerror}", code="rootfs"
+            ) from error
         container.undo.callback(_unmount, at)
 
 
@@ -154,5 +160,3 @@ def tmpfs_size(path: str) -> int:
                 facts = os.statvfs(real)
                 return facts.f_blocks * facts.f_frsize
     return 0
-
-

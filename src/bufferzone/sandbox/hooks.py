@@ -16,7 +16,9 @@ _STDERR_LIMIT = 4096
 
 
 def run_hooks(name: str, hooks: tuple[Hook, ...], state: bytes) -> None:
-    """Run `hooks` in order; raises `HostError` naming the first that fails, cannot start or runs out of time."""
+    """Run `hooks` in order; raises `HostError` naming the first that fails, cannot start or runs out of
+    time.
+    """
     for index, hook in enumerate(hooks):
         _run(f"{name} hook {index} ({hook.path})", hook, state)
 
@@ -54,7 +56,12 @@ def _start(label: str, hook: Hook, stdin: int, stderr: int) -> int:
     environment = dict(entry.split("=", 1) for entry in hook.env if "=" in entry)
     try:
         return os.posix_spawn(
-            hook.path, list(hook.args) or [hook.path], environment, file_actions=actions, setsid=True, setsigdef=_DEFAULTS
+            hook.path,
+            list(hook.args) or [hook.path],
+            environment,
+            file_actions=actions,
+            setsid=True,
+            setsigdef=_DEFAULTS,
         )
     except OSError as error:
         raise HostError(f"{label} cannot be started: {error.strerror}", code="hook-failed") from error

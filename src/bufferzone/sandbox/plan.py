@@ -1,7 +1,8 @@
-"""Decides, does nothing: a bundle's spec and the settings become values that `boot` and `containers` carry out.
+"""Decides, does nothing: a bundle's spec and the settings become values that `boot` and `containers` carry
+out.
 
-No file is opened here except through `Host`, what the caller found out about this machine. Settings and the OCI
-spec end here; below travel only `model` values and the JSON the agent gets.
+No file is opened here except through `Host`, what the caller found out about this machine. Settings and the
+OCI spec end here; below travel only `model` values and the JSON the agent gets.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class ContainerPlan:
 
 
 def plan_vm(spec: dict[str, Any], *, vcpus: int, memory_mib: int) -> VmPlan:
-    """The VM for `spec`: the settings, enlarged so that the container's own memory limit fits beside the guest."""
+    """The VM for `spec`: the settings, enlarged so that the container's own memory limit fits beside the
+    guest.
+    """
     limit = _memory_limit(spec)
     needed = limit // _MIB + OVERHEAD_MIB if limit > 0 else 0
     return VmPlan(vcpus=vcpus, memory_mib=max(memory_mib, needed))
@@ -70,15 +73,19 @@ def _memory_limit(spec: dict[str, Any]) -> int:
     return int((resources.get("memory") or {}).get("limit") or 0)
 
 
-def plan_container(spec: dict[str, Any], *, container_id: str, bundle: str, tmpfs_size: Callable[[str], int]) -> ContainerPlan:
-    """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path, or 0.
+def plan_container(
+    spec: dict[str, Any], *, container_id: str, bundle: str, tmpfs_size: Callable[[str], int]
+) -> ContainerPlan:
+    """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path,
+    or 0.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
     guest = json.loads(json.dumps(spec))
     binds = [_rootfs(guest, container_id, bundle)]
     guest["mounts"] = [
-        _mount(entry, index, container_id, binds, bundle, tmpfs_size) for index, entry in enumerate(spec.get("mounts") or [])
+        _mount(entry, index, container_id, binds, bundle, tmpfs_size)
+        for index, entry in enumerate(spec.get("mounts") or [])
     ]
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [])
@@ -98,7 +105,9 @@ def plan_container(spec: dict[str, Any], *, container_id: str, bundle: str, tmpf
 
 
 def share_name(container_id: str, part: str) -> str:
-    """The name below the share of a container's rootfs or n-th mount: one path component of at most 255 bytes."""
+    """The name below the share of a container's rootfs or n-th mount: one path component of at most 255
+    bytes.
+    """
     if len(container_id) > 200:
         container_id = hashlib.sha256(container_id.encode()).hexdigest()
     return f"{container_id}.{part}"
@@ -113,7 +122,12 @@ def _rootfs(guest: dict[str, Any], container_id: str, bundle: str) -> Bind:
 
 
 def _mount(
-    entry: dict[str, Any], index: int, container_id: str, binds: list[Bind], bundle: str, tmpfs_size: Callable[[str], int]
+    entry: dict[str, Any],
+    index: int,
+    container_id: str,
+    binds: list[Bind],
+    bundle: str,
+    tmpfs_size: Callable[[str], int],
 ) -> dict[str, Any]:
     """The guest's form of one mount; a host bind adds a `Bind` and points below the share."""
     options = list(entry.get("options") or [])
@@ -135,7 +149,9 @@ def _mount(
 
 
 def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], int]) -> dict[str, Any] | None:
-    """Kernel file systems and shared memory are the guest's own: no host object can stand for them in a VM."""
+    """Kernel file systems and shared memory are the guest's own: no host object can stand for them in a
+    VM.
+    """
     kept = [o for o in entry.get("options") or [] if o in ("ro", "rw", "nosuid", "nodev", "noexec")]
     if source in _GUEST_OWN:
         return {**entry, "type": _GUEST_OWN[source], "source": _GUEST_OWN[source], "options": kept}
@@ -157,7 +173,8 @@ def _namespaces(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         if entry.get("path") and kind not in ("uts", "ipc"):
             raise SpecError(
-                f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace {entry['path']!r}",
+                f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace"
+                f" {entry['path']!r}",
                 hint="containers that share namespaces must share the sandbox",
             )
         made.append({"type": kind})

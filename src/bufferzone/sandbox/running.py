@@ -11,7 +11,7 @@ import select
 import threading
 import time
 
-from bufferzone.errors import BufferzoneError, VmmError
+from bufferzone.errors import BufferzoneError, GuestError, VmmError
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: how long QEMU may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
+#: how long a guest may take to find a device that was plugged while it was stopped: about 50 ms under TCG
+_PLUG_S = 10.0
 
 
 class Sandbox:
@@ -46,7 +48,12 @@ class Sandbox:
         boot_timeout_s: float,
         facts: dict[str, str],
         log: Callable[[str], None],
+        restored: bool,
+        then: Callable[[], None],
     ) -> None:
+        """`restored`: QEMU was greeted and the guest is awake already; `then` is called once the sandbox is
+        ready.
+        """
         self.id = sandbox_id
         self.agent = agent_client
         self.share = share
@@ -55,7 +62,7 @@ class Sandbox:
         self.failure: VmmError | None = None
         self._vmm, self._daemon, self._timeline = vmm, daemon, timeline
         self._boot_timeout_s = boot_timeout_s
-        self._facts = facts
+        self._facts, self._restored, self._then = facts, restored, then
         self._ready = threading.Event()
         self._lock = threading.Lock()
         self._stopping = False
@@ -79,24 +86,43 @@ class Sandbox:
 
     def _come_up(self) -> None:
         try:
-            self._vmm.greet()
-            self._timeline.enter("boot the guest")
+            if not self._restored:
+                self._vmm.greet()
             hello = agent.HelloRequest(clock_ns=time.time_ns(), entropy=os.urandom(64), hostname=self.id[:63])
             answer = self.agent.call("Hello", hello, agent.HelloResponse, timeout_s=self._boot_timeout_s)
-            self._timeline.add_guest(answer.phases)
+            if not self._restored:  # else they are the template's
+                self._timeline.add_guest(answer.phases)
             self._timeline.enter("mount the share")
             mount = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
-            self.agent.call("Mount", mount, Empty, timeout_s=self._boot_timeout_s)
+            self._mount(mount)
             self._timeline.finish()
             self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
             self._facts["bufferzone.vmm"] = f"qemu {self._vmm.version}"
         except VmmError as error:
             waited = self._boot_timeout_s if error.code == "agent-timeout" else None
-            self._fail(error if self._vmm_ended() or self.failure else self._vmm.failure(self._timeline.phase, waited_s=waited))
+            self._fail(
+                error
+                if self._vmm_ended() or self.failure
+                else self._vmm.failure(self._timeline.phase, waited_s=waited)
+            )
         except BufferzoneError as error:
             self._fail(VmmError(f"{self._timeline.phase}: {error.message}", hint=error.hint, code=error.code))
+        else:
+            self._then()
         finally:
             self._ready.set()
+
+    def _mount(self, request: agent.MountRequest) -> None:
+        """Mount the share; a restored guest discovers the device it was just given at its own pace."""
+        end = time.monotonic() + _PLUG_S
+        while True:
+            try:
+                self.agent.call("Mount", request, Empty, timeout_s=self._boot_timeout_s)
+                return
+            except GuestError:
+                if not self._restored or time.monotonic() > end:
+                    raise
+                select.select([], [], [], 0.005)
 
     # ---- while it is up
 
@@ -109,7 +135,9 @@ class Sandbox:
 
     def info(self) -> dict[str, Any]:
         """Everything known, for people: accelerator, kernel, timeline [[phase, ms]], pids."""
-        facts = {name.removeprefix("bufferzone.").replace("-", "_"): value for name, value in self.facts().items()}
+        facts = {
+            name.removeprefix("bufferzone.").replace("-", "_"): value for name, value in self.facts().items()
+        }
         pids = {"vmm_pid": self._vmm.pid, "virtiofsd_pid": self._daemon.pid, "shim_pid": os.getpid()}
         return {"id": self.id, **facts, **pids, "timeline": [list(mark) for mark in self._timeline.marks()]}
 
@@ -129,7 +157,9 @@ class Sandbox:
         self._wake()
 
     def wait_end(self, unused: Callable[[], bool], unused_s: float) -> None:
-        """Watch the helpers until `end` is called, or nothing used the sandbox for `unused_s` after its start."""
+        """Watch the helpers until `end` is called, or nothing used the sandbox for `unused_s` after its
+        start.
+        """
         poll = select.poll()
         watched = {self._vmm.fileno(): "qemu", self._daemon.fileno(): "virtiofsd", self._wake_read: ""}
         for fd in watched:
@@ -162,7 +192,11 @@ class Sandbox:
             self._fail(self._vmm.failure(self._timeline.phase))
         else:
             status = self._daemon.wait_exit(0)
-            how = f"was killed (signal {-status})" if status is not None and status < 0 else f"ended with status {status}"
+            how = (
+                f"was killed (signal {-status})"
+                if status is not None and status < 0
+                else f"ended with status {status}"
+            )
             self._fail(VmmError(f"virtiofsd {how}: the sandbox lost its file system", code="virtiofsd-died"))
 
     def _agent_broke(self, error: VmmError) -> None:

@@ -1,8 +1,9 @@
 """containerd-shim-bufferzone-v2, and the process behind the CLI: owns one sandbox and speaks the Task API.
 
-    serve    called by `bufferzone create`: boot, listen on ROOT/ID/shim.sock, say `ready` on -ready-fd
-    start    called by containerd: the same as a daemon; prints the socket's address
-    delete   called by containerd or `bufferzone delete`: clean up after a shim that is gone
+serve    called by `bufferzone create`: boot, listen on ROOT/ID/shim.sock, say `ready` on -ready-fd
+start    called by containerd: the same as a daemon; prints the socket's address
+template called by a shim after a cold boot: make the template that its standard input describes
+delete   called by containerd or `bufferzone delete`: clean up after a shim that is gone
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def main(argv: list[str]) -> int:
 
             sys.stdout.buffer.write(runtime_info())
             return 0
+        if parsed.action == "template":
+            from bufferzone.sandbox import template
+
+            return template.run_maker(sys.stdin.buffer.read(1 << 20))
         if not parsed.id:
             raise UsageError("flag needs a value: -id")
         if parsed.action == "delete":

@@ -1,4 +1,6 @@
-"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the three flags of our own."""
+"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the three flags of our
+own.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,19 @@ import os
 
 from bufferzone.errors import UsageError
 
-_WITH_VALUE = ("namespace", "address", "publish-binary", "id", "bundle", "socket", "debug-socket", "root", "ready-fd")
+_WITH_VALUE = (
+    "namespace",
+    "address",
+    "publish-binary",
+    "id",
+    "bundle",
+    "socket",
+    "debug-socket",
+    "root",
+    "ready-fd",
+)
 _SWITCHES = ("debug", "v", "info", "version")
-ACTIONS = ("serve", "start", "delete", "info", "version")
+ACTIONS = ("serve", "start", "delete", "info", "version", "template")
 
 
 class Arguments:

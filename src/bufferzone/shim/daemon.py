@@ -1,4 +1,6 @@
-"""The life of a shim: boot while single-threaded, then threads, then wait for the end and give everything back."""
+"""The life of a shim: boot while single-threaded, then threads, then wait for the end and give everything
+back.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.shim.arguments import Arguments
     from bufferzone.sandbox.running import Sandbox
+    from bufferzone.shim.arguments import Arguments
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Empty
 
@@ -44,7 +46,11 @@ def serve(arguments: Arguments) -> int:
     directory = state.directory(arguments.state_root, arguments.id)
     ready = int(arguments.ready_fd or "1")
     os.set_inheritable(ready, False)
-    _log_to(os.open(os.path.join(directory, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    _log_to(
+        os.open(
+            os.path.join(directory, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+    )
     try:
         listener = _listen(directory)
         state.write_owner(directory, os.getpid())

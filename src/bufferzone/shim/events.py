@@ -42,7 +42,9 @@ class Publisher:
         kind = type(event)
         any_ = Any_(type_url=f"containerd.events.{kind.__name__}", value=event.encode())
         now = Timestamp.from_ns(time.time_ns())
-        self._queue.put(task.Envelope(timestamp=now, namespace=self._namespace, topic=task.TOPICS[kind], event=any_))
+        self._queue.put(
+            task.Envelope(timestamp=now, namespace=self._namespace, topic=task.TOPICS[kind], event=any_)
+        )
 
     def close(self) -> None:
         """Send what is queued and end the thread."""

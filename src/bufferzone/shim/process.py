@@ -33,11 +33,13 @@ ALLOWED = {
 class Process:
     """A container's init (`exec_id` empty) or one of its execs.
 
-    `pid` is the host process that stands for it; `exited` is set once the status is final, the output delivered
-    and the stdio closed.
+    `pid` is the host process that stands for it; `exited` is set once the status is final, the output
+    delivered and the stdio closed.
     """
 
-    def __init__(self, ref: agent.ProcessRef, *, bundle: str, terminal: bool, uris: tuple[str, str, str]) -> None:
+    def __init__(
+        self, ref: agent.ProcessRef, *, bundle: str, terminal: bool, uris: tuple[str, str, str]
+    ) -> None:
         self.ref = ref
         self.bundle = bundle
         self.terminal = terminal
@@ -65,7 +67,11 @@ class Process:
             text = "container not running" if not self.ref.exec_id else "process already finished"
             raise StateError(text, code="not-running")
         if verb == "start":
-            text = f"cannot start a container that has {now}" if now == "stopped" else f"cannot start an already {now} container"
+            text = (
+                f"cannot start a container that has {now}"
+                if now == "stopped"
+                else f"cannot start an already {now} container"
+            )
             raise StateError(text)
         if verb == "exec":
             raise StateError(f"cannot exec in a {now} container")
@@ -78,7 +84,9 @@ class Process:
 
         `failure` is empty unless the VM went down with the process.
         """
-        threading.Thread(target=self._watch, args=(client, finished), name=f"wait {self.name}", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(client, finished), name=f"wait {self.name}", daemon=True
+        ).start()
 
     def _watch(self, client: AgentClient, finished: Callable[[Process, str], None]) -> None:
         failure = ""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class Records:
-    """State files below `root`; `facts()` are the sandbox's annotations (accelerator, guest kernel, failure)."""
+    """State files below `root`; `facts()` are the sandbox's annotations (accelerator, guest kernel,
+    failure).
+    """
 
     def __init__(self, root: str, facts: Callable[[], dict[str, str]]) -> None:
         self._root = root

@@ -34,7 +34,9 @@ class Peer:
     `take_fds` hands the descriptors over; what nobody took is closed after the request.
     """
 
-    def __init__(self, pid: int, fds: list[int], gone: threading.Event, on_gone: list[Callable[[], None]]) -> None:
+    def __init__(
+        self, pid: int, fds: list[int], gone: threading.Event, on_gone: list[Callable[[], None]]
+    ) -> None:
         self.pid = pid
         self._fds = fds
         self._gone = gone
@@ -60,7 +62,9 @@ class Peer:
 class Server:
     """Serves `services` (name -> method -> (request class, handler)) on a listening socket it owns."""
 
-    def __init__(self, listener: socket.socket, services: dict[str, Service], log: Callable[[str], None]) -> None:
+    def __init__(
+        self, listener: socket.socket, services: dict[str, Service], log: Callable[[str], None]
+    ) -> None:
         self._listener = listener
         self._services = services
         self._log = log

@@ -1,7 +1,7 @@
 """Copies a process's stdio between the agent's blocking calls and host descriptors. One thread per stream.
 
-Back-pressure is the blocking itself: nothing is read from the guest before the host's reader took the last bytes.
-A URI is empty (null), `fd:N` (a descriptor sent with the request), a FIFO path, `file:///path`, or
+Back-pressure is the blocking itself: nothing is read from the guest before the host's reader took the last
+bytes. A URI is empty (null), `fd:N` (a descriptor sent with the request), a FIFO path, `file:///path`, or
 `binary:///logger?args`. Source: containerd runtime v2 README, "Logging".
 """
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class Stdio:
     """The host ends of one process: `stdin`, `stdout`, `stderr` descriptors or -1; owns them."""
 
-    def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1, *, keep: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, stdin: int = -1, stdout: int = -1, stderr: int = -1, *, keep: tuple[int, ...] = ()
+    ) -> None:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
@@ -54,7 +56,9 @@ class Stdio:
         self.close()
 
     def tell(self, text: str) -> None:
-        """Write one line of ours where the person looks (stderr, else the terminal), if it takes it at once."""
+        """Write one line of ours where the person looks (stderr, else the terminal), if it takes it at
+        once.
+        """
         fd = self.stderr if self.stderr >= 0 else self.stdout
         if fd < 0:
             return
@@ -90,7 +94,9 @@ class Stdio:
             pass  # the process closed its stdin or is gone: what is left unread belongs to nobody
 
     def _next_input(self) -> bytes:
-        """The next bytes of stdin; empty at end of file, after `close_stdin` (what waits is read first) or an error."""
+        """The next bytes of stdin; empty at end of file, after `close_stdin` (what waits is read first) or an
+        error.
+        """
         poll = select.poll()
         poll.register(self.stdin, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -112,7 +118,9 @@ def _copy_out(client: AgentClient, ref: agent.ProcessRef, stream: int, fd: int) 
     try:
         while data := client.call("Read", request, agent.ReadResponse).data:
             if fd >= 0 and not write_all(fd, data):
-                client.call("CloseOutput", request, Empty)  # the process gets EPIPE, as it would from the host's pipe
+                client.call(
+                    "CloseOutput", request, Empty
+                )  # the process gets EPIPE, as it would from the host's pipe
                 return
     except BufferzoneError:
         pass  # the VM is gone; the exit carries the reason
@@ -138,8 +146,9 @@ def open_stdio(stdin: str, stdout: str, stderr: str, fds: list[int]) -> Stdio:
     """
     opened: list[int] = []
     keep: list[int] = []
+    uris = (stdin, stdout, stderr)
     try:
-        ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip((stdin, stdout, stderr), _NAMES)]  # noqa: B905
+        ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip(uris, _NAMES, strict=True)]
     except BaseException:
         for fd in (*opened, *keep):
             os.close(fd)

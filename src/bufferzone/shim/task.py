@@ -1,7 +1,7 @@
 """The containerd Task service: one line of state checking, one call into the sandbox, one event.
 
-A container is a `Process` plus its plan; the table of them is guarded by one lock that is never held while the
-guest is asked anything.
+A container is a `Process` plus its plan; the table of them is guarded by one lock that is never held while
+the guest is asked anything.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class TaskService:
         *,
         single: bool,
     ) -> None:
-        """`single`: the sandbox exists for one container and ends with it (the CLI); a pod outlives its first."""
+        """`single`: the sandbox exists for one container and ends with it (the CLI); a pod outlives its
+        first.
+        """
         self._single = single
         self._sandbox = containers
         self._records = records
@@ -130,7 +132,9 @@ class TaskService:
         self._forget(process)
         if not request.exec_id:
             self._delete_container(process)
-        response = task.DeleteResponse(pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at())
+        response = task.DeleteResponse(
+            pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at()
+        )
         self._events.publish(
             task.TaskDelete(
                 container_id=request.id,
@@ -197,7 +201,9 @@ class TaskService:
             raise
         process.spec, process.status = b"", task.RUNNING
         stdio.start(self._sandbox.agent, process.ref, terminal=process.terminal)
-        started = task.TaskExecStarted(container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid)
+        started = task.TaskExecStarted(
+            container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid
+        )
         self._events.publish(started)
         process.watch(self._sandbox.agent, self._finished)
         return task.StartResponse(pid=process.pid)
@@ -260,7 +266,9 @@ class TaskService:
         """Host pids: the processes that stand for the container and its running execs."""
         self._find(request.id, "")
         with self._lock:
-            pids = {p.pid for p in self._processes.values() if p.ref.id == request.id and p.status != task.STOPPED}
+            pids = {
+                p.pid for p in self._processes.values() if p.ref.id == request.id and p.status != task.STOPPED
+            }
         return task.PidsResponse(processes=[task.ProcessInfo(pid=pid) for pid in sorted(pids)])
 
     def processes(self, peer: Peer, request: agent.ProcessRef) -> agent.PidsResponse:
@@ -385,5 +393,3 @@ def _check_process(spec: bytes) -> None:
         raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
     if not isinstance(value, dict) or not value.get("args"):
         raise StateError("process.args: missing or empty", code="bad-spec")
-
-

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: paths in the jail, for `VmSpec.kernel_path` and `VmSpec.initrd_path`
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
+MEMORY_PATH = "/memory"
 _PROGRAM = "qemu-system-x86_64"
 _SEARCH = "/usr/bin:/usr/local/bin:/usr/libexec"
 _FIRMWARE_PLACES = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm")
@@ -173,12 +174,19 @@ def describe_jail(
     initrd: str,
     firmware: tuple[jail.JailBind, ...],
     log_fd: int,
+    memory: str = "",
 ) -> jail.Jail:
-    """QEMU's jail: the program, libraries, firmware, kernel and initrd, all read-only; /dev/kvm when used."""
+    """QEMU's jail: the program, libraries, firmware, kernel and initrd, all read-only; /dev/kvm when used.
+
+    `memory` is the host's path of `spec.memory_path`, the only thing QEMU may write to.
+    """
     libraries, links = jail.library_view()
     binds = [*libraries, *firmware, jail.JailBind(source=program, target=program)]
-    binds.append(jail.JailBind(source=kernel, target=spec.kernel_path))
-    if initrd:
+    if memory:
+        binds.append(jail.JailBind(source=memory, target=spec.memory_path, writable=True))
+    if kernel and not spec.restored:
+        binds.append(jail.JailBind(source=kernel, target=spec.kernel_path))
+    if initrd and not spec.restored:
         binds.append(jail.JailBind(source=initrd, target=spec.initrd_path))
     donated = [spec.agent_fd, spec.console_fd, spec.control_fd]
     donated += (
@@ -207,8 +215,9 @@ def start(
     control: socket.socket,
     console: Reader,
     stderr_file_fd: int = -1,
+    memory: str = "",
 ) -> Vmm:
-    """Start QEMU for `spec`, in its jail. `kernel` and `initrd` are paths on the host.
+    """Start QEMU for `spec`, in its jail. `kernel`, `initrd` and `memory` (if any) are paths on the host.
 
     `control` is our end of the pair whose other end is `spec.control_fd`, `console` reads our end of the
     console's; both are owned by the result, as is `stderr_file_fd`. The caller closes its copies of the
@@ -220,7 +229,14 @@ def start(
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         confined = describe_jail(
-            program, spec, confinement, kernel=kernel, initrd=initrd, firmware=binds, log_fd=writer
+            program,
+            spec,
+            confinement,
+            kernel=kernel,
+            initrd=initrd,
+            firmware=binds,
+            log_fd=writer,
+            memory=memory,
         )
         child = jail.start(qemu.argv(program, spec, firmware=firmware), confined)
     except BaseException:

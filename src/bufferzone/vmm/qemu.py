@@ -16,6 +16,8 @@ FEATURES = Features(name="qemu", virtiofs=True, hotplug=True, snapshot=True)
 FIRMWARE_DIRECTORY = "/firmware"
 #: root ports kept free for NICs that arrive after boot
 SPARE_PORTS = 4
+#: the port that a restored VM gets its share on
+SHARE_PORT = "spare3"
 _MIB = 1 << 20
 
 
@@ -27,7 +29,7 @@ def argv(program: str, spec: VmSpec, *, firmware: str = "qboot.rom") -> list[str
         *_machine(firmware),
         *_accelerator(spec.accelerator),
         *_cpus(spec),
-        *_memory(spec.memory_mib),
+        *_memory(spec),
         *_walls(),
         *_ends(),
         *_boot(spec),
@@ -37,7 +39,7 @@ def argv(program: str, spec: VmSpec, *, firmware: str = "qboot.rom") -> list[str
         *_entropy(),
         *_balloon(),
         *_root_ports(),
-        *(word for share in spec.shares for word in share_device(share)),
+        *(word for share in spec.shares for word in share_device(share, plugged=not spec.restored)),
         *(word for disk in spec.disks for word in disk_device(disk)),
         *(word for nic in spec.nics for word in nic_device(nic)),
     ]
@@ -100,10 +102,14 @@ def _cpus(spec: VmSpec) -> list[str]:
     return ["-cpu", model, "-smp", str(spec.vcpus)]
 
 
-def _memory(memory_mib: int) -> list[str]:
+def _memory(spec: VmSpec) -> list[str]:
+    size = spec.memory_mib * _MIB
     # shared, since virtiofsd maps the guest's memory; a sealed memfd needs no path and no tmpfs
-    backend = f"memory-backend-memfd,id=ram,size={memory_mib * _MIB},share=on"
-    return ["-m", f"size={memory_mib * _MIB // 1024}k", "-object", backend]
+    backend = f"memory-backend-memfd,id=ram,size={size},share=on"
+    if spec.memory_path:
+        # the file is the template's memory, or our own copy of it
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={quote(spec.memory_path)},share=on"
+    return ["-m", f"size={size // 1024}k", "-object", backend]
 
 
 def _walls() -> list[str]:
@@ -125,6 +131,9 @@ def _ends() -> list[str]:
 
 
 def _boot(spec: VmSpec) -> list[str]:
+    if spec.restored:
+        # no kernel: QEMU would copy it over the restored memory. -S: shares are plugged before the guest runs
+        return ["-incoming", "defer", "-S"]
     words = ["-kernel", spec.kernel_path]
     if spec.initrd_path:
         words += ["-initrd", spec.initrd_path]
@@ -173,12 +182,14 @@ def _root_ports() -> list[str]:
     return words
 
 
-def share_device(share: Share) -> list[str]:
+def share_device(share: Share, *, plugged: bool = True) -> list[str]:
     """A virtiofs share: QEMU is the front end of virtiofsd's vhost-user socket."""
     name = f"share{share.fd}"
+    channel = ["-chardev", f"socket,id={name},fd={share.fd}"]
+    if not plugged:
+        return channel
     return [
-        "-chardev",
-        f"socket,id={name},fd={share.fd}",
+        *channel,
         # 1024 requests in flight instead of 128: a read of 128 KiB takes up to 34 descriptors of the ring
         "-device",
         f"vhost-user-fs-pci,chardev={name},tag={quote(share.tag)},queue-size=1024",

@@ -177,6 +177,7 @@ class OomEvents(Message):
 #: method name -> (request, response)
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
+    "Settle": (Empty, Empty),
     "Mount": (MountRequest, Empty),
     "Create": (CreateRequest, PidResponse),
     "Start": (ProcessRef, Empty),

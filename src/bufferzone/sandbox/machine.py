@@ -1,0 +1,130 @@
+"""The machine of a sandbox: what decides its shape, its channels, and the `VmSpec` made of both.
+
+A template and the VMs restored from it are made by the same function, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from bufferzone.image import templates
+from bufferzone.model import ImageRef, Share, VmSpec
+from bufferzone.vmm import console, driver, qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+#: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
+TEMPLATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
+    paths.
+    """
+
+    image: ImageRef
+    kernel: str
+    initrd: str
+    kernel_arguments: tuple[str, ...]
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+
+
+class Channels:
+    """The three socket pairs to QEMU: agent, console, control. Our ends pass to their owners, QEMU's are
+    closed.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        pairs = [socket.socketpair() for _ in range(3)]
+        (self.agent, agent_there), (self._console, console_there), (self.control, control_there) = pairs
+        self._remote = (agent_there, console_there, control_there)
+        self.agent_fd, self.console_fd, self.control_fd = (sock.fileno() for sock in self._remote)
+        for near, far in pairs:
+            stack.callback(near.close)
+            stack.callback(far.close)
+
+    def close_remote(self) -> None:
+        """Close our copies of QEMU's ends, so that its death is seen as end of file."""
+        for sock in self._remote:
+            sock.close()
+
+    def console_reader(self, log_fd: int) -> console.Reader:
+        """The reader of the console; owns our end and `log_fd` (-1: no file)."""
+        return console.Reader("console", self._console.detach(), console.BoundedLog(log_fd))
+
+
+def spec_of(
+    machine: Machine,
+    name: str,
+    channels: Channels,
+    *,
+    shares: tuple[Share, ...] = (),
+    in_file: bool = False,
+    restored: bool = False,
+) -> VmSpec:
+    """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root."""
+    return VmSpec(
+        name=name,
+        vcpus=machine.vcpus,
+        memory_mib=machine.memory_mib,
+        accelerator=machine.accelerator,
+        kernel_path=driver.KERNEL_PATH,
+        initrd_path=driver.INITRD_PATH,
+        kernel_arguments=machine.kernel_arguments,
+        agent_fd=channels.agent_fd,
+        console_fd=channels.console_fd,
+        control_fd=channels.control_fd,
+        shares=shares,
+        memory_path=driver.MEMORY_PATH if in_file else "",
+        restored=restored,
+    )
+
+
+def template_key(machine: Machine) -> str:
+    """The name of the template for this shape: image, QEMU and firmware files, command line, CPU."""
+    program = driver.find_program()
+    firmware, binds = driver.find_firmware()
+    blank = VmSpec(
+        name="template",
+        vcpus=machine.vcpus,
+        memory_mib=machine.memory_mib,
+        accelerator=machine.accelerator,
+        kernel_path=driver.KERNEL_PATH,
+        initrd_path=driver.INITRD_PATH,
+        kernel_arguments=machine.kernel_arguments,
+        agent_fd=3,
+        console_fd=4,
+        control_fd=5,
+        memory_path=driver.MEMORY_PATH,
+    )
+    return templates.key_of(
+        {
+            "version": TEMPLATE_VERSION,
+            "image": machine.image.digest,
+            "boot": [_identity(machine.kernel), _identity(machine.initrd)],
+            "argv": qemu.argv(program, blank, firmware=firmware),
+            "files": [_identity(program), *(_identity(str(bind.source)) for bind in binds)],
+            "cpu": _cpu() if machine.accelerator == "kvm" else "",
+        }
+    )
+
+
+def _identity(path: str) -> list[object]:
+    """A file as installed: path, size, time of change."""
+    found = os.stat(path)
+    return [path, found.st_size, found.st_mtime_ns]
+
+
+def _cpu() -> str:
+    """Model and flags of the first CPU: under KVM a guest sees the host's."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        text = file.read().partition("\n\n")[0]
+    wanted = ("vendor_id", "cpu family", "model\t", "model name", "stepping", "microcode", "flags")
+    return "\n".join(line for line in text.splitlines() if line.startswith(wanted))
