@@ -1,8 +1,9 @@
 """A shim without a VM: speaks the Task API, runs nothing. Started by the verbs with the hidden flag --shim.
 
-What a process does is its args: `exit N` ends at once, `sleep` waits for a signal, `cat` copies stdin to
-stdout, `size` prints the sizes a terminal gets. `missing` cannot be executed, `refuse-create`, `refuse-boot`,
-`die-boot` and `die-create` fail where they say. Every call is a line in calls.log beside the state directory.
+What a process does is its args: `exit N` ends at once, `sleep` waits for a signal, `greet` says `up` first,
+`cat` copies stdin to stdout, `size` prints the sizes a terminal gets. `missing` cannot be executed,
+`refuse-create`, `refuse-boot`, `die-boot` and `die-create` fail where they say. Every
+call is a line in calls.log beside the state directory.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Fake:
         self.status = task.RUNNING
         if self.args[0] == "exit":
             self.end(int(self.args[1]))
+        elif self.args[0] == "greet":
+            self.write("up\n")
         elif self.args[0] == "cat":
             threading.Thread(target=self.copy, daemon=True).start()
 
@@ -45,7 +48,7 @@ class Fake:
         self.end(0)
 
     def write(self, text: str) -> None:
-        os.write(self.fds[1], text.encode())
+        os.write(self.fds[0] if len(self.fds) == 1 else self.fds[1], text.encode())
 
     def end(self, status: int) -> None:
         if self.exited.is_set():

@@ -18,25 +18,31 @@ _END_S = 20.0
 
 def remove(directory: str, id: str, *, force: bool, program: str) -> None:
     """End and remove a container; raises `StateError` when it is not stopped and `force` is not given."""
-    bundle, status = _facts(directory)
+    status = _status(directory)
     if status not in (state.STOPPED, state.CREATED) and not force:
         raise container.refusal("delete", id, status)
     if not state.owner_alive(directory) or not _delete_in_shim(directory, id, force=force):
         _kill_owner(directory)
         if os.path.exists(os.path.join(directory, state.LEFTOVERS)):
-            launch.clean_up(directory, bundle, program)
+            launch.clean_up(directory, _bundle(directory), program)
     else:
         _shut_down(directory)
     state.remove(directory)
 
 
-def _facts(directory: str) -> tuple[str, str]:
-    """Bundle and status; a directory that was half made or half removed counts as stopped."""
+def _status(directory: str) -> str:
+    """The status; a directory that was half made or half removed counts as stopped."""
     try:
-        found = state.read_state(directory)
+        return state.status(directory)
     except (NotFoundError, ValueError):
-        return "/", state.STOPPED
-    return str(found.get("bundle", "/")), str(found["status"])
+        return state.STOPPED
+
+
+def _bundle(directory: str) -> str:
+    try:
+        return str(state.read_state(directory)["bundle"])
+    except (NotFoundError, ValueError, KeyError):
+        return "/"
 
 
 def _delete_in_shim(directory: str, id: str, *, force: bool) -> bool:

@@ -102,8 +102,11 @@ def _child(job: Job, tell: int) -> int:
         failure = error
     except Exception as error:  # the boundary of this process
         failure = BugError(f"the waiter failed: {type(error).__name__}: {error}")
-    if not told:
-        os.write(tell, launch.error_line(failure))
+    try:
+        if not told:
+            os.write(tell, launch.error_line(failure))
+    except OSError:
+        pass  # the verb was killed meanwhile; without us the shim ends the process
     return 1
 
 

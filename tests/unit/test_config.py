@@ -1,0 +1,142 @@
+"""Settings files and what a bundle may change about them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bufferzone import config, oci
+from bufferzone.errors import HostError, SpecError
+
+
+def loaded(tmp_path, *texts):
+    paths = []
+    for number, text in enumerate(texts):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(text)
+        paths.append(str(path))
+    return config.load(paths)
+
+
+def test_without_files_the_table_holds():
+    settings = config.load([])
+    for row in config.TABLE:
+        if row.key != "image_store":
+            assert getattr(settings, row.key) == row.default
+    assert settings.image_store.startswith("/")
+
+
+def test_every_row_has_a_typed_attribute_and_a_default_that_fits():
+    assert set(config.Settings.__annotations__) == {row.key for row in config.TABLE}
+    assert [row.key for row in config.TABLE if config.fault(row, row.default)] == []
+
+
+def test_later_files_win(tmp_path):
+    settings = loaded(tmp_path, 'vcpus = 2\nkvm = "require"', "vcpus = 3")
+    assert (settings.vcpus, settings.kvm) == (3, "require")
+
+
+def test_settings_do_not_share_their_lists():
+    config.load([]).allow_annotations.append("kernel")
+    assert config.load([]).allow_annotations == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vcpu = 2", "vcpu: unknown setting"),
+        ('vcpus = "2"', "vcpus: expected a whole number, got '2'"),
+        ("vcpus = true", "vcpus: expected a whole number, got True"),
+        ("vcpus = 0", "vcpus: must be 1 to 64, got 0"),
+        ("memory_mib = 3", "memory_mib: must be 128 to 1048576, got 3"),
+        ('kvm = "maybe"', "kvm: must be one of allow, warn, require, got 'maybe'"),
+        ('kernel = "vmlinux"', "kernel: expected an absolute path, got 'vmlinux'"),
+        ("allow_annotations = [1]", "allow_annotations: expected a list of strings"),
+        ('qemu_path = "/a\\u0000b"', "qemu_path: contains a NUL byte"),
+        ("vcpus = nine", "Invalid value (at line 1, column 9)"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_file_and_key(tmp_path, text, message):
+    with pytest.raises(config.ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert caught.value.message == f"{tmp_path}/0.toml: {message}"
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(HostError, match="No such file"):
+        config.load([str(tmp_path / "none.toml")])
+
+
+def test_annotations_change_what_they_may():
+    wanted = {
+        "bufferzone.vcpus": "2",
+        "bufferzone.memory": "1GiB",
+        "bufferzone.kvm": "require",
+        "io.other": "x",
+    }
+    settings = oci.apply_annotations(config.load([]), wanted)
+    assert (settings.vcpus, settings.memory_mib, settings.kvm) == (2, 1024, "require")
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("512", 512), ("512 MiB", 512), ("512m", 512), ("2g", 2048), ("1 GB", 1024)]
+)
+def test_memory_is_a_number_of_mib_or_has_a_unit(text, mib):
+    assert oci.apply_annotations(config.load([]), {"bufferzone.memory": text}).memory_mib == mib
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("memory", "3 MiB", "memory must be 128 MiB to 1048576 MiB, got '3 MiB'"),
+        ("memory", "much", "expected a size like 512 or 1GiB, got 'much'"),
+        ("memory", "-1", "expected a size like 512 or 1GiB, got '-1'"),
+        ("memory", "9" * 40, "expected a size like 512 or 1GiB"),
+        ("memory", "٣", "expected a size like 512 or 1GiB"),
+        ("vcpus", "two", "expected a whole number, got 'two'"),
+        ("vcpus", "65", "must be 1 to 64, got 65"),
+        ("kvm", "never", "must be one of allow, warn, require, got 'never'"),
+        ("debug", "yes", "expected true or false, got 'yes'"),
+    ],
+)
+def test_a_bad_annotation_is_named_with_what_was_expected(name, text, message):
+    with pytest.raises(SpecError) as caught:
+        oci.parse_annotations({f"bufferzone.{name}": text})
+    assert caught.value.message.startswith(f"config.json: annotations.bufferzone.{name}: {message}")
+
+
+def test_an_unknown_annotation_of_ours_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(SpecError, match=r"annotations\.bufferzone\.memroy: unknown annotation") as caught:
+        oci.parse_annotations({"bufferzone.memroy": "512"})
+    assert "bufferzone.memory" in caught.value.hint
+
+
+def test_an_annotation_can_make_the_kvm_policy_stricter_but_not_weaker():
+    strict = config.load([]).with_values(kvm="require")
+    with pytest.raises(SpecError, match="weaker than this host's policy: require"):
+        oci.apply_annotations(strict, {"bufferzone.kvm": "warn"})
+    with pytest.raises(SpecError, match="tcg is refused where kvm is required"):
+        oci.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
+
+
+def test_a_kernel_of_the_bundles_choice_needs_the_hosts_consent():
+    wanted = {"bufferzone.kernel": "/boot/vmlinux"}
+    with pytest.raises(SpecError, match="not allowed on this host") as caught:
+        oci.apply_annotations(config.load([]), wanted)
+    assert 'allow_annotations = ["kernel"]' in caught.value.hint
+    consenting = config.load([]).with_values(allow_annotations=["kernel"])
+    assert oci.apply_annotations(consenting, wanted).kernel == "/boot/vmlinux"
+
+
+def test_the_standard_vm_section_sets_the_size_and_is_bound_by_the_same_rules():
+    vm = {"hwConfig": {"vcpus": 2, "memory": 1 << 30}}
+    settings = oci.apply_vm(config.load([]), vm)
+    assert (settings.vcpus, settings.memory_mib) == (2, 1024)
+    with pytest.raises(SpecError, match="memory_mib: must be 128"):
+        oci.apply_vm(config.load([]), {"hwConfig": {"memory": 3 << 20}})
+    with pytest.raises(SpecError, match=r"vm\.kernel\.path: not allowed"):
+        oci.apply_vm(config.load([]), {"kernel": {"path": "/boot/vmlinux"}})
+
+
+def test_a_setting_that_does_not_exist_cannot_be_set():
+    with pytest.raises(TypeError, match="no setting 'nonsense'"):
+        config.Settings(nonsense=1)

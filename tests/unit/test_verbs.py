@@ -1,0 +1,271 @@
+"""The verbs as programs, against a shim without a VM: life of a container, exec, signals, clean-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from bufferzone import state
+from bufferzone.client import Client
+from bufferzone.wire import task
+from fakes.cli import DEADLINE_S, Cli, read
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+def finish(process):
+    """What the fake conmon printed, as a list of words."""
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    return out.split()
+
+
+def await_exit(bz, id):
+    """Wait until the container's process ended, by asking its shim."""
+    with Client.connect(str(bz.root / id)) as client:
+        return client.call("Wait", task.WaitRequest(id=id), timeout_s=DEADLINE_S).exit_status
+
+
+def test_a_container_lives_from_create_to_delete_as_callers_expect(bz, tmp_path):
+    pid_file = tmp_path / "pid"
+    bz.create("one", bz.bundle("sleep", annotations={"a": "b"}), "--pid-file", str(pid_file))
+    created = bz.state("one")
+    assert list(created)[:4] == ["ociVersion", "id", "pid", "status"]
+    assert (created["status"], created["pid"]) == ("created", int(pid_file.read_text()))
+    assert created["annotations"] == {"a": "b"}
+    bz("start", "one")
+    assert bz.state("one")["status"] == "running"
+    bz("kill", "one", "TERM")
+    stopped = bz.state("one")
+    assert (stopped["status"], stopped["pid"]) == ("stopped", 0)
+    bz("delete", "one")
+    assert bz.left() == []
+
+
+def test_the_pid_in_the_pid_file_is_reaped_with_the_exit_status(bz, tmp_path):
+    pid_file = str(tmp_path / "pid")
+    conmon = bz.conmon("create", "--bundle", str(bz.bundle("exit", "42")), "--pid-file", pid_file, "one")
+    assert conmon.stdout.readline() == "created 0\n"
+    bz("start", "one")
+    assert finish(conmon) == ["ended", "42"]
+
+
+def test_a_signal_to_that_pid_reaches_the_container(bz, tmp_path):
+    pid_file = tmp_path / "pid"
+    conmon = bz.conmon("create", "--bundle", str(bz.bundle("sleep")), "--pid-file", str(pid_file), "one")
+    conmon.stdout.readline()
+    bz("start", "one")
+    os.kill(int(pid_file.read_text()), signal.SIGTERM)
+    assert finish(conmon) == ["ended", "143"]
+
+
+def test_killing_that_pid_kills_the_container(bz, tmp_path):
+    pid_file = tmp_path / "pid"
+    conmon = bz.conmon("create", "--bundle", str(bz.bundle("sleep")), "--pid-file", str(pid_file), "one")
+    conmon.stdout.readline()
+    bz("start", "one")
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert finish(conmon) == ["ended", "-9"]
+    assert await_exit(bz, "one") == 137
+
+
+def test_a_killed_shim_is_told_on_stderr_and_by_the_exit_status(bz, tmp_path):
+    with open(tmp_path / "errors", "w") as errors:
+        words = ("--bundle", str(bz.bundle("sleep")), "--pid-file", str(tmp_path / "pid"), "one")
+        conmon = bz.conmon("create", *words, stderr=errors)
+    conmon.stdout.readline()
+    bz("start", "one")
+    os.kill(state.owner_pid(str(bz.root / "one")), signal.SIGKILL)
+    assert finish(conmon) == ["ended", "137"]
+    assert (tmp_path / "errors").read_text() == "bufferzone: one: the shim that ran its VM was killed\n"
+    assert bz.state("one")["status"] == "stopped"
+    assert "container not running" in bz("kill", "one", check=1).stderr
+    bz("kill", "--all", "one", "KILL")
+    assert "has stopped" in bz("start", "one", check=1).stderr
+
+
+def test_delete_of_a_container_whose_shim_was_killed_runs_the_clean_up_and_removes_it(bz):
+    bz.create("one", bz.bundle("sleep"))
+    directory = str(bz.root / "one")
+    state.write_leftovers(directory, {"processes": []})
+    os.kill(state.owner_pid(directory), signal.SIGKILL)
+    bz("delete", "one")
+    assert bz.left() == []
+    assert "delete-action one" in bz.calls()
+
+
+def test_delete_refuses_a_running_container_unless_forced(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    refused = bz("delete", "one", check=1).stderr
+    assert refused == "bufferzone: cannot delete container one that is not stopped: running\n"
+    bz("delete", "--force", "one")
+    assert bz.left() == []
+
+
+def test_delete_of_a_created_container_needs_no_force(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("delete", "one")
+    assert bz.left() == []
+
+
+def test_unknown_containers_do_not_exist(bz):
+    for words in (
+        ("state", "x"),
+        ("kill", "x", "9"),
+        ("delete", "x"),
+        ("start", "x"),
+        ("pause", "x"),
+        ("ps", "x"),
+    ):
+        assert bz(*words, check=1).stderr == 'bufferzone: container "x" does not exist\n'
+    assert bz("delete", "--force", "x").stderr == ""
+
+
+def test_a_taken_id_is_refused_and_the_container_left_alone(bz):
+    bundle = bz.bundle("sleep")
+    bz.create("one", bundle)
+    assert bz.create("one", bundle, check=1) == "bufferzone: container with id exists: one\n"
+    assert bz.state("one")["status"] == "created"
+
+
+def test_a_second_start_is_refused(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    assert "cannot start an already running container" in bz("start", "one", check=1).stderr
+
+
+def test_run_passes_stdio_and_exit_status_and_deletes(bz):
+    done = bz("run", "--bundle", str(bz.bundle("cat")), "one", input="through\n")
+    assert (done.stdout, done.stderr) == ("through\n", "")
+    assert bz("run", "--bundle", str(bz.bundle("exit", "7")), "one", check=7).stdout == ""
+    assert bz.left() == []
+
+
+def test_run_can_keep_or_detach(bz, tmp_path):
+    bz("run", "--keep", "--bundle", str(bz.bundle("exit", "0")), "one")
+    assert bz.state("one")["status"] == "stopped"
+    with open(tmp_path / "out", "w") as out:
+        words = ("run", "-d", "--pid-file", str(tmp_path / "pid"), "--bundle", str(bz.bundle("sleep")), "two")
+        subprocess.run(bz.command(*words), stdin=subprocess.DEVNULL, stdout=out, check=True, env={})
+    assert bz.state("two") == {
+        **bz.state("two"),
+        "status": "running",
+        "pid": int((tmp_path / "pid").read_text()),
+    }
+
+
+def test_run_of_a_missing_program_ends_with_127_and_leaves_nothing(bz):
+    done = bz("run", "--bundle", str(bz.bundle("missing")), "one", check=127)
+    assert "executable file not found in $PATH" in done.stderr
+    assert bz.left() == []
+
+
+def test_exec_passes_stdio_and_exit_status_and_frees_its_process(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    assert bz("exec", "one", "cat", input="in\n").stdout == "in\n"
+    assert bz("exec", "one", "exit", "9", check=9).stderr == ""
+    execs = re.findall(r"ExecProcessRequest\(id='one', exec_id='([^']+)'", bz.calls())
+    assert len(set(execs)) == 2
+    assert all(f"DeleteRequest(id='one', exec_id='{exec_id}')" in bz.calls() for exec_id in execs)
+
+
+def test_exec_of_a_missing_program_ends_with_127_and_other_failures_with_255(bz):
+    bz.create("one", bz.bundle("sleep"))
+    assert "cannot exec in a created container" in bz("exec", "one", "ls", check=255).stderr
+    bz("start", "one")
+    assert "executable file not found in $PATH" in bz("exec", "one", "missing", check=127).stderr
+    assert "needs a command" in bz("exec", "one", check=255).stderr
+
+
+def test_a_detached_exec_has_a_pid_that_is_reaped_with_its_status(bz, tmp_path):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    process = tmp_path / "process.json"
+    process.write_text(json.dumps({"args": ["exit", "5"], "cwd": "/"}))
+    words = ("exec", "--detach", "--pid-file", str(tmp_path / "pid"), "--process", str(process), "one")
+    conmon = bz.conmon(*words, stdin=subprocess.DEVNULL)
+    assert finish(conmon) == ["created", "0", "ended", "5"]
+
+
+def test_a_detached_exec_that_fails_leaves_no_pid_file(bz, tmp_path):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    process = tmp_path / "process.json"
+    process.write_text(json.dumps({"args": ["missing"], "cwd": "/"}))
+    words = ("exec", "-d", "--pid-file", str(tmp_path / "pid"), "-p", str(process), "one")
+    assert "executable file not found" in bz(*words, check=127).stderr
+    assert not (tmp_path / "pid").exists()
+
+
+def test_exec_flags_are_laid_over_the_containers_process_as_runc_does(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    flags = (
+        "--user",
+        "5:6",
+        "-g",
+        "7",
+        "--cwd",
+        "/w",
+        "-e",
+        "A=1",
+        "--cap",
+        "CAP_CHOWN",
+        "--no-new-privs=false",
+    )
+    bz("exec", *flags, "one", "exit", "0")
+    text = re.search(r"value=b'(\{.*?\})'\)\)", bz.calls()).group(1)
+    process = json.loads(text)
+    assert process["user"] == {"uid": 5, "gid": 6, "additionalGids": [7]}
+    assert (process["cwd"], process["env"][-1], process["noNewPrivileges"]) == ("/w", "A=1", False)
+    assert process["args"] == ["exit", "0"]
+    assert "CAP_CHOWN" in process["capabilities"]["effective"]
+    assert "CAP_CHOWN" not in process["capabilities"].get("ambient", [])
+
+
+def test_signals_to_an_attached_run_reach_the_container(bz):
+    command = bz.command("run", "--bundle", str(bz.bundle("greet")), "one")
+    reader, writer = os.pipe()
+    run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, env={})
+    os.close(writer)
+    assert read(reader) == b"up\n"
+    run.send_signal(signal.SIGUSR1)
+    assert read(reader) == b"usr1\n"
+    run.send_signal(signal.SIGINT)
+    assert run.wait(DEADLINE_S) == 130
+    os.close(reader)
+    assert bz.left() == []
+
+
+def test_pause_and_resume_are_calls_to_the_shim(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    bz("pause", "one")
+    assert bz.state("one")["status"] == "paused"
+    assert "cannot exec in a paused container" in bz("exec", "one", "ls", check=255).stderr
+    bz("exec", "--ignore-paused", "one", "exit", "0")
+    bz("resume", "one")
+    assert bz.state("one")["status"] == "running"
+
+
+def test_environment_and_descriptors_of_the_caller_do_not_reach_the_shim(bz):
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    command = bz.command("run", "--bundle", str(bz.bundle("exit", "0")), "one")
+    secret = {"TTRPC_ADDRESS": "/x", "SECRET": "y", "XDG_RUNTIME_DIR": "/run/user/0"}
+    subprocess.run(command, env=secret, pass_fds=[writer], check=True, timeout=DEADLINE_S)
+    assert "Environment ['LANG', 'PATH', 'XDG_RUNTIME_DIR']" in bz.calls()
+    assert "Descriptors [0, 1, 2, 3]" in bz.calls()
+    os.close(reader)
+    os.close(writer)

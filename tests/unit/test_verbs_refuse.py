@@ -1,0 +1,154 @@
+"""What the verbs refuse: one clear line, the right exit status, nothing left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+
+import pytest
+
+from fakes.cli import DEADLINE_S, Cli
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("refuse-boot", "the VM did not boot (hint: look at it)"),
+        ("die-boot", "the shim died before it listened (hint: Traceback: it fell over)"),
+        ("refuse-create", "mounts[3]: the guest refused (hint: ask it)"),
+        ("die-create", "the shim ended before it answered Create"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, args, line):
+    pid_file = bz.base / "pid"
+    done = bz(verb, "--bundle", str(bz.bundle(args)), "--pid-file", str(pid_file), "one", check=1)
+    assert done.stderr == f"bufferzone: {line}\n"
+    assert bz.left() == []
+    assert not pid_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "line"),
+    [
+        ({"ociVersion": "2.0.0"}, (), "config.json: ociVersion: unknown version 2.0.0"),
+        ({"root": {"path": "none"}}, (), "config.json: root.path: no such directory"),
+        (
+            {"annotations": {"bufferzone.x": "1"}},
+            (),
+            "config.json: annotations.bufferzone.x: unknown annotation",
+        ),
+        (
+            {"annotations": {"bufferzone.memory": "3 MiB"}},
+            (),
+            "config.json: annotations.bufferzone.memory: memory must",
+        ),
+        ({}, ("--preserve-fds", "2"), "host descriptors cannot be passed into a virtual machine"),
+        ({}, ("--console-socket", "/x"), "--console-socket is for a detached process with a terminal"),
+        (
+            {"process": {"terminal": True}},
+            (),
+            "cannot allocate a terminal when detached without --console-socket",
+        ),
+        ({}, ("--bogus",), "flag provided but not defined: --bogus"),
+        ({}, ("second-id",), '"create" requires 1 argument(s), got 2'),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused_before_anything_is_made(bz, changes, words, line):
+    bundle = bz.bundle("sleep", **changes)
+    done = bz("create", "--bundle", str(bundle), *words, "one", check=1)
+    assert done.stderr.startswith(f"bufferzone: {line}")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(bz.root) == []
+
+
+@pytest.mark.parametrize("id", ["a/b", "../x", "..", "x" * 2000, "", "a b", "\u00fc"])
+def test_a_bad_id_is_one_short_line(bz, id):
+    done = bz("create", "--bundle", str(bz.bundle("sleep")), "--", id, check=1)
+    assert done.stderr.startswith("bufferzone: invalid container ID format")
+    assert len(done.stderr) < 250
+    assert os.listdir(bz.root) == []
+
+
+def test_broken_json_is_told_with_line_and_column(bz):
+    bundle = bz.bundle("sleep")
+    (bundle / "config.json").write_text('{\n "ociVersion": "1.0.0",\n oops}')
+    stderr = bz("create", "--bundle", str(bundle), "one", check=1).stderr
+    assert stderr.startswith("bufferzone: config.json: line 3 column 2: ")
+
+
+def test_a_missing_bundle_is_told(bz):
+    assert "bundle: no such directory: /nowhere" in bz("create", "-b", "/nowhere", "one", check=1).stderr
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(bz):
+    command = bz.command("create", "--bundle", str(bz.bundle("sleep")), "one")
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        command, env={}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=no_room
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"bufferzone: cannot write {bz.root}/one/owner: File too large\n"
+    assert bz.left() == []
+
+
+def test_the_log_of_a_failure_is_one_json_object_and_stderr_has_the_line(bz):
+    log = bz.base / "log.json"
+    command = bz.command("--log", str(log), "--log-format", "json", "kill", "none", "9")
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S)
+    found = json.loads(log.read_text())
+    assert (found["level"], found["msg"]) == ("error", 'container "none" does not exist')
+    assert done.stderr == 'bufferzone: container "none" does not exist\n'
+    assert done.returncode == 1
+
+
+def test_success_writes_no_log(bz):
+    log = bz.base / "log.json"
+    bz("--log", str(log), "list")
+    assert not log.exists()
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "restore"])
+def test_checkpoints_are_refused_and_their_help_says_no_by_its_status(bz, verb):
+    assert "not supported yet" in bz(verb, "--help", check=1).stdout
+    assert bz(verb, "one", check=1).stderr == f"bufferzone: {verb} is not supported yet\n"
+
+
+def test_podman_does_not_take_us_for_a_runtime_that_restores_pods(bz):
+    assert "flag needs an argument" not in bz("restore", "--lsm-mount-context", check=1).stderr
+
+
+def test_an_unknown_verb_and_an_unknown_log_format_are_refused(bz):
+    assert "no such command: fly" in bz("fly", check=1).stderr
+    command = bz.command("--log-format", "xml", "list")
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.stderr == "bufferzone: unknown log-format: xml (hint: text or json)\n"
+
+
+def test_a_file_name_that_is_not_utf8_does_not_hurt(bz):
+    command = [os.fsencode(word) for word in bz.command("create", "--bundle")] + [b"/\xff", b"one"]
+    done = subprocess.run(command, env={}, capture_output=True, timeout=DEADLINE_S)
+    assert done.returncode == 1
+    assert done.stderr == b"bufferzone: bundle: no such directory: /\\udcff\n"
+
+
+def test_a_waiter_that_shows_a_containers_root_can_import_nothing_from_it(tmp_path):
+    """After pivot_root an import would run the image's files on the host."""
+    program = "from bufferzone.cli import waiter; waiter._import_no_more(); import colorsys"
+    source = os.path.join(os.path.dirname(__file__), "..", "..", "src")
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", program], env={"PYTHONPATH": source}, capture_output=True, text=True
+    )
+    assert "ModuleNotFoundError" in done.stderr

@@ -1,0 +1,141 @@
+"""The verbs that tell: list, ps, events, features, spec, update, version, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from bufferzone import oci, state
+from bufferzone.cli.oci import VERBS
+from bufferzone.cli.oci.events import duration_s
+from bufferzone.errors import UsageError
+from fakes.cli import Cli
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+@pytest.fixture
+def running(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    return bz
+
+
+def test_list_shows_the_truth_about_every_container(running):
+    running.create("two", running.bundle("sleep"))
+    assert running("list", "-q").stdout == "one\ntwo\n"
+    os.kill(state.owner_pid(str(running.root / "two")), signal.SIGKILL)
+    found = {entry["id"]: entry["status"] for entry in json.loads(running("list", "-f", "json").stdout)}
+    assert found == {"one": "running", "two": "stopped"}
+    header, first, _ = running("list").stdout.splitlines()
+    assert header.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert first.split()[:1] == ["one"]
+
+
+def test_list_of_nothing_is_a_header_or_an_empty_array(bz):
+    assert bz("list").stdout.split()[0] == "ID"
+    assert bz("list", "--format=json").stdout == "[]\n"
+    assert "invalid format: xml" in bz("list", "-f", "xml", check=1).stderr
+
+
+def test_ps_shows_the_guests_table_and_as_json_the_hosts_pids(running):
+    table = running("ps", "one", "-ef").stdout.splitlines()
+    assert table[0].split() == ["UID", "PID", "PPID", "START", "TTY", "TIME", "CMD"]
+    assert table[1].split()[:3] == ["0", "7", "1"]
+    assert table[1].endswith("00:00:01   sleep 9")
+    assert json.loads(running("ps", "--format", "json", "one").stdout) == [running.state("one")["pid"]]
+
+
+def test_events_once_is_one_line_of_runcs_json(running):
+    line = running("events", "--stats", "one").stdout
+    found = json.loads(line)
+    assert (found["type"], found["id"], line.count("\n")) == ("stats", "one", 1)
+    assert found["data"]["memory"]["usage"]["usage"] == 4096
+    assert found["data"]["cpu"]["usage"]["total"] == 7000
+    assert found["data"]["pids"]["current"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("2us", 2e-6)]
+)
+def test_durations_are_gos(text, seconds):
+    assert duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "s", "1x", "1..5s", "5 s", "1e400s"])
+def test_other_durations_are_refused(text):
+    with pytest.raises(UsageError):
+        duration_s(text)
+
+
+def test_update_sends_what_was_named_and_nothing_else(running):
+    running("update", "--memory", "512m", "--cpu-quota", "-1", "--pids-limit", "0", "one")
+    expected = '{"memory": {"limit": 536870912}, "cpu": {"quota": -1}, "pids": {"limit": 0}}'
+    assert f"value=b'{expected}'" in running.calls()
+
+
+def test_update_takes_resources_from_stdin_or_a_file(running):
+    running("update", "--resources=-", "one", input='{"memory": {"limit": 1}}')
+    path = running.base / "resources"
+    path.write_text('{"memory": {"limit": 2}}')
+    running("update", "-r", str(path), "one")
+    assert '{"memory": {"limit": 1}}' in running.calls()
+    assert '{"memory": {"limit": 2}}' in running.calls()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--memory", "lots"), "invalid size: lots"),
+        ((), "update needs --resources or a limit"),
+        (("--blkio-weight", "-5"), "resources.blockIO.weight: expected 0 to 65535, got -5"),
+        (("-r", "/nowhere"), "/nowhere: no such file"),
+    ],
+)
+def test_update_refuses_what_makes_no_sense(running, words, message):
+    assert message in running("update", *words, "one", check=1).stderr
+
+
+def test_spec_writes_a_config_that_loads_and_never_replaces_one(bz):
+    directory = bz.base / "new"
+    (directory / "rootfs").mkdir(parents=True)
+    bz("spec", "--bundle", str(directory))
+    assert oci.load(str(directory)).process["args"] == ["sh"]
+    (directory / "config.json").write_text("mine")
+    assert "exists (hint: remove it first)" in bz("spec", "-b", str(directory), check=1).stderr
+    assert (directory / "config.json").read_text() == "mine"
+
+
+def test_features_has_what_docker_and_crio_read(bz):
+    found = json.loads(bz("features").stdout)
+    assert (found["ociVersionMin"], found["ociVersionMax"]) == ("1.0.0", state.OCI_VERSION)
+    assert {"bind", "rbind", "ro", "rro", "rprivate", "tmpcopyup"} <= set(found["mountOptions"])
+    assert "CAP_SYS_ADMIN" in found["linux"]["capabilities"]
+    assert found["linux"]["seccomp"]["enabled"] is True
+    assert found["annotations"]["bufferzone.kvm"] in ("warn", "allow", "require")
+
+
+def test_version_is_in_runcs_form(bz):
+    lines = bz("--version").stdout.splitlines()
+    assert lines[0].startswith("bufferzone version ")
+    assert lines[1] == f"spec: {state.OCI_VERSION}"
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"checkpoint", "restore"}))
+def test_every_verb_has_help_with_its_summary(bz, verb):
+    text = bz(verb, "--help").stdout
+    assert text.startswith(f"NAME:\n   bufferzone {verb} - {VERBS[verb][1]}\n")
+    assert bz("help", verb).stdout == text
+
+
+def test_the_programs_help_lists_every_verb(bz):
+    text = bz("--help").stdout
+    assert [verb for verb in VERBS if f"\n   {verb} " not in text] == []

@@ -1,0 +1,103 @@
+"""Terminals: the console socket of a detached process, its window size, and a person's own terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import socket
+import subprocess
+import termios
+
+import pytest
+
+from bufferzone import state
+from fakes.cli import DEADLINE_S, Cli, read
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+def receive_master(listener):
+    """conmon's side of --console-socket: one message with the terminal's name and its master."""
+    connection, _ = listener.accept()
+    with connection:
+        name, fds, _, _ = socket.recv_fds(connection, 4096, 4)
+    assert len(fds) == 1
+    return name.decode(), fds[0]
+
+
+def listen(path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+    listener.settimeout(DEADLINE_S)
+    return listener
+
+
+def test_a_detached_terminal_arrives_at_the_console_socket_and_follows_its_size(bz, tmp_path):
+    bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
+    words = ("--bundle", str(bundle), "--console-socket", str(tmp_path / "console"))
+    with listen(tmp_path / "console") as listener:
+        conmon = bz.conmon(
+            "create", *words, "--pid-file", str(tmp_path / "pid"), "one", stdin=subprocess.DEVNULL
+        )
+        name, master = receive_master(listener)
+    assert name.startswith("/dev/pts/")
+    assert conmon.stdout.readline() == "created 0\n"
+    termios.tcsetwinsize(master, (24, 80))
+    assert read(master) == b"80x24\n"
+    assert not termios.tcgetattr(master)[3] & (termios.ECHO | termios.ISIG)
+    bz("start", "one")
+    bz("kill", "one", "KILL")
+    out, _ = conmon.communicate(timeout=DEADLINE_S)
+    assert out == "ended 137\n"
+    os.close(master)
+
+
+def test_the_consoles_size_of_the_spec_is_there_from_the_start(bz, tmp_path):
+    size = {"width": 100, "height": 30}
+    bundle = bz.bundle("size", process={"terminal": True, "args": ["size"], "consoleSize": size})
+    with listen(tmp_path / "console") as listener:
+        command = bz.command(
+            "create", "-b", str(bundle), "--console-socket", str(tmp_path / "console"), "one"
+        )
+        create = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={})
+        _, master = receive_master(listener)
+    assert create.wait(DEADLINE_S) == 0
+    assert termios.tcgetwinsize(master) == (30, 100)
+    os.close(master)
+
+
+def test_a_console_socket_that_nobody_serves_fails_the_create_and_leaves_nothing(bz):
+    bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
+    done = bz("create", "-b", str(bundle), "--console-socket", str(bz.base / "none"), "one", check=1)
+    assert done.stderr == f"bufferzone: console socket {bz.base}/none: No such file or directory\n"
+    assert bz.left() == []
+
+
+def test_an_attached_terminal_is_raw_while_it_lasts_and_restored_after(bz):
+    bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (25, 81))
+    before = termios.tcgetattr(slave)
+    command = bz.command("run", "--bundle", str(bundle), "one")
+    run = subprocess.Popen(command, stdin=slave, stdout=slave, env={}, start_new_session=True)
+    assert read(master) == b"81x25\n"
+    assert not termios.tcgetattr(slave)[3] & termios.ICANON
+    bz("kill", "one", "TERM")
+    assert run.wait(DEADLINE_S) == 143
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+    assert bz.left() == []
+
+
+def test_a_terminal_without_a_terminal_is_refused(bz):
+    bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
+    done = bz("run", "--bundle", str(bundle), "one", check=1)
+    assert "stdin is not one" in done.stderr
+    assert state.list_ids(str(bz.root)) == []
