@@ -115,11 +115,16 @@ def start_shim(directory: str, bundle: str, program: str) -> int:
     os.close(reader)
     if line == b"ready":
         return pid
-    os.waitpid(pid, 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if line:
         raise error_from(line)
-    last = last_log_line(directory)
-    raise HostError("the shim died before it listened", hint=last or "it wrote nothing", code="shim-died")
+    if status < 0:  # its log then tells what went before, not why
+        hint = "out of memory? see dmesg on the host" if status == -9 else ""
+        raise HostError(
+            f"the shim was killed (signal {-status}) before it listened", hint=hint, code="shim-died"
+        )
+    hint = last_log_line(directory) or "it wrote nothing"
+    raise HostError(f"the shim ended with status {status} before it listened", hint=hint, code="shim-died")
 
 
 def read_line(fd: int) -> bytes:

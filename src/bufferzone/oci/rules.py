@@ -5,6 +5,8 @@ Source: runtime-spec config.md and config-linux.md; runc's libcontainer/configs/
 
 from __future__ import annotations
 
+import os
+
 from bufferzone.oci.check import check, fail
 from bufferzone.oci.schema import HOOK_NAMES, PROCESS, RESOURCES
 
@@ -75,6 +77,12 @@ def check_mounts(mounts: list[dict[str, Any]]) -> None:
             raise fail(f"mounts[{index}].destination", "contains a line break")
 
 
+def _check_cgroup(path: str) -> None:
+    """Not the root cgroup, whatever detours lead there."""
+    if path and not [part for part in os.path.normpath(f"/{path}").split("/") if part]:
+        raise fail("linux.cgroupsPath", f"{path!r} is the root cgroup")
+
+
 def check_hooks(hooks: dict[str, Any]) -> None:
     """Paths are absolute, timeouts positive."""
     for name in HOOK_NAMES:
@@ -92,8 +100,12 @@ def check_linux(linux: dict[str, Any]) -> None:
     _check_unique((n.get("type", "") for n in namespaces), NAMESPACES, "linux.namespaces", "type")
     for index, namespace in enumerate(namespaces):
         path = namespace.get("path", "")
+        where = f"linux.namespaces[{index}].path"
         if path and not path.startswith("/"):
-            raise fail(f"linux.namespaces[{index}].path", f"expected an absolute path, got {path!r}")
+            raise fail(where, f"expected an absolute path, got {path!r}")
+        if path and namespace["type"] not in ("network", "uts", "ipc"):
+            reason = f"a VM cannot join the {namespace['type']} namespace {path!r}"
+            raise fail(where, reason, "containers that share namespaces must share the sandbox")
     for index, device in enumerate(linux.get("devices", [])):
         if not device.get("path", "").startswith("/"):
             raise fail(
@@ -107,6 +119,7 @@ def check_linux(linux: dict[str, Any]) -> None:
         for index, path in enumerate(linux.get(key, [])):
             if not path.startswith("/"):
                 raise fail(f"linux.{key}[{index}]", f"expected an absolute path, got {path!r}")
+    _check_cgroup(linux.get("cgroupsPath", ""))
     propagation = linux.get("rootfsPropagation", "")
     if propagation not in _PROPAGATIONS:
         raise fail("linux.rootfsPropagation", f"unknown: {propagation!r}")

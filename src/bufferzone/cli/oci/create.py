@@ -8,6 +8,7 @@ from bufferzone import oci, state
 from bufferzone.cli import ending, launch, waiter
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.errors import CallerError, UsageError
+from bufferzone.oci.host import check_host
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -52,14 +53,31 @@ def run(options: Options, words: list[str]) -> int:
 def checked_spec(options: Options, *, detached: bool) -> Spec:
     """The bundle's config.json, with paths of the command line made absolute and terminal rules checked."""
     refuse_descriptors(options)
-    for name in ("bundle", "pid_file", "console_socket"):
-        if getattr(options, name):
-            options.__dict__[name] = os.path.abspath(getattr(options, name))
+    settle_paths(options, "bundle", "pid_file", "console_socket")
     if not os.path.isdir(options.bundle):
         raise UsageError(f"bundle: no such directory: {options.bundle}")
     spec = oci.load(options.bundle)
     check_console(options, spec.terminal, detached=detached)
+    check_host(spec)
     return spec
+
+
+def settle_paths(options: Options, *names: str) -> None:
+    """Make paths of the command line absolute; what the end of a boot would need is looked for now."""
+    for name in names:
+        if getattr(options, name):
+            options.__dict__[name] = os.path.abspath(getattr(options, name))
+    if options.pid_file and not os.path.isdir(directory := os.path.dirname(options.pid_file)):
+        raise UsageError(f"--pid-file: no such directory: {directory}")
+    if options.console_socket and not _is_socket(options.console_socket):
+        raise UsageError(f"--console-socket: not a unix socket: {options.console_socket}")
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return os.stat(path).st_mode & 0o170000 == 0o140000  # the stat module costs an import
+    except OSError:
+        return False
 
 
 def refuse_descriptors(options: Options) -> None:

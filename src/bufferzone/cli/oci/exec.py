@@ -49,9 +49,7 @@ INTERSPERSED = False
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
     create.refuse_descriptors(options)
-    for name in ("pid_file", "console_socket"):
-        if getattr(options, name):
-            options.__dict__[name] = os.path.abspath(getattr(options, name))
+    create.settle_paths(options, "pid_file", "console_socket")
     directory = container.find(options, words[0])
     found = state.read_state(directory)
     allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
