@@ -28,6 +28,7 @@ class Cli:
         self.base = base
         self.root = base / "root"
         self.root.mkdir(mode=0o700)
+        self._running: list[subprocess.Popen[str]] = []
 
     def command(self, *words: str) -> list[str]:
         return [PROGRAM, "--root", str(self.root), "--shim", FAKE_SHIM, *words]
@@ -65,7 +66,9 @@ class Cli:
         """Run a verb below a subreaper that reports the exit status behind --pid-file."""
         pid_file = words[words.index("--pid-file") + 1]
         command = [sys.executable, FAKE_CONMON, pid_file, *self.command(*words)]
-        return subprocess.Popen(command, env={}, text=True, stdout=subprocess.PIPE, **more)
+        process = subprocess.Popen(command, env={}, text=True, stdout=subprocess.PIPE, **more)
+        self._running.append(process)
+        return process
 
     def bundle(self, *args: str, name: str = "bundle", **changes) -> Path:
         """A bundle whose process has these args; `changes` replace top-level keys of its config.json."""
@@ -99,6 +102,10 @@ class Cli:
             pid = state.owner_pid(str(self.root / id))
             if pid:
                 os.kill(pid, signal.SIGKILL)
+        for process in self._running:
+            process.kill()
+            if not process.stdout.closed:
+                process.communicate()
 
 
 def read(fd: int) -> bytes:

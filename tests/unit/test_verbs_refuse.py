@@ -23,7 +23,7 @@ def bz(tmp_path):
     ("args", "line"),
     [
         ("refuse-boot", "the VM did not boot (hint: look at it)"),
-        ("die-boot", "the shim died before it listened (hint: Traceback: it fell over)"),
+        ("die-boot", "the shim ended with status 1 before it listened (hint: Traceback: it fell over)"),
         ("refuse-create", "mounts[3]: the guest refused (hint: ask it)"),
         ("die-create", "the shim ended before it answered Create"),
     ],
@@ -53,7 +53,7 @@ def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, args, line)
             "config.json: annotations.bufferzone.memory: memory must",
         ),
         ({}, ("--preserve-fds", "2"), "host descriptors cannot be passed into a virtual machine"),
-        ({}, ("--console-socket", "/x"), "--console-socket is for a detached process with a terminal"),
+        ({}, ("--console-socket", "/x"), "--console-socket: not a unix socket: /x"),
         (
             {"process": {"terminal": True}},
             (),

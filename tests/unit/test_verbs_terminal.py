@@ -74,9 +74,18 @@ def test_the_consoles_size_of_the_spec_is_there_from_the_start(bz, tmp_path):
 
 def test_a_console_socket_that_nobody_serves_fails_the_create_and_leaves_nothing(bz):
     bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
-    done = bz("create", "-b", str(bundle), "--console-socket", str(bz.base / "none"), "one", check=1)
-    assert done.stderr == f"bufferzone: console socket {bz.base}/none: No such file or directory\n"
+    path = bz.base / "console"
+    listen(path).close()
+    done = bz("create", "-b", str(bundle), "--console-socket", str(path), "one", check=1)
+    assert done.stderr == f"bufferzone: console socket {path}: Connection refused\n"
     assert bz.left() == []
+
+
+def test_a_console_socket_without_a_terminal_is_refused(bz):
+    with listen(bz.base / "console"):
+        flags = ("-b", str(bz.bundle("sleep")), "--console-socket", str(bz.base / "console"))
+        stderr = bz("create", *flags, "one", check=1).stderr
+    assert "--console-socket is for a detached process with a terminal" in stderr
 
 
 def test_an_attached_terminal_is_raw_while_it_lasts_and_restored_after(bz):

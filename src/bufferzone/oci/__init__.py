@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import SpecError
+from bufferzone.oci import text
 from bufferzone.oci.check import check, check_depth, fail, type_name
 from bufferzone.oci.overrides import apply_annotations, apply_vm, parse_annotations
 from bufferzone.oci.rules import (
@@ -136,26 +137,29 @@ def read_bytes(path: str) -> bytes:
 
 def parse_object(data: bytes, name: str = "config.json") -> dict[str, Any]:
     """JSON bytes as an object, strict about what JSON is; errors carry line and column."""
-    from json import JSONDecodeError, loads
 
     def refuse(constant: str) -> Any:
         raise SpecError(f"{name}: {constant} is not JSON")
 
     try:
-        value = loads(data.decode("utf-8"), parse_constant=refuse)
+        value = text.loads(data.decode("utf-8"), refuse)
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: not UTF-8 at byte {error.start}") from error
-    except JSONDecodeError as error:
-        text = error.msg[:1].lower() + error.msg[1:]
-        raise SpecError(
-            f"{name}: line {error.lineno} column {error.colno}: {text}", code="bad-json"
-        ) from error
-    except (RecursionError, ValueError) as error:  # ValueError: a number of more than 4300 digits
-        deep = isinstance(error, RecursionError)
-        raise SpecError(f"{name}: {'nested too deeply' if deep else 'number too long'}") from error
+    except RecursionError as error:
+        raise SpecError(f"{name}: nested too deeply") from error
+    except ValueError as error:
+        raise SpecError(f"{name}: {_json_fault(error)}", code="bad-json") from error
     if not isinstance(value, dict):
         raise SpecError(f"{name}: expected an object, got {type_name(value)}")
     return value
+
+
+def _json_fault(error: ValueError) -> str:
+    message = getattr(error, "msg", "")
+    if not message:
+        return "number too long"  # int() refuses more than 4300 digits
+    place = f"line {getattr(error, 'lineno', 0)} column {getattr(error, 'colno', 0)}"
+    return f"{place}: {message[:1].lower()}{message[1:]}"
 
 
 def validate(raw: dict[str, Any]) -> None:

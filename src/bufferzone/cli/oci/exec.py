@@ -9,6 +9,7 @@ from bufferzone.cli import container, waiter
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.cli.oci import create
 from bufferzone.errors import UsageError
+from bufferzone.oci import text
 from bufferzone.oci.rules import check_process
 from bufferzone.wire import task
 from bufferzone.wire.proto import Any_
@@ -51,11 +52,11 @@ def run(options: Options, words: list[str]) -> int:
     create.refuse_descriptors(options)
     create.settle_paths(options, "pid_file", "console_socket")
     directory = container.find(options, words[0])
-    found = state.read_state(directory)
+    status = state.status(directory)
     allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
-    if found["status"] not in allowed:
-        raise container.refusal("exec", words[0], found["status"])
-    process = _process(options, words[1:], found["bundle"])
+    if status not in allowed:
+        raise container.refusal("exec", words[0], status)
+    process = _process(options, words[1:], directory)
     terminal = bool(process.get("terminal", False))
     create.check_console(options, terminal, detached=options.detach)
     job = _job(options, directory, process, terminal)
@@ -66,10 +67,8 @@ def run(options: Options, words: list[str]) -> int:
 
 
 def _job(options: Options, directory: str, process: dict[str, Any], terminal: bool) -> waiter.Job:
-    import json
-
     exec_id = f"{os.getpid()}-{os.urandom(6).hex()}"
-    spec = Any_(type_url=task.PROCESS_URL, value=json.dumps(process).encode())
+    spec = Any_(type_url=task.PROCESS_URL, value=text.dumps(process).encode())
     size = process.get("consoleSize", {})
     id = os.path.basename(directory)
 
@@ -95,12 +94,13 @@ def _job(options: Options, directory: str, process: dict[str, Any], terminal: bo
     )
 
 
-def _process(options: Options, command: list[str], bundle: str) -> dict[str, Any]:
+def _process(options: Options, command: list[str], directory: str) -> dict[str, Any]:
     """The process object: the file's, or the container's own with the flags over it, as runc merges them."""
     if options.process:
         return _checked(oci.parse_object(oci.read_bytes(options.process), options.process))
     if not command:
         raise UsageError("exec needs a command, or --process FILE")
+    bundle = oci.parse_object(state.state_text(directory), state.STATE)["bundle"]
     spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
     oci.validate(spec)
     process: dict[str, Any] = spec["process"]
