@@ -94,21 +94,16 @@ TABLE: tuple[Setting, ...] = (
     Setting("initrd", "path", "", "initrd in place of the image's own", annotation="initrd"),
     Setting("kernel_arguments", "list", [], "more kernel arguments", annotation="kernel_arguments"),
     Setting("vmm", "str", "qemu", "hypervisor program", choices=("qemu",)),
-    Setting("qemu_path", "path", "", "qemu-system-x86_64; empty: where the distribution has it"),
-    Setting("virtiofsd_path", "path", "", "virtiofsd; empty: where the distribution has it"),
-    Setting(
-        "virtiofs_cache",
-        "str",
-        "auto",
-        "what the guest may cache of shared files",
-        choices=("never", "auto", "always"),
-        annotation="virtiofs_cache",
-    ),
     Setting("boot_timeout_s", "int", 120, "seconds a VM may take to boot", limits=(1, 3600)),
-    Setting("templates", "bool", True, "start VMs warm, from a template made after the first boot of a shape"),
+    Setting(
+        "templates",
+        "bool",
+        True,
+        "start VMs warm, from a template made after the first boot of a shape",
+        annotation="templates",
+        open=True,
+    ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
-    Setting("uid_base", "int", 0x70000000, "first uid for VMMs and helpers", limits=(1 << 16, 0x7FFF0000)),
-    Setting("debug", "bool", False, "write more to the shim's log", annotation="debug", open=True),
     Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
 )
 ROWS = {row.key: row for row in TABLE}
@@ -126,14 +121,9 @@ class Settings:
     initrd: str
     kernel_arguments: list[str]
     vmm: str
-    qemu_path: str
-    virtiofsd_path: str
-    virtiofs_cache: str
     boot_timeout_s: int
     templates: bool
     image_store: str
-    uid_base: int
-    debug: bool
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:

@@ -39,9 +39,9 @@ class VmSpec:
     """Everything a VMM driver needs to know of one VM. Descriptors are already open and inherited by number.
 
     `accelerator` is `kvm` or `tcg`; `agent_fd`, `console_fd` and `control_fd` are connected stream sockets.
-    `kernel_path` and `initrd_path` are paths inside the VMM's own root, and so is `memory_path`: a file that is
-    the guest's memory (empty: anonymous). `restored`: the guest is loaded from a template, so nothing boots, it
-    does not run until told to, and shares are announced but plugged later.
+    `kernel_path` and `initrd_path` are paths inside the VMM's own root, and so is `memory_path`: a file that
+    is the guest's memory (empty: anonymous). `restored`: the guest is loaded from a template, so nothing
+    boots, it does not run until told to, and shares are announced but plugged later.
     """
 
     name: str

@@ -51,7 +51,7 @@ def test_settings_do_not_share_their_lists():
         ('kvm = "maybe"', "kvm: must be one of allow, warn, require, got 'maybe'"),
         ('kernel = "vmlinux"', "kernel: expected an absolute path, got 'vmlinux'"),
         ("allow_annotations = [1]", "allow_annotations: expected a list of strings"),
-        ('qemu_path = "/a\\u0000b"', "qemu_path: contains a NUL byte"),
+        ('kernel = "/a\\u0000b"', "kernel: contains a NUL byte"),
         ("vcpus = nine", "Invalid value (at line 1, column 9)"),
     ],
 )
@@ -95,7 +95,7 @@ def test_memory_is_a_number_of_mib_or_has_a_unit(text, mib):
         ("vcpus", "two", "expected a whole number, got 'two'"),
         ("vcpus", "65", "must be 1 to 64, got 65"),
         ("kvm", "never", "must be one of allow, warn, require, got 'never'"),
-        ("debug", "yes", "expected true or false, got 'yes'"),
+        ("templates", "yes", "expected true or false, got 'yes'"),
     ],
 )
 def test_a_bad_annotation_is_named_with_what_was_expected(name, text, message):

@@ -1,4 +1,6 @@
-"""mount(2), umount2(2), pivot_root(2) and the mount API of Linux 5.2 (open_tree, move_mount, mount_setattr)."""
+"""mount(2), umount2(2), pivot_root(2) and the mount API of Linux 5.2 (open_tree, move_mount,
+mount_setattr).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def open_tree(path: str, *, at: int = AT_FDCWD, recursive: bool = True) -> int:
 
     An empty `path` means the object `at` refers to.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    flags |= (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
     return syscall(_OPEN_TREE, "open_tree", at, encode(path), flags, path=path)
 
 

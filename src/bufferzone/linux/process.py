@@ -46,7 +46,9 @@ def _prctl(option: int, second: int = 0, third: int = 0) -> int:
 
 
 def die_with_parent(signal: int = 9) -> None:
-    """PR_SET_PDEATHSIG: `signal` when the parent thread ends. Cleared by a change of credentials, so set it last."""
+    """PR_SET_PDEATHSIG: `signal` when the parent thread ends. Cleared by a change of credentials, so set it
+    last.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal)
 
 

@@ -134,12 +134,24 @@ class Sandbox:
         return facts
 
     def info(self) -> dict[str, Any]:
-        """Everything known, for people: accelerator, kernel, timeline [[phase, ms]], pids."""
-        facts = {
-            name.removeprefix("bufferzone.").replace("-", "_"): value for name, value in self.facts().items()
+        """Everything known, for people; the keys are those of `wire.shim.InfoResponse`."""
+        facts = {name.removeprefix("bufferzone."): value for name, value in self.facts().items()}
+        return {
+            "id": self.id,
+            "accelerator": facts["accelerator"],
+            "kvm": facts["kvm"],
+            "kernel": facts.get("guest-kernel", ""),
+            "image": facts["image"],
+            "vcpus": int(facts["vcpus"]),
+            "memory_mib": int(facts["memory"]),
+            "start": facts["start"],
+            "vmm": facts.get("vmm", ""),
+            "failure": facts.get("failure", ""),
+            "vmm_pid": self._vmm.pid,
+            "virtiofsd_pid": self._daemon.pid,
+            "shim_pid": os.getpid(),
+            "timeline": [list(mark) for mark in self._timeline.marks()],
         }
-        pids = {"vmm_pid": self._vmm.pid, "virtiofsd_pid": self._daemon.pid, "shim_pid": os.getpid()}
-        return {"id": self.id, **facts, **pids, "timeline": [list(mark) for mark in self._timeline.marks()]}
 
     def container_stopped(self, alone: bool) -> None:
         """A container's init is gone; when it was `alone`, the VM is of no more use and ends now."""
