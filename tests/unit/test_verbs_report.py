@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -12,7 +13,7 @@ from bufferzone import oci, state
 from bufferzone.cli.oci import VERBS
 from bufferzone.cli.oci.events import duration_s
 from bufferzone.errors import UsageError
-from fakes.cli import Cli
+from fakes.cli import DEADLINE_S, ROOT, Cli
 
 
 @pytest.fixture
@@ -139,3 +140,19 @@ def test_every_verb_has_help_with_its_summary(bz, verb):
 def test_the_programs_help_lists_every_verb(bz):
     text = bz("--help").stdout
     assert [verb for verb in VERBS if f"\n   {verb} " not in text] == []
+
+
+def test_bz_shows_what_runs_each_container(running):
+    command = [str(ROOT / "bin" / "bz"), "--root", str(running.root), "ps"]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    header, row = done.stdout.splitlines()
+    assert header.startswith("ID    STATUS    ACCELERATOR")
+    assert row.split()[:3] == ["one", "running", "-"]
+
+
+def test_bz_tells_what_it_can_do_and_refuses_the_rest(bz):
+    program = str(ROOT / "bin" / "bz")
+    text = subprocess.run([program, "--help"], env={}, capture_output=True, text=True, check=True).stdout
+    assert "   setup " in text
+    done = subprocess.run([program, "fly"], env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "bz: no such command: fly (hint: bz --help lists them)\n")
