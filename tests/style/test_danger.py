@@ -10,6 +10,7 @@ from style.source import dotted, everything, names_used, package, report
 #: module -> why it starts a program or forks, instead of leaving it to spawn.py
 STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
+    "sandbox/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
     "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
     "cli/launch.py": "`create` starts the shim as itself, detached; posix_spawn only",
@@ -21,6 +22,7 @@ STARTS_PROGRAMS = {
     "guest/launch.py": "inside the VM: a container's process",
     "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
     "guest/process.py": "inside the VM: the exec of the container's process",
+    "guest/settled.py": "inside the VM: modprobe, before the VM becomes a template; posix_spawn only",
 }
 
 _STARTS = re.compile(
