@@ -12,7 +12,6 @@ the file is ours, one top-level key per line, so truth is applied by replacing t
 
 from __future__ import annotations
 
-import errno
 import os
 
 from bufferzone.errors import ExistsError, HostError, NotFoundError, UsageError
@@ -275,15 +274,11 @@ def remove(directory: str) -> None:
 def mounts_below(directory: str) -> list[str]:
     """Mount points in or at `directory`, as /proc/self/mountinfo tells them (deepest last)."""
     real = os.fsencode(os.path.realpath(directory))
+    for byte in b"\\ \t\n":  # as proc(5) writes them
+        real = real.replace(b"%c" % byte, b"\\%03o" % byte)
     with open("/proc/self/mountinfo", "rb") as file:
         points = [line.split(b" ", 5)[4] for line in file]
-    escaped = (
-        real.replace(b"\\", b"\\134")
-        .replace(b" ", b"\\040")
-        .replace(b"\t", b"\\011")
-        .replace(b"\n", b"\\012")
-    )
-    return sorted(os.fsdecode(p) for p in points if p == escaped or p.startswith(escaped + b"/"))
+    return sorted(os.fsdecode(p) for p in points if p == real or p.startswith(real + b"/"))
 
 
 def _remove_tree(directory: str) -> None:
@@ -304,6 +299,5 @@ def _remove_tree(directory: str) -> None:
             pass  # somebody else removes it too
     try:
         os.rmdir(directory)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    except FileNotFoundError:
+        pass
