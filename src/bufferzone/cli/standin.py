@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.cli.processtable import ProcessTable
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -33,17 +34,19 @@ def fork_in_own_pid_namespace() -> int:
         os.close(ours)
 
 
-def enter_root(spec: Spec) -> None:
+def enter_root(spec: Spec) -> ProcessTable | None:
     """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
 
-    Call when the container is created: its mount points exist then. Raises HostError.
+    Call when the container is created: its mount points exist then. Returns the table on /proc, if the image
+    has a place for it. Raises HostError.
     """
     if os.geteuid() != 0:
-        return
+        return None
     from bufferzone.linux import mount as mnt
     from bufferzone.linux import process
 
     step = "the root file system"
+    table = ProcessTable()
     try:
         process.unshare(process.CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
@@ -58,9 +61,11 @@ def enter_root(spec: Spec) -> None:
         for tree, target in volumes:
             step = target
             _attach(tree, target)
-        if os.getpid() == 1 and os.path.isdir("/proc"):
-            step = "/proc"
-            mnt.mount("proc", "/proc", "proc", mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC)
+        if not os.path.isdir("/proc"):
+            return None
+        step = "/proc"
+        table.show()
+        return table
     except OSError as error:
         text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
         raise HostError(text, code="stand-in") from error

@@ -14,13 +14,14 @@ from bufferzone import log
 from bufferzone.cli import console, launch, signals, standin
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
-from bufferzone.wire import task
+from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Sequence
 
+    from bufferzone.cli.processtable import ProcessTable
     from bufferzone.oci import Spec
 else:
     import _signal  # signal.py imports enum
@@ -91,13 +92,13 @@ def _child(job: Job, tell: int) -> int:
             job.begin(client, uris, fds)
             complaints = os.dup(2)
             _import_no_more()
-            if job.root is not None:
-                standin.enter_root(job.root)
-            _close_all_but({tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds})
+            table = standin.enter_root(job.root) if job.root is not None else None
+            kept = {tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds}
+            _close_all_but(kept | (table.descriptors if table is not None else set()))
             os.write(tell, b"ok\n")
             os.close(tell)
             told = True
-            return _stand_in(job, client, control, incoming, terminal, complaints)
+            return _stand_in(job, client, control, incoming, terminal, complaints, table)
     except BufferzoneError as error:
         failure = error
     except Exception as error:  # the boundary of this process
@@ -217,7 +218,13 @@ class _Signals:
 
 
 def _stand_in(
-    job: Job, client: Client, control: Client, incoming: _Signals, terminal: int, complaints: int
+    job: Job,
+    client: Client,
+    control: Client,
+    incoming: _Signals,
+    terminal: int,
+    complaints: int,
+    table: ProcessTable | None = None,
 ) -> int:
     """Wait for the end of the process and pass on signals and sizes until then; returns its exit status.
 
@@ -231,8 +238,12 @@ def _stand_in(
         poll = select.poll()
         poll.register(client.fileno(), select.POLLIN)
         poll.register(incoming.fileno(), select.POLLIN)
+        if table is not None:
+            poll.register(table.fd, select.POLLIN)
         while True:
             ready = dict(poll.poll())
+            if table is not None and table.fd in ready:
+                _show_processes(job, control, table)
             if incoming.fileno() in ready:
                 _pass_on(job, control, incoming.read(), terminal)
             if client.fileno() in ready:
@@ -262,6 +273,17 @@ def _resize(job: Job, control: Client, terminal: int) -> None:
     if width and height:
         request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
         _ask(control, "ResizePty", request)
+
+
+def _show_processes(job: Job, control: Client, table: ProcessTable) -> None:
+    """Somebody is about to read the container's /proc: let them read what the guest says now."""
+    tokens, found = table.waiting(), []
+    try:
+        ref = agent.ProcessRef(id=job.id)
+        found = control.call("Processes", ref, service=shim.SERVICE, timeout_s=_CALL_S).processes
+    except BufferzoneError:
+        pass  # paused, or at its end: an empty table
+    table.answer(tokens, found)
 
 
 def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:

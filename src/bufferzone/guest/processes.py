@@ -26,6 +26,7 @@ def _row(pid: int, booted_s: int, ticks: int) -> ProcessInfo | None:
         uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read().decode("utf-8", "surrogateescape")
+        ns_pid = _ns_pid(pid)
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             command = file.read(_COMMAND_LIMIT).rstrip(b"\0").replace(b"\0", b" ")
     except OSError:
@@ -38,8 +39,17 @@ def _row(pid: int, booted_s: int, ticks: int) -> ProcessInfo | None:
         start_s=booted_s + int(fields[19]) // ticks,
         cpu_ms=(int(fields[11]) + int(fields[12])) * 1000 // ticks,
         tty=_tty(int(fields[4])),
+        ns_pid=ns_pid,
         command=command.decode("utf-8", "replace") or f"[{name}]",
     )
+
+
+def _ns_pid(pid: int) -> int:
+    """The pid in the innermost PID namespace, which is the container's."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
 
 
 def _tty(number: int) -> str:

@@ -153,7 +153,7 @@ class StatsResponse(Message):
 
 
 class ProcessInfo(Message):
-    """A row of a process table, as the guest tells it."""
+    """A row of a process table, as the guest tells it; `ns_pid` is the pid as the container sees it."""
 
     pid: int = uint(1)
     ppid: int = uint(2)
@@ -162,6 +162,7 @@ class ProcessInfo(Message):
     cpu_ms: int = uint(5)
     tty: str = string(6)
     command: str = string(7)
+    ns_pid: int = uint(8)
 
 
 class PidsResponse(Message):
