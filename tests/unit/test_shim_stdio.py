@@ -22,7 +22,7 @@ class FakeAgent:
         self.refuse_writes = False
         self.calls = []
 
-    def call(self, method, request, reply, timeout_s=None):
+    def call(self, method, request, reply, timeout_s=0):
         self.calls.append(method)
         if method == "Read":
             data = self.data[request.stream]

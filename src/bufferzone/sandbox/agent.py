@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     Reply = TypeVar("Reply", bound=Message)
 
 _RECEIVE = 1 << 18
+#: seconds a guest may take to answer: a hostile one must not hold a verb for ever. None: as long as it takes
+_LIMITS_S: dict[str, float | None] = {
+    "Wait": None,
+    "Read": None,
+    "Write": None,
+    "WaitOom": None,
+    "Create": 240.0,  # createContainer hooks run in it; Podman gives up after as long
+    "Start": 240.0,
+    "Exec": 120.0,
+    "Delete": 15.0,
+}
+_LIMIT_S = 30.0
 
 
 class _Call:
@@ -60,10 +72,8 @@ class AgentClient:
         """Start reading replies; threads come after the helpers were forked."""
         self._thread.start()
 
-    def call(
-        self, method: str, request: Message, reply: type[Reply], *, timeout_s: float | None = None
-    ) -> Reply:
-        """Call `method` and return its reply.
+    def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float = 0) -> Reply:
+        """Call `method` and return its reply; `timeout_s` 0 means the method's own limit.
 
         Raises what the agent refused with (`GuestError`, `ExecError`, ...), or `VmmError` when the connection
         is lost or `timeout_s` has passed.
@@ -75,10 +85,11 @@ class AgentClient:
                 self._sock.sendall(frame[1])
         except OSError as error:
             self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
-        if not call.done.wait(timeout_s):
+        limit_s = timeout_s or _LIMITS_S.get(method, _LIMIT_S)
+        if not call.done.wait(limit_s):
             with self._lock:
                 self._calls.pop(frame[0], None)
-            raise VmmError(f"the agent did not answer {method} within {timeout_s} s", code="agent-timeout")
+            raise VmmError(f"the agent did not answer {method} within {limit_s:g} s", code="agent-timeout")
         if call.error is not None:
             raise call.error
         response = call.response

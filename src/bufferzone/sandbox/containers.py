@@ -114,6 +114,10 @@ class Containers:
                 raise
             self._sandbox.log(error.line())
 
+    def give_up(self, reason: str) -> None:
+        """End the VM: its guest does not do what it must."""
+        self._sandbox.give_up(reason)
+
     def stopped(self, alone: bool) -> None:
         """An init is gone; when it was `alone` in its sandbox, the VM is needed no longer."""
         self._sandbox.container_stopped(alone)

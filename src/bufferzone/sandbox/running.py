@@ -161,6 +161,10 @@ class Sandbox:
             self._vmm.kill()
             self._daemon.kill()
 
+    def give_up(self, reason: str) -> None:
+        """The guest does not do what it must: end the VM for `reason`."""
+        self._fail(VmmError(reason, code="guest-disobeyed"))
+
     # ---- the end
 
     def end(self) -> None:

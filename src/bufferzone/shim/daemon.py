@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 from bufferzone import oci, state
@@ -129,6 +130,8 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
         server = Server(listener, _services(tasks, sandbox), _log)
         server.start()
+        threading.Thread(target=tasks.watch_oom, name="oom", daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
         os.write(ready, b"ready\n")
         os.close(ready)
         sandbox.wait_end(tasks.is_unused, _UNUSED_S)

@@ -109,6 +109,12 @@ class Process:
             finished(self, failure)
         self.exited.set()
 
+    def killed(self, timeout_s: float) -> bool:
+        """SIGKILL was sent: wait at most `timeout_s` for the end, and for its reader no longer than that."""
+        if self.stdio is not None:
+            self.stdio.hurry()
+        return self.exited.wait(timeout_s)
+
     def exited_at(self) -> Timestamp | None:
         """When it ended, or None."""
         return Timestamp.from_ns(self.exited_at_ns) if self.exited_at_ns else None

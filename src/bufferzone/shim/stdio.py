@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.agent import AgentClient
 
 
+#: how long to wait at a time for a copy that should end
+_GRACE_S = 1.0
+
+
 class Stdio:
     """The host ends of one process: `stdin`, `stdout`, `stderr` descriptors or -1; owns them."""
 
@@ -30,19 +34,20 @@ class Stdio:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
-        self._writers: list[threading.Thread] = []
-        self._reader: threading.Thread | None = None
+        self._copies: list[tuple[threading.Thread, int]] = []
         self._stdin_gone = False
+        self._hurried = False
 
     def start(self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool) -> None:
         """Start copying; stdin ends by end of file or `close_stdin`, the others when the guest ends them."""
         streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
         for stream, fd in streams:
             thread = threading.Thread(target=_copy_out, args=(client, ref, stream, fd), daemon=True)
+            self._copies.append((thread, fd))
+        thread = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
+        self._copies.append((thread, self.stdin))
+        for thread, _ in self._copies:
             thread.start()
-            self._writers.append(thread)
-        self._reader = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
-        self._reader.start()
 
     def close_stdin(self) -> None:
         """No more input: what was read is delivered, then the guest sees end of file."""
@@ -51,9 +56,16 @@ class Stdio:
 
     def finish(self) -> None:
         """Wait until all output arrived, then close everything. Called once, after the process ended."""
-        for thread in self._writers:
-            thread.join()
+        for thread, _ in self._copies[:-1]:
+            while thread.is_alive():
+                thread.join(_GRACE_S)
+                if self._hurried:
+                    break
         self.close()
+
+    def hurry(self) -> None:
+        """The process was killed: its last words do not wait for a reader that has stopped reading."""
+        self._hurried = True
 
     def tell(self, text: str) -> None:
         """Write one line of ours where the person looks (stderr, else the terminal), if it takes it at
@@ -69,12 +81,13 @@ class Stdio:
             pass  # nobody listens
 
     def close(self) -> None:
-        """Stop the input thread and close all descriptors."""
+        """Stop the input thread and close all descriptors, but for those that a copy still hangs on."""
         self._stdin_gone = True
         self._wake()
-        if self._reader is not None and self._reader is not threading.current_thread():
-            self._reader.join()
-        fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep}
+        for thread, _ in self._copies[-1:]:
+            thread.join(_GRACE_S)
+        busy = {fd for thread, fd in self._copies if thread.is_alive()}
+        fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep} - busy
         self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
         self._keep = ()
         for fd in fds:

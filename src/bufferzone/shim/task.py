@@ -10,9 +10,10 @@ import json
 import os
 import threading
 
-from bufferzone.errors import BufferzoneError, ExistsError, NotFoundError, StateError
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError
 from bufferzone.shim.process import Process
 from bufferzone.shim.stdio import open_stdio
+from bufferzone.shim.table import Table
 from bufferzone.wire import agent, metrics, task
 from bufferzone.wire.proto import Any_, Empty
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bufferzone.wire.proto import Message
 
 _SIGKILL = 9
+_OBEY_S = 10.0
 
 
 class TaskService:
@@ -49,9 +51,7 @@ class TaskService:
         self._records = records
         self._events = publisher
         self._ended = ended
-        self._lock = threading.Lock()
-        self._processes: dict[tuple[str, str], Process] = {}
-        self._containers: dict[str, Container] = {}
+        self._table = Table()
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
@@ -87,28 +87,28 @@ class TaskService:
         attended = request.stdin.startswith("fd:") or request.stdout.startswith("fd:")
         process.pid = peer.pid if attended else os.getpid()
         try:
-            self._reserve(process)
+            self._table.reserve(process)
             container = self._sandbox.create(request.id, request.bundle, request.rootfs, process.pid)
         except BaseException:
-            self._forget(process)
+            self._table.forget(process)
             stdio.close()
             raise
-        with self._lock:
-            self._containers[request.id] = container
+        self._table.add_container(container)
         stdio.start(self._sandbox.agent, ref, terminal=request.terminal)
-        process.watch(self._sandbox.agent, self._finished)
-        self._records.changed(process, container)
-        self._publish_create(process, request)
+        with process.transition:
+            process.watch(self._sandbox.agent, self._finished)
+            self._records.changed(process, container)
+            self._publish_create(process, request)
         if attended:
             peer.when_gone(lambda: self._abandoned(process))
         return task.CreateTaskResponse(pid=process.pid)
 
     def start(self, peer: Peer, request: task.StartRequest) -> task.StartResponse:
         """Start a created container or an added exec."""
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         if request.exec_id:
             return self._start_exec(peer, process)
-        container = self._containers[request.id]
+        container = self._container(request.id)
         with process.transition:  # the exit, however fast, is told after the start
             process.require("start")
             self._sandbox.agent.call("Start", process.ref, Empty)
@@ -120,16 +120,12 @@ class TaskService:
 
     def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
         """Free an exec or a container; a created container is killed first, as runc does."""
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         process.require("delete")
         if process.status == task.CREATED and not process.spec:
             self._signal(process, _SIGKILL, everyone=False)
             process.exited.wait()
-        try:
-            self._sandbox.agent.call("Delete", process.ref, Empty)
-        except BufferzoneError:
-            pass  # the VM is gone, or the exec was never started
-        self._forget(process)
+        self._free(process)
         if not request.exec_id:
             self._delete_container(process)
         response = task.DeleteResponse(
@@ -148,16 +144,23 @@ class TaskService:
 
     def kill(self, peer: Peer, request: task.KillRequest) -> Empty:
         """Signal a process, or with `all` every process of the container."""
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         if process.status == task.STOPPED and request.all:
             return Empty()  # runc kill --all of a stopped container is not an error
         process.require("kill")
+        if request.signal == _SIGKILL and not request.exec_id and self._single:
+            threading.Thread(target=self._insist, args=(process,), name="insist", daemon=True).start()
         self._signal(process, request.signal, everyone=request.all)
         return Empty()
 
+    def _insist(self, process: Process) -> None:
+        """SIGKILL is not a request: a guest that does not carry it out in time goes down as a whole."""
+        if not process.killed(_OBEY_S):
+            self._sandbox.give_up(f"the guest did not end the container within {_OBEY_S:g} s of SIGKILL")
+
     def wait(self, peer: Peer, request: task.WaitRequest) -> task.WaitResponse:
         """Block until the process ended and its output is delivered."""
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         process.exited.wait()
         return task.WaitResponse(exit_status=process.exit_status, exited_at=process.exited_at())
 
@@ -165,7 +168,7 @@ class TaskService:
 
     def exec(self, peer: Peer, request: task.ExecProcessRequest) -> Empty:
         """Add an exec; `start` with its exec_id runs it."""
-        init = self._find(request.id, "")
+        init = self._table.find(request.id, "")
         fds = peer.take_fds()
         stdio = open_stdio(request.stdin, request.stdout, request.stderr, fds)
         ref = agent.ProcessRef(id=request.id, exec_id=request.exec_id)
@@ -176,7 +179,7 @@ class TaskService:
         try:
             init.require("exec")
             _check_process(process.spec)
-            self._reserve(process)
+            self._table.reserve(process)
         except BaseException:
             stdio.close()
             raise
@@ -189,7 +192,7 @@ class TaskService:
         return Empty()
 
     def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
-        self._find(process.ref.id, "").require("exec")
+        self._table.find(process.ref.id, "").require("exec")
         stdio = process.stdio
         assert stdio is not None
         try:
@@ -211,7 +214,7 @@ class TaskService:
     # ---- the smaller verbs
 
     def state(self, peer: Peer, request: task.StateRequest) -> task.StateResponse:
-        return self._find(request.id, request.exec_id).state()
+        return self._table.find(request.id, request.exec_id).state()
 
     def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
         """Freeze every process of the container."""
@@ -226,15 +229,15 @@ class TaskService:
         return Empty()
 
     def _freeze(self, container_id: str, verb: str, method: str, status: int) -> None:
-        process = self._find(container_id, "")
+        process = self._table.find(container_id, "")
         with process.transition:
             process.require(verb)
             self._sandbox.agent.call(method, process.ref, Empty)
             process.status = status
-            self._records.changed(process, self._containers[container_id])
+            self._records.changed(process, self._container(container_id))
 
     def resize_pty(self, peer: Peer, request: task.ResizePtyRequest) -> Empty:
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         size = agent.ResizeRequest(
             id=request.id, exec_id=request.exec_id, width=request.width, height=request.height
         )
@@ -243,81 +246,61 @@ class TaskService:
         return Empty()
 
     def close_io(self, peer: Peer, request: task.CloseIORequest) -> Empty:
-        process = self._find(request.id, request.exec_id)
+        process = self._table.find(request.id, request.exec_id)
         if request.stdin and process.stdio is not None and process.status != task.STOPPED:
             process.stdio.close_stdin()
         return Empty()
 
     def update(self, peer: Peer, request: task.UpdateTaskRequest) -> Empty:
         """Change limits of the guest cgroup."""
-        process = self._find(request.id, "")
+        process = self._table.find(request.id, "")
         process.require("update")
         resources = request.resources.value if request.resources else b"{}"
         self._sandbox.agent.call("Update", agent.UpdateRequest(id=request.id, resources=resources), Empty)
         return Empty()
 
     def stats(self, peer: Peer, request: task.StatsRequest) -> task.StatsResponse:
-        process = self._find(request.id, "")
+        process = self._table.find(request.id, "")
         reply = self._sandbox.agent.call("Stats", process.ref, agent.StatsResponse)
         value = metrics.from_counters({c.name: c.value for c in reply.counters})
         return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
 
     def pids(self, peer: Peer, request: task.PidsRequest) -> task.PidsResponse:
         """Host pids: the processes that stand for the container and its running execs."""
-        self._find(request.id, "")
-        with self._lock:
-            pids = {
-                p.pid for p in self._processes.values() if p.ref.id == request.id and p.status != task.STOPPED
-            }
+        self._table.find(request.id)
+        pids = {process.pid for process in self._table.of(request.id)}
         return task.PidsResponse(processes=[task.ProcessInfo(pid=pid) for pid in sorted(pids)])
 
     def processes(self, peer: Peer, request: agent.ProcessRef) -> agent.PidsResponse:
         """The guest's own process table of the container (service bufferzone.shim.v1.Shim)."""
-        process = self._find(request.id, "")
+        process = self._table.find(request.id, "")
         if process.status == task.STOPPED:
             raise StateError("container not running", code="not-running")
         return self._sandbox.agent.call("Pids", process.ref, agent.PidsResponse)
 
     def connect(self, peer: Peer, request: task.ConnectRequest) -> task.ConnectResponse:
-        with self._lock:
-            process = self._processes.get((request.id, ""))
-        return task.ConnectResponse(shim_pid=os.getpid(), task_pid=process.pid if process else 0, version="2")
+        init = [process for process in self._table.of(request.id) if not process.ref.exec_id]
+        pid = init[0].pid if init else 0
+        return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="2")
 
     def shutdown(self, peer: Peer, request: task.ShutdownRequest) -> Empty:
         """End the shim unless containers are left."""
-        with self._lock:
-            busy = bool(self._containers)
-        if not busy:
+        if not self._table.has_containers():
             self._ended()
         return Empty()
 
     def is_unused(self) -> bool:
         """Whether nobody made a container yet."""
-        with self._lock:
-            return not self._processes
+        return self._table.is_empty()
 
     # ---- inside
 
-    def _reserve(self, process: Process) -> None:
-        key = (process.ref.id, process.ref.exec_id)
-        with self._lock:
-            if key in self._processes:
-                raise ExistsError(f"{process.name} already exists")
-            self._processes[key] = process
-
-    def _forget(self, process: Process) -> None:
-        with self._lock:
-            key = (process.ref.id, process.ref.exec_id)
-            if self._processes.get(key) is process:
-                del self._processes[key]
-
-    def _find(self, container_id: str, exec_id: str) -> Process:
-        with self._lock:
-            process = self._processes.get((container_id, exec_id))
-        if process is None:
-            what = f"exec {exec_id} of container" if exec_id else "container"
-            raise NotFoundError(f"{what} {container_id} does not exist")
-        return process
+    def _container(self, container_id: str) -> Container:
+        """A container that has been created; raises `NotFoundError` while it is being made or removed."""
+        container = self._table.container(container_id)
+        if container is None:
+            raise NotFoundError(f"container {container_id} does not exist")
+        return container
 
     def _signal(self, process: Process, signal: int, *, everyone: bool) -> None:
         if process.spec:
@@ -334,34 +317,49 @@ class TaskService:
             self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
         except BufferzoneError:
             pass  # it ended at the same moment, or the VM did
+        if process.ref.exec_id:  # nobody is left to delete it
+            process.exited.wait()
+            self._free(process)
+
+    def _free(self, process: Process) -> None:
+        try:
+            self._sandbox.agent.call("Delete", process.ref, Empty)
+        except BufferzoneError:
+            pass  # the VM is gone, or the exec was never started
+        self._table.forget(process)
+
+    def watch_oom(self) -> None:
+        """Publish the guest's out-of-memory kills until the VM ends; runs in a thread of its own."""
+        try:
+            while True:
+                for container_id in self._sandbox.agent.call("WaitOom", Empty(), agent.OomEvents).ids:
+                    if self._table.container(container_id) is not None:
+                        self._events.publish(task.TaskOOM(container_id=container_id))
+        except BufferzoneError:
+            pass  # the sandbox has ended
 
     def _finished(self, process: Process, failure: str) -> None:
         ref = process.ref
         if not ref.exec_id:
             self._wait_for_execs(ref.id)
-            container = self._containers.get(ref.id)
+            container = self._table.container(ref.id)
             if container is not None:
                 self._records.changed(process, container)
         self._publish_exit(process)
         if not ref.exec_id:
-            with self._lock:
-                alone = all(p.status == task.STOPPED for p in self._processes.values())
-            self._sandbox.stopped(alone and self._single)
+            self._sandbox.stopped(self._single and self._table.all_stopped())
 
     def _exec_refused(self, process: Process, failure: str) -> None:
         """An exec that never ran has no exit event."""
 
     def _wait_for_execs(self, container_id: str) -> None:
         """All exits of execs are announced before the init's: containerd's order."""
-        with self._lock:
-            execs = [p for p in self._processes.values() if p.ref.id == container_id and p.ref.exec_id]
-        for process in execs:
-            if process.status == task.RUNNING:
+        for process in self._table.of(container_id):
+            if process.ref.exec_id and not process.spec:
                 process.exited.wait(10)
 
     def _delete_container(self, process: Process) -> None:
-        with self._lock:
-            container = self._containers.pop(process.ref.id, None)
+        container = self._table.take_container(process.ref.id)
         if container is not None:
             self._sandbox.delete(container)
             self._sandbox.run_hooks(container, "poststop", self._records.text(container, "stopped"))
