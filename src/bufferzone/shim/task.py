@@ -10,7 +10,7 @@ import json
 import os
 import threading
 
-from bufferzone.errors import BufferzoneError, NotFoundError, StateError
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError, VmmError
 from bufferzone.shim.process import Process
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
@@ -150,7 +150,11 @@ class TaskService:
         process.require("kill")
         if request.signal == _SIGKILL and not request.exec_id and self._single:
             threading.Thread(target=self._insist, args=(process,), name="insist", daemon=True).start()
-        self._signal(process, request.signal, everyone=request.all)
+        try:
+            self._signal(process, request.signal, everyone=request.all)
+        except VmmError:
+            if request.signal != _SIGKILL or not process.exited.wait(_OBEY_S):
+                raise  # else it went down with its VM, which is what was asked for
         return Empty()
 
     def _insist(self, process: Process) -> None:

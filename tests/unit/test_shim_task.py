@@ -1,0 +1,205 @@
+"""The Task service against a scripted guest: states, refusals, and what a hostile guest cannot hold up."""
+
+import os
+import threading
+import types
+
+import pytest
+
+from bufferzone.errors import ExistsError, NotFoundError, StateError, VmmError
+from bufferzone.shim import task as shim_task
+from bufferzone.shim.task import TaskService
+from bufferzone.wire import agent, task
+from bufferzone.wire.proto import Any_, Empty
+
+
+class Guest:
+    """Answers like an agent; processes end when told to. `deaf`: Signal does nothing."""
+
+    def __init__(self):
+        self.ends = {}
+        self.calls = []
+        self.deaf = False
+        self.lost = threading.Event()
+
+    def end_of(self, ref):
+        return self.ends.setdefault((ref.id, ref.exec_id), [threading.Event(), 0])
+
+    def call(self, method, request, reply, timeout_s=0):
+        self.calls.append(method)
+        if method == "Wait":
+            event, _ = self.end_of(request)
+            while not event.wait(0.01):
+                if self.lost.is_set():
+                    raise VmmError("the guest is gone")
+            return agent.WaitResponse(exit_status=self.end_of(request)[1])
+        if method == "Signal" and not self.deaf:
+            self.finish(request, 128 + request.signal)
+        if method == "Read":
+            return agent.ReadResponse()
+        return reply()
+
+    def finish(self, ref, status):
+        end = self.end_of(ref)
+        end[1] = status
+        end[0].set()
+
+
+class Sandbox:
+    """What TaskService needs of `Containers`."""
+
+    def __init__(self):
+        self.agent = Guest()
+        self.stops = []
+        self.hooks = []
+
+    def create(self, container_id, bundle, rootfs, pid):
+        if bundle == "/bad":
+            raise StateError("no such bundle")
+        return types.SimpleNamespace(id=container_id, pid=pid)
+
+    def exec(self, ref, spec, pid):
+        self.agent.calls.append("Exec")
+
+    def run_hooks(self, container, name, state):
+        self.hooks.append(name)
+
+    def stopped(self, alone):
+        self.stops.append(alone)
+
+    def delete(self, container):
+        self.agent.calls.append("undo")
+
+    def give_up(self, reason):
+        self.agent.lost.set()
+
+
+class Peer:
+    """A client that may go away."""
+
+    pid = 4711
+
+    def __init__(self):
+        self.actions = []
+
+    def take_fds(self):
+        return []
+
+    def when_gone(self, action):
+        self.actions.append(action)
+
+
+class Story:
+    """Collects states and events in the order in which they were told."""
+
+    def __init__(self):
+        self.told = []
+
+    def changed(self, process, container):
+        self.told.append(task.STATUS_NAMES[process.status])
+
+    def text(self, container, status):
+        return b"{}"
+
+    def publish(self, event):
+        self.told.append(type(event).__name__)
+
+
+@pytest.fixture
+def world():
+    sandbox, story = Sandbox(), Story()
+    ended = threading.Event()
+    service = TaskService(sandbox, story, story, ended.set, single=True)
+    return types.SimpleNamespace(service=service, sandbox=sandbox, story=story, ended=ended, peer=Peer())
+
+
+def create(world, container_id="c", bundle="/b"):
+    return world.service.create(world.peer, task.CreateTaskRequest(id=container_id, bundle=bundle))
+
+
+def test_events_come_in_the_order_that_containerd_demands(world):
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 3)
+    reply = world.service.wait(world.peer, task.WaitRequest(id="c"))
+    assert reply.exit_status == 3
+    world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    told = world.story.told
+    assert told == ["created", "TaskCreate", "running", "TaskStart", "stopped", "TaskExit", "TaskDelete"]
+    assert world.sandbox.hooks == ["poststart", "poststop"]
+
+
+def test_a_failed_create_leaves_the_id_free(world):
+    with pytest.raises(StateError, match="no such bundle"):
+        create(world, bundle="/bad")
+    create(world)
+    with pytest.raises(ExistsError):
+        create(world)
+
+
+def test_what_does_not_fit_the_state_is_refused_in_runcs_words(world):
+    create(world)
+    spec = Any_(value=b'{"args":["x"]}')
+    with pytest.raises(StateError, match="cannot exec in a created container"):
+        world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    with pytest.raises(StateError, match="cannot start an already running container"):
+        world.service.start(world.peer, task.StartRequest(id="c"))
+    with pytest.raises(StateError, match="that is not stopped: running"):
+        world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    world.service.kill(world.peer, task.KillRequest(id="c", signal=9))
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    with pytest.raises(StateError, match="container not running"):
+        world.service.kill(world.peer, task.KillRequest(id="c", signal=15))
+    with pytest.raises(NotFoundError, match="does not exist"):
+        world.service.state(world.peer, task.StateRequest(id="other"))
+
+
+def test_deleting_a_created_container_kills_it_first(world):
+    create(world)
+    world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    assert "Signal" in world.sandbox.agent.calls
+    assert "undo" in world.sandbox.agent.calls
+
+
+def test_a_guest_that_ignores_sigkill_goes_down_as_a_whole(world, monkeypatch):
+    monkeypatch.setattr(shim_task, "_OBEY_S", 0.05)
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    world.sandbox.agent.deaf = True
+    world.service.kill(world.peer, task.KillRequest(id="c", signal=9))
+    assert world.service.wait(world.peer, task.WaitRequest(id="c")).exit_status == 137
+
+
+def test_the_container_ends_with_the_process_that_stands_for_it(world):
+    read_end, write_end = os.pipe()
+    world.peer.take_fds = lambda: [os.dup(write_end)]
+    request = task.CreateTaskRequest(id="c", bundle="/b", stdout="fd:0")
+    assert world.service.create(world.peer, request).pid == Peer.pid
+    for action in world.peer.actions:
+        action()
+    assert world.service.wait(world.peer, task.WaitRequest(id="c")).exit_status == 137
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_the_exit_of_an_exec_is_told_before_that_of_the_init(world):
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    spec = Any_(value=b'{"args":["x"]}')
+    world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+    world.service.start(world.peer, task.StartRequest(id="c", exec_id="e"))
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+    world.sandbox.agent.finish(agent.ProcessRef(id="c", exec_id="e"), 5)
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    exits = [name for name in world.story.told if name in ("TaskExit", "stopped")]
+    assert exits == ["TaskExit", "stopped", "TaskExit"]
+
+
+def test_shutdown_waits_for_the_last_container(world):
+    create(world)
+    world.service.shutdown(world.peer, task.ShutdownRequest(id="c"))
+    assert not world.ended.is_set()
+    world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    assert isinstance(world.service.shutdown(world.peer, task.ShutdownRequest(id="c")), Empty)
+    assert world.ended.is_set()
