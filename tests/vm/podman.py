@@ -152,7 +152,6 @@ class Terminal:
         self, argv: list[str], environment: dict[str, str], size: tuple[int, int] = (80, 24)
     ) -> None:
         self.master, slave = os.openpty()
-        self._name = os.ttyname(slave)
         self.resize(*size)
         self.seen = b""
         self.child = subprocess.Popen(
@@ -177,23 +176,6 @@ class Terminal:
 
     def type(self, text: bytes) -> None:
         os.write(self.master, text)
-
-    def type_keys(self, keys: bytes) -> None:
-        """One key at a time, each once the last was read: podman knows detach keys by reads of one byte."""
-        for key in keys:
-            self.type(bytes([key]))
-            end = time.monotonic() + TIMEOUT_S
-            while self._unread():
-                assert time.monotonic() < end, f"nobody reads {key!r}"
-                select.select([], [], [], 0.01)
-
-    def _unread(self) -> int:
-        """Bytes that were typed and not read yet."""
-        slave = os.open(self._name, os.O_RDWR | os.O_NOCTTY)
-        try:
-            return int.from_bytes(fcntl.ioctl(slave, termios.FIONREAD, bytes(4)), "little")
-        finally:
-            os.close(slave)
 
     def until(self, text: bytes, timeout_s: float = TIMEOUT_S) -> bytes:
         """Read until `text` shows; returns everything before it and forgets both."""
