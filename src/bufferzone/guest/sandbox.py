@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
-from bufferzone.guest import launch, resources
+from bufferzone.guest import launch, resources, submounts
 from bufferzone.guest.cgroup import Cgroup
 from bufferzone.guest.container import Container, Process
 from bufferzone.guest.task import Task, namespaces
@@ -65,6 +65,7 @@ class Sandbox:
         self.containers[id] = container
         try:
             container.cgroup.apply(resources.settings(container.resources))
+            submounts.hold(spec)
             for path, kind in joins:
                 task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
             task.procs = container.cgroup.open_procs()
