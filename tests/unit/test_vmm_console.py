@@ -73,6 +73,19 @@ def test_every_end_has_its_own_words_and_a_hint(facts: dict[str, object], code: 
     assert "\n" not in error.line()
 
 
+def test_a_panic_is_quoted_and_not_the_call_trace_after_it() -> None:
+    console = [
+        "early",
+        "sysrq: crash",
+        "Kernel panic - not syncing: why",
+        "CPU: 0",
+        *("trace" for _ in range(30)),
+    ]
+    error = explain("run", status=1, panicked=True, console=console)
+    quoted = "last console lines: sysrq: crash | Kernel panic - not syncing: why | CPU: 0"
+    assert error.message.endswith(quoted)
+
+
 def test_what_was_printed_is_quoted() -> None:
     error = explain("start QEMU", status=1, stderr=["bad option"], console=["a", "b", "c", "d", "e", "f"])
     assert "qemu said: bad option" in error.message

@@ -29,8 +29,8 @@ PACKAGES = [
 _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
 
 #: what the agent must have before it can answer: the bus, the console port, then the file sharing that
-#: comes next
-BOOT_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs")
+#: comes next; pvpanic is how a kernel that panics says so to QEMU
+BOOT_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs", "pvpanic_pci")
 #: what the kernel asks modprobe for when a container uses it, and the agent loads for a device
 OPTIONAL_MODULES = (
     "virtio_blk",

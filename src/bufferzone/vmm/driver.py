@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: paths in the jail, for `VmSpec.kernel_path` and `VmSpec.initrd_path`
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 MEMORY_PATH = "/memory"
+#: console lines looked at for an explanation: a panic's call trace and registers come after its one line
+_TRACE_LINES = 120
 _PROGRAM = "qemu-system-x86_64"
 _SEARCH = "/usr/bin:/usr/local/bin:/usr/libexec"
 _FIRMWARE_PLACES = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm")
@@ -85,11 +87,13 @@ class Vmm:
         if status is not None:
             self._stderr.join()
             self._console.join()
+            self.qmp.pump()  # its last words came while we waited
         return explain(
             phase,
             status=status,
             panicked=self.qmp.panic(),
-            console=self.console_tail(),
+            reset=self.qmp.reset(),
+            console=self.console_tail(_TRACE_LINES),
             stderr=self.stderr_tail(),
             waited_s=waited_s,
         )

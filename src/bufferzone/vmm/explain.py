@@ -1,6 +1,6 @@
 """Why a VM did not come up or ended: one pure function from what is known to a `VmmError` a person can use.
 
-Refuses to guess from texts: what the guest or QEMU printed is quoted, never searched.
+Refuses to guess from texts: what the guest or QEMU printed is quoted. A text only decides which lines are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _CONSOLE_LINES = 5
 _STDERR_LINES = 5
+_PANIC_LINE = "Kernel panic - not syncing"  # kernel/panic.c
 
 
 def explain(
@@ -20,6 +21,7 @@ def explain(
     *,
     status: int | None,
     panicked: bool = False,
+    reset: bool = False,
     console: Sequence[str] = (),
     stderr: Sequence[str] = (),
     waited_s: float | None = None,
@@ -30,18 +32,26 @@ def explain(
     `status` is QEMU's exit status (negative: a signal) or None while it runs; `console` and `stderr` are
     printable lines, oldest first. The message is one line, what was printed is quoted in it.
     """
-    what, hint, code = _verdict(status, panicked, waited_s)
+    what, hint, code = _verdict(status, panicked, reset, waited_s)
     parts = [f"the virtual machine {what} during: {phase}"]
     if stderr:
         parts.append("qemu said: " + " | ".join(stderr[-_STDERR_LINES:]))
     if console:
-        parts.append("last console lines: " + " | ".join(console[-_CONSOLE_LINES:]))
+        parts.append("last console lines: " + " | ".join(_telling(console)))
     elif status is None or not stderr:
         parts.append("the console is empty")
     return VmmError("; ".join(parts), hint=hint, code=code)
 
 
-def _verdict(status: int | None, panicked: bool, waited_s: float | None) -> tuple[str, str, str]:
+def _telling(console: Sequence[str]) -> Sequence[str]:
+    """The lines to quote: from the kernel's last words on, before its call trace, or the last ones."""
+    for index in range(len(console) - 1, -1, -1):
+        if _PANIC_LINE in console[index]:
+            return console[max(0, index - 1) : index + 2]
+    return console[-_CONSOLE_LINES:]
+
+
+def _verdict(status: int | None, panicked: bool, reset: bool, waited_s: float | None) -> tuple[str, str, str]:
     """What happened, what to do, and the error's code."""
     if panicked:
         return (
@@ -63,6 +73,12 @@ def _verdict(status: int | None, panicked: bool, waited_s: float | None) -> tupl
             f"crashed (signal {-status})",
             "this is a fault of QEMU or of its jail, please report it",
             "vm-crashed",
+        )
+    if status == 0 and reset:
+        return (
+            "was reset by its guest (a kernel panic or a reboot)",
+            "the console's lines tell why; without any, the kernel does not fit this virtual machine",
+            "vm-reset",
         )
     if status == 0:
         return "powered off", "the guest ended by itself; the console log tells more", "vm-off"

@@ -122,6 +122,11 @@ class Qmp:
         """Whether the guest kernel has said that it panicked (pvpanic)."""
         return any(event.get("event") == "GUEST_PANICKED" for event in tuple(self.events))
 
+    def reset(self) -> bool:
+        """Whether the guest reset its machine: what a panic does before the kernel has its pvpanic driver."""
+        reasons = [event.get("data") for event in tuple(self.events) if event.get("event") == "SHUTDOWN"]
+        return any(isinstance(data, dict) and data.get("reason") == "guest-reset" for data in reasons)
+
     def close(self) -> None:
         """Close the socket. May be called twice."""
         self._lost = self._lost or "closed"
