@@ -62,7 +62,7 @@ class Watch:
 
 
 def descendants(ancestor: int | None = None) -> list[int]:
-    """All processes below `ancestor` (this process), zombies too."""
+    """All processes below `ancestor` (this process), zombies too; not the maker of templates and its own."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -71,10 +71,18 @@ def descendants(ancestor: int | None = None) -> list[int]:
                 children.setdefault(int(fields[1]), []).append(int(entry))
     found, queue = [], [ancestor or os.getpid()]
     while queue:
-        below = children.get(queue.pop(), [])
+        below = [pid for pid in children.get(queue.pop(), []) if not _makes_template(pid)]
         found += below
         queue += below
     return found
+
+
+def _makes_template(pid: int) -> bool:
+    """The background maker of warm starts: it belongs to no container and ends by itself within seconds."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0template\0")
+    except OSError:
+        return False
 
 
 def _stat(pid: int) -> list[str]:

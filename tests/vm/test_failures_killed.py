@@ -12,6 +12,7 @@ import pytest
 
 from bufferzone.client import Client
 from bufferzone.wire import task
+from vm import private
 from vm.leftovers import Watch, is_alive
 from vm.verbs import Container, Runtime, await_end, await_true, bundle, config, kill
 
@@ -101,6 +102,9 @@ def test_a_shim_killed_after_the_end_leaves_a_stopped_container(
 def test_a_helper_killed_while_booting_fails_the_create_with_the_phase(
     victim: str, runtime: Runtime, watch: Watch, made: Path
 ) -> None:
+    no_templates = made.parent / "config.toml"  # a warm start that fails is followed by a cold one
+    no_templates.write_text("templates = false\n")
+    runtime.before = private.words(settings=str(no_templates))
     verb, container = runtime.begin_create("c", made)
     record = runtime.root / "c" / "leftovers.json"
     await_true(lambda: record.exists() and "qemu" in runtime.helper_pids("c"), "qemu")
