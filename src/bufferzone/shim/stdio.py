@@ -44,6 +44,7 @@ class Stdio:
         for stream, fd in streams:
             thread = threading.Thread(target=_copy_out, args=(client, ref, stream, fd), daemon=True)
             self._copies.append((thread, fd))
+        _widen(self.stdin)
         thread = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
         self._copies.append((thread, self.stdin))
         for thread, _ in self._copies:
@@ -124,6 +125,18 @@ class Stdio:
                     return b""
             if self._stdin_gone:
                 return b""
+
+
+def _widen(fd: int) -> None:
+    """Make a pipe hold more than one call takes: a call costs milliseconds, whatever it carries."""
+    if fd < 0:
+        return
+    import fcntl
+
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4 * agent.CHUNK)
+    except OSError:
+        pass  # no pipe, or the user's share of pipe memory is used up: more calls then
 
 
 def _copy_out(client: AgentClient, ref: agent.ProcessRef, stream: int, fd: int) -> None:
