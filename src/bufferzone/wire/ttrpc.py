@@ -96,17 +96,21 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._wanted = HEADER.size  # with fewer bytes nothing can be said
 
     def feed(self, data: bytes) -> list[Frame]:
         """Add bytes and return the frames now complete; raises `ProtocolError` on an impossible header."""
         self._buffer += data
-        frames, at = [], 0
+        if len(self._buffer) < self._wanted:
+            return []
+        frames, at, self._wanted = [], 0, HEADER.size
         while len(self._buffer) - at >= HEADER.size:
             size, stream, kind, flags = HEADER.unpack_from(self._buffer, at)
             if size > MAX_PAYLOAD or kind not in (REQUEST, RESPONSE, DATA):
                 raise ProtocolError(f"frame of type {kind} with {size} bytes")
             end = at + HEADER.size + size
             if len(self._buffer) < end:
+                self._wanted = end - at
                 break
             frames.append(Frame(stream, kind, flags, bytes(self._buffer[at + HEADER.size : end])))
             at = end
