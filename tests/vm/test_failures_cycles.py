@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vm.leftovers import Watch, descriptors
-from vm.verbs import BOOT_S, Runtime, bundle, config
+from vm.verbs import BOOT_S, Runtime, await_true, bundle, config
 
 pytestmark = pytest.mark.vm
 
@@ -65,7 +65,7 @@ def test_execs_leave_no_descriptor_in_the_shim(runtime: Runtime, watch: Watch, m
     before = descriptors(shim)
     for _ in range(CYCLES):
         assert runtime.ok("exec", "c", "echo", "x").out == "x\n"
-    assert descriptors(shim) == before
+    await_true(lambda: descriptors(shim) == before, "the descriptors of before", 5)  # the last connection
     runtime.ok("delete", "--force", "c")
     watch.assert_nothing_left()
 

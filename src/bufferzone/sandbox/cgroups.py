@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from bufferzone.errors import HostError, SpecError
+
+#: how long a process that has ended its work may take to leave its cgroup
+_LEAVE_S = 2.0
 
 
 def hierarchies(mountinfo: str) -> list[str]:
@@ -103,12 +107,24 @@ def leave_and_remove(directories: list[str], pid: int) -> list[str]:
         except OSError:
             pass  # v2 allows no processes in an inner node; then rmdir says what is left
         try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            pass
+            remove(directory)
         except OSError:
             left.append(directory)
     return left
+
+
+def remove(directory: str, timeout_s: float = _LEAVE_S) -> None:
+    """rmdir(2); a waiter that was told of the end a moment ago may still be on its way out. Gone is fine."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return os.rmdir(directory)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)  # v1 has no event for the last process that leaves
 
 
 def read_file(path: str) -> str:

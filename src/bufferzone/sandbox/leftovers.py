@@ -7,6 +7,7 @@ import select
 import signal
 
 from bufferzone import state
+from bufferzone.sandbox import cgroups
 
 _WAIT_MS = 5000
 _OWNER_WAIT_MS = 3000
@@ -25,9 +26,7 @@ def clean(directory: str) -> list[str]:
             left.append(f"process {pid}")
     for path in leftovers.get("cgroups", []):
         try:
-            os.rmdir(path)
-        except FileNotFoundError:
-            pass
+            cgroups.remove(path)
         except OSError as error:
             left.append(f"cgroup {path}: {error.strerror}")
     return left
