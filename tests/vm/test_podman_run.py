@@ -127,6 +127,9 @@ def test_the_pid_that_podman_shows_is_in_the_cgroup_of_the_container(podman, run
 
 
 def test_top_lists_the_processes_of_the_guest(podman, running):
+    default = podman("top", running).text
+    assert "sleep 1000000" in default
+    assert "bufferzone" not in default  # not the process that stands for the container on the host
     rows = podman("top", running, "-o", "pid,args").lines
     assert rows[0].split() == ["PID", "COMMAND"]
     assert rows[1].split()[0] == "1"
