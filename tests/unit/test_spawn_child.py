@@ -15,11 +15,15 @@ def sleeper() -> Child:
     return Child("sleeper", pid, os.pidfd_open(pid))
 
 
+def wait_into(child: Child, seen: list[int | None]) -> None:
+    seen.append(child.wait_exit(10))
+
+
 def test_every_thread_that_waits_learns_the_same_status() -> None:
     for _ in range(20):
         seen: list[int | None] = []
         with sleeper() as child:
-            threads = [threading.Thread(target=lambda: seen.append(child.wait_exit(10))) for _ in range(4)]
+            threads = [threading.Thread(target=wait_into, args=(child, seen)) for _ in range(4)]
             for thread in threads:
                 thread.start()
             child.kill()

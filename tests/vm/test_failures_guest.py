@@ -72,7 +72,7 @@ def test_a_panic_ends_its_own_sandbox_with_a_message_that_says_so(
     other = runtime.run("other", bundle(tmp_path / "other", "echo up; cat /proc/uptime; exec sleep 1000"))
     other.expect("up")
     command = "echo ready; echo c > /proc/sysrq-trigger; exec sleep 1000"
-    made = bundle(tmp_path / "bundle", command, **{"process": privileged(command)["process"]})
+    made = bundle(tmp_path / "bundle", command, process=privileged(command)["process"])
     container = runtime.run("c", made)
     assert container.wait() == 137
     lines = container.errors().splitlines()
