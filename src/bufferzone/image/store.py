@@ -64,6 +64,13 @@ def read_index(store: str) -> dict[str, Any]:
     return index if isinstance(index, dict) else {}
 
 
+def packages_of(index: dict[str, Any]) -> list[tuple[str, str]]:
+    """(fingerprint of a bufferzone package, digest of its image), oldest first; see `current.py`."""
+    rows = index.get("packages")
+    pairs = [row for row in rows if isinstance(row, list) and len(row) == 2] if isinstance(rows, list) else []
+    return [(str(mark), str(digest)) for mark, digest in pairs]
+
+
 def open_image(store: str, digest: str | None = None) -> ImageRef:
     """The image `digest`, or the current one; its files have the sizes of the manifest.
 
@@ -217,6 +224,7 @@ def prune(store: str, index: dict[str, Any]) -> None:
     import shutil
 
     current = {row.get("digest") for row in index.get("recipes", {}).values()} | {index.get("current")}
+    current |= {digest for _, digest in packages_of(index)}
     others = [name for name in os.listdir(store) if _DIGEST.fullmatch(name) and name not in current]
     others.sort(key=lambda name: os.stat(os.path.join(store, name)).st_mtime_ns, reverse=True)
     for name in others[KEEP:]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from bufferzone import config, jail, oci, state
 from bufferzone.errors import HostError, VmmError
-from bufferzone.image import store, templates
+from bufferzone.image import current, store, templates
 from bufferzone.linux import kvm
 from bufferzone.sandbox import cgroups, plan, template
 from bufferzone.sandbox.agent import AgentClient
@@ -226,7 +226,7 @@ class _Leftovers:
 
 
 def _machine(settings: Settings, spec: Spec, directory: str, log: Callable[[str], None]) -> Machine:
-    image = _image(settings)
+    image = _image(settings, log)
     chosen = _accelerator(settings, directory, log)
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     return Machine(
@@ -240,13 +240,15 @@ def _machine(settings: Settings, spec: Spec, directory: str, log: Callable[[str]
     )
 
 
-def _image(settings: Settings) -> ImageRef:
+def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
     """The guest image the settings name: a digest in the store, a directory, or the current one."""
     if settings.image.startswith("/"):
         return store.open_image(
             os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/"))
         )
-    return store.open_image(settings.image_store, settings.image or None)
+    if settings.image:
+        return store.open_image(settings.image_store, settings.image)
+    return current.current_image(settings.image_store, log)
 
 
 def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:

@@ -1,0 +1,69 @@
+"""The image for the running package, built first when the agent or the recipe changed. Cheap when nothing
+did.
+
+Every start asks this, so it looks at names, sizes and times of our own files (a few hundred microseconds);
+only when those are new does it import the builder, which decides by content. Each installed version or
+checkout is remembered on its own: two that share a store do not take the image from each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from bufferzone.errors import HostError
+from bufferzone.image import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.model import ImageRef
+
+#: what goes into an image or decides how it is made, below the package
+_PARTS = ("", "guest", "image", "linux", "wire")
+_REMEMBERED = 8
+
+
+def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
+    """The image that belongs to the running package; builds it, with `progress`, when its inputs changed.
+
+    Raises `HostError` when there is no image at all or a damaged one (that is for `bz setup` to say and
+    repair), and when it cannot be built.
+    """
+    mark = fingerprint(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    digest = dict(store.packages_of(store.read_index(directory))).get(mark)
+    image = store.open_image(directory, digest)
+    if digest is not None:
+        return image
+    from bufferzone.image import build
+
+    image = build.ensure_image(directory, progress=progress)
+    remember(directory, mark, image.digest)
+    return image
+
+
+def remember(directory: str, mark: str, digest: str) -> None:
+    """Note that the package with this fingerprint runs this image; a store we may not write stays as it
+    is.
+    """
+    try:
+        with store.lock(directory, lambda: None):
+            index = store.read_index(directory)
+            others = [pair for pair in store.packages_of(index) if pair[0] != mark]
+            kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
+            store.write_index(directory, {**index, "packages": kept})
+    except (HostError, OSError):
+        pass  # asked again at the next start
+
+
+def fingerprint(package: str) -> str:
+    """A hash over path, size and time of change of every source file that an image depends on."""
+    total = hashlib.sha256(package.encode())
+    for part in _PARTS:
+        with os.scandir(os.path.join(package, part)) as entries:
+            files = sorted((e for e in entries if e.name.endswith(".py")), key=lambda entry: entry.name)
+        for entry in files:
+            found = entry.stat()
+            total.update(f"{part}/{entry.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return total.hexdigest()
