@@ -123,7 +123,7 @@ def test_a_guest_prints_and_ends_and_the_end_is_explained(stack: ExitStack, tmp_
     started.console.send(b"x")
     assert started.vmm.wait_exit(20) == 0
     error = started.vmm.failure("run")
-    assert error.code == "vm-off"
+    assert error.code == "vm-reset"
     assert "hello from the guest" in error.message
 
 
