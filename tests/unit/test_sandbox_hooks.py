@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 
 import pytest
@@ -51,3 +52,32 @@ def test_a_hook_over_its_time_is_killed_with_its_group(tmp_path):
     with open(f"/proc/{child}/stat") if os.path.exists(f"/proc/{child}") else open(os.devnull) as file:
         text = file.read()
     assert text == "" or text.rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_a_hook_that_writes_more_than_a_pipe_holds_is_not_held_up(tmp_path):
+    path = script(tmp_path / "loud", "head -c 300000 /dev/zero | tr '\\0' x >&2; exit 3\n")
+    with pytest.raises(HostError, match=r"failed with status 3: x{4096}$"):
+        run_hooks("createRuntime", (Hook(path=path),), b"{}")
+
+
+def test_a_hook_that_never_stops_writing_ends_in_its_time(tmp_path):
+    path = script(tmp_path / "loud", "exec cat /dev/zero >&2\n")
+    with pytest.raises(HostError, match="ran longer than 1 s"):
+        run_hooks("createRuntime", (Hook(path=path, timeout_s=1),), b"{}")
+
+
+def test_a_process_that_a_hook_leaves_behind_with_its_stderr_holds_nobody_up(tmp_path):
+    pidfile = tmp_path / "pid"
+    path = script(tmp_path / "daemon", f'sleep 600 & echo $! > "{pidfile}"\n')
+    try:
+        run_hooks("createRuntime", (Hook(path=path, timeout_s=30),), b"{}")
+    finally:
+        os.kill(int(pidfile.read_text()), signal.SIGKILL)
+
+
+def test_hooks_leave_no_descriptor(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    run_hooks("createRuntime", (Hook(path=script(tmp_path / "good", "exit 0\n")),), b"{}")
+    with pytest.raises(HostError):
+        run_hooks("createRuntime", (Hook(path="/nonexistent"),), b"{}")
+    assert os.listdir("/proc/self/fd") == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 
 from bufferzone.errors import HostError
 from bufferzone.model import Hook
@@ -30,21 +31,20 @@ def _run(label: str, hook: Hook, state: bytes) -> None:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
             pid = _start(label, hook, stdin.fileno(), write_end)
+        except HostError:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
     try:
-        status = _wait(pid, hook.timeout_s)
-        os.set_blocking(read_end, False)
-        try:
-            said = os.read(read_end, _STDERR_LIMIT).decode("utf-8", "replace").strip()
-        except BlockingIOError:
-            said = ""
+        status, said = _wait(pid, hook.timeout_s, read_end)
     finally:
         os.close(read_end)
     if status is None:
         raise HostError(f"{label} ran longer than {hook.timeout_s} s", code="hook-timeout")
     if status != 0:
-        raise HostError(f"{label} failed with status {status}: {said}", code="hook-failed")
+        text = said.decode("utf-8", "replace").strip()
+        raise HostError(f"{label} failed with status {status}: {text}".rstrip(": "), code="hook-failed")
 
 
 def _start(label: str, hook: Hook, stdin: int, stderr: int) -> int:
@@ -70,17 +70,41 @@ def _start(label: str, hook: Hook, stdin: int, stderr: int) -> int:
 _DEFAULTS = [signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
-def _wait(pid: int, timeout_s: int | None) -> int | None:
-    """The exit status as a shell shows it, or None after the hook's process group was killed for its time."""
+def _wait(pid: int, timeout_s: int | None, stderr: int) -> tuple[int | None, bytes]:
+    """(exit status as a shell shows it, first words on stderr); None: its process group was killed for its
+    time.
+
+    Stderr is read all the while: a full pipe would stop the hook. Its end is not waited for, since a hook may
+    leave a process behind that holds it.
+    """
+    end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    said = bytearray()
+    os.set_blocking(stderr, False)
     pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(stderr, select.POLLIN)
     try:
-        ready = select.select([pidfd], [], [], timeout_s)[0]
-        if not ready:
+        ended = False
+        while not ended and (left_s := end - time.monotonic()) > 0:
+            ready = dict(poll.poll(None if timeout_s is None else left_s * 1000))
+            ended = pidfd in ready
+            if stderr in ready and not _drain(stderr, said):
+                poll.unregister(stderr)
+        if not ended:
             os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         os.close(pidfd)
-    if not ready:
-        return None
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    _drain(stderr, said)
+    return (None if not ended else code if code >= 0 else 128 - code), bytes(said)
+
+
+def _drain(fd: int, said: bytearray) -> bool:
+    """Read what is there, keeping the first words; False at the end of the file."""
+    try:
+        data = os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return True
+    said += data[: _STDERR_LIMIT - len(said)]
+    return bool(data)
