@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bufferzone.errors import HostError
 from bufferzone.vmm import console
 from bufferzone.vmm.console import BoundedLog, Reader, open_file
 from bufferzone.vmm.explain import explain
@@ -48,7 +49,7 @@ def test_a_reader_ends_with_its_writer_and_loses_nothing() -> None:
 
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="Too many levels"):
+    with pytest.raises(HostError, match=r"cannot write .*/link: Too many levels"):
         open_file(str(tmp_path / "link"))
     assert not (tmp_path / "target").exists()
 

@@ -59,6 +59,9 @@ def serve(arguments: Arguments) -> int:
     except BufferzoneError as error:
         _say(ready, error)
         return 1
+    except OSError as error:
+        _say(ready, HostError(f"cannot start the shim: {error}"))
+        return 1
     return 0
 
 

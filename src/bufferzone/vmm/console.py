@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 
+from bufferzone.errors import HostError
 from bufferzone.vmm.qmp import printable
 
 #: bytes kept in memory, for messages
@@ -99,6 +100,12 @@ class Reader:
 
 
 def open_file(path: str) -> int:
-    """Create or truncate a log file for `BoundedLog`, mode 0600, never through a symbolic link."""
+    """Create or truncate a log file for `BoundedLog`, mode 0600, never through a symbolic link.
+
+    Raises HostError, on a full disk for example.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags, 0o600)
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", code="write-failed") from error
