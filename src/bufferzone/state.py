@@ -116,7 +116,8 @@ def write_state(
 ) -> None:
     """Replace state.json. `created` is RFC 3339, `owner` a user name; `pid` is written as 0 when stopped.
 
-    Raises `HostError` on a full disk; the old file is then untouched.
+    On a full disk it is written over the old one, where that has the room, so that a container that ended
+    is told as ended. Raises `HostError` when that fails too; the old file is then untouched.
     """
     from bufferzone.log import quote
 
@@ -128,7 +129,28 @@ def write_state(
         f'  "bundle": {quote(bundle)},\n  "rootfs": {quote(rootfs)},\n  "created": {quote(created)},\n'
         f'  "owner": {quote(owner)},\n  "annotations": {inner}\n}}\n'
     )
-    replace_file(os.path.join(directory, STATE), text.encode())
+    path = os.path.join(directory, STATE)
+    try:
+        replace_file(path, text.encode())
+    except HostError:
+        if not _overwrite(path, text.encode()):
+            raise
+
+
+def _overwrite(path: str, data: bytes) -> bool:
+    """Write into the blocks that a file has already; False when there is none, or not enough of them."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fits = len(data) <= os.fstat(fd).st_blocks * 512
+        if fits:
+            os.pwrite(fd, data, 0)
+            os.ftruncate(fd, len(data))
+        return fits
+    finally:
+        os.close(fd)
 
 
 def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 
 from bufferzone import errors, state
+from bufferzone.cli import signals
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.log import quote
 
@@ -110,9 +111,15 @@ def start_shim(directory: str, bundle: str, program: str) -> int:
         raise
     finally:
         os.close(writer)
-    state.write_owner(directory, pid)
-    line = read_line(reader)
-    os.close(reader)
+    try:
+        state.write_owner(directory, pid)
+        line = read_line(reader)
+    except HostError:  # nobody else knows of it yet: it would go on in a directory that is removed
+        os.kill(pid, signals.KILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(reader)
     if line == b"ready":
         return pid
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

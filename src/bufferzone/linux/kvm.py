@@ -7,6 +7,7 @@ killed after `TIMEOUT_S`, so that a hanging ioctl hurts nobody. Numbers are from
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -106,7 +107,8 @@ def cached_probe(cache_path: str, device: str = "/dev/kvm") -> Probe:
             json.dump(content, file)
         os.replace(temporary, cache_path)
     except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # a full disk takes the name and refuses the text
     return found
 
 

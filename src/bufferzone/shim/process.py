@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -99,15 +100,17 @@ class Process:
 
     def end(self, status: int, failure: str, finished: Callable[[Process, str], None]) -> None:
         """Make `status` final: deliver the rest of the output, tell of a `failure`, close, announce."""
-        if self.stdio is not None:
-            if failure:
-                self.stdio.tell(f"bufferzone: {self.ref.id}: {failure}\n")
-            self.stdio.finish()
-        with self.transition:
-            self.exit_status, self.exited_at_ns = status, time.time_ns()
-            self.status = task.STOPPED
-            finished(self, failure)
-        self.exited.set()
+        try:
+            if self.stdio is not None:
+                if failure:
+                    self.stdio.tell(f"bufferzone: {self.ref.id}: {failure}\n")
+                self.stdio.finish()
+            with self.transition:
+                self.exit_status, self.exited_at_ns = status, time.time_ns()
+                self.status = task.STOPPED
+                finished(self, failure)
+        finally:
+            self.exited.set()  # whatever went wrong: somebody waits for it
 
     def killed(self, timeout_s: float) -> bool:
         """SIGKILL was sent: wait at most `timeout_s` for the end, and for its reader no longer than that."""
@@ -135,3 +138,13 @@ class Process:
             exited_at=self.exited_at(),
             exec_id=self.ref.exec_id,
         )
+
+
+def check_spec(spec: bytes) -> None:
+    """Raise `StateError` unless this is a process object with something to run."""
+    try:
+        value = json.loads(spec)
+    except ValueError as error:
+        raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
+    if not isinstance(value, dict) or not value.get("args"):
+        raise StateError("process.args: missing or empty", code="bad-spec")

@@ -6,12 +6,12 @@ the guest is asked anything.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import threading
 
-from bufferzone.errors import BufferzoneError, NotFoundError, StateError, VmmError
-from bufferzone.shim.process import Process
+from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
+from bufferzone.shim.process import Process, check_spec
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
 from bufferzone.wire import agent, metrics, task
@@ -115,7 +115,12 @@ class TaskService:
             process.status = task.RUNNING
             self._records.changed(process, container)
             self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))
-        self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
+        try:
+            self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
+        except HostError:  # runtime-spec 1.3 and runc: the container is stopped
+            with contextlib.suppress(BufferzoneError):
+                self._signal(process, _SIGKILL, everyone=True)
+            raise
         return task.StartResponse(pid=process.pid)
 
     def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
@@ -182,7 +187,7 @@ class TaskService:
         process.spec = request.spec.value if request.spec else b""
         try:
             init.require("exec")
-            _check_process(process.spec)
+            check_spec(process.spec)
             self._table.reserve(process)
         except BaseException:
             stdio.close()
@@ -348,7 +353,8 @@ class TaskService:
             self._wait_for_execs(ref.id)
             container = self._table.container(ref.id)
             if container is not None:
-                self._records.changed(process, container)
+                with contextlib.suppress(HostError):  # a full disk: it is told when the shim has ended
+                    self._records.changed(process, container)
         self._publish_exit(process)
         if not ref.exec_id:
             self._sandbox.stopped(self._single and self._table.all_stopped())
@@ -386,12 +392,3 @@ class TaskService:
             exited_at=process.exited_at(),
         )
         self._events.publish(event)
-
-
-def _check_process(spec: bytes) -> None:
-    try:
-        value = json.loads(spec)
-    except ValueError as error:
-        raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
-    if not isinstance(value, dict) or not value.get("args"):
-        raise StateError("process.args: missing or empty", code="bad-spec")
