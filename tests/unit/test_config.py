@@ -118,6 +118,21 @@ def test_an_annotation_can_make_the_kvm_policy_stricter_but_not_weaker():
         oci.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
 
 
+def test_an_annotation_does_not_talk_the_host_out_of_its_hardware():
+    with pytest.raises(SpecError, match="tcg is weaker than this host's: auto"):
+        oci.apply_annotations(config.load([]), {"bufferzone.accelerator": "tcg"})
+    consenting = config.load([]).with_values(allow_annotations=["accelerator"])
+    assert oci.apply_annotations(consenting, {"bufferzone.accelerator": "tcg"}).accelerator == "tcg"
+    assert oci.apply_annotations(config.load([]), {"bufferzone.accelerator": "kvm"}).accelerator == "kvm"
+
+
+def test_a_bundle_cannot_ask_for_more_than_the_machine_has():
+    with pytest.raises(SpecError, match="memory: this host has"):
+        oci.apply_annotations(config.load([]), {"bufferzone.memory": "1048576"})
+    with pytest.raises(SpecError, match="memory: this host has"):
+        oci.apply_vm(config.load([]), {"hwConfig": {"memory": 1 << 40}})
+
+
 def test_a_kernel_of_the_bundles_choice_needs_the_hosts_consent():
     wanted = {"bufferzone.kernel": "/boot/vmlinux"}
     with pytest.raises(SpecError, match="not allowed on this host") as caught:

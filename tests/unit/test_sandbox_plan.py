@@ -87,9 +87,10 @@ def test_network_namespaces_stay_on_the_host_and_others_lose_nothing():
     assert made == [{"type": "pid"}, {"type": "mount"}]
 
 
-def test_joining_a_pid_namespace_of_the_host_is_refused():
-    linux = {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}
-    with pytest.raises(SpecError, match=r"namespaces\[0\]\.path: a VM cannot join the pid namespace"):
+@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "user", "cgroup"])
+def test_joining_a_namespace_of_the_host_is_refused(kind):
+    linux = {"namespaces": [{"type": kind, "path": "/proc/1/ns/x"}]}
+    with pytest.raises(SpecError, match=rf"namespaces\[0\]\.path: a VM cannot join the {kind} namespace"):
         decide(spec(linux=linux))
 
 

@@ -165,7 +165,7 @@ def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, i
     assert "PAUSED" in containerd.ctr("task", "ls").stdout.decode()
     containerd.ctr("task", "resume", "task1")
     containerd.ctr("task", "kill", "-s", "KILL", "task1")
-    containerd.ctr("task", "rm", "task1", check=False)
+    containerd.ctr("task", "rm", "-f", "task1")
     containerd.ctr("containers", "rm", "task1")
     assert containerd.ctr("containers", "ls", "-q").stdout == b""
 

@@ -43,10 +43,8 @@ class Template:
     def __init__(self, key: str, memory_fd: int, state_fd: int, meta: Mapping[str, Any]) -> None:
         self.key, self.memory_fd, self.state_fd, self.meta = key, memory_fd, state_fd, meta
 
-    def __enter__(self) -> Template:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close both files."""
         os.close(self.memory_fd)
         os.close(self.state_fd)
 

@@ -25,6 +25,7 @@ DENIED = {
     "init_module": 175,
     "delete_module": 176,
     "quotactl": 179,
+    "kexec_load": 246,
     "add_key": 248,
     "request_key": 249,
     "keyctl": 250,

@@ -6,6 +6,8 @@ a settings file, as Kata's enable_annotations. Source of the vm section: runtime
 
 from __future__ import annotations
 
+import os
+
 from bufferzone import config
 from bufferzone.errors import SpecError
 
@@ -106,7 +108,25 @@ def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) ->
             f"config.json: {where}.bufferzone.accelerator: tcg is refused where kvm is required",
             code="annotation-refused",
         )
+    accelerator = wanted.get("accelerator", settings.accelerator)
+    if accelerator == "tcg" != settings.accelerator and "accelerator" not in settings.allow_annotations:
+        # an image carries annotations too: it must not talk its way out of the hardware's wall
+        reason = f"tcg is weaker than this host's: {settings.accelerator}"
+        raise SpecError(
+            f"config.json: {where}.bufferzone.accelerator: {reason}",
+            hint=f'allow_annotations = ["accelerator"] in {config.DIRECTORY}/config.toml',
+            code="annotation-refused",
+        )
+    _check_fits(wanted, where)
     return result
+
+
+def _check_fits(wanted: Mapping[str, Any], where: str) -> None:
+    """A bundle cannot ask for more than the machine has; a settings file may."""
+    cpus, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    for key, name, most in (("vcpus", "vcpus", cpus), ("memory_mib", "memory", memory)):
+        if wanted.get(key, 0) > most:
+            raise SpecError(f"config.json: {where}: {name}: this host has {most}, asked for {wanted[key]}")
 
 
 def apply_vm(settings: config.Settings, vm: Mapping[str, Any]) -> config.Settings:
@@ -128,6 +148,7 @@ def apply_vm(settings: config.Settings, vm: Mapping[str, Any]) -> config.Setting
     if vm.get("image", {}).get("path"):
         _check_allowed(settings, config.ROWS["image"], "vm.image.path")
         wanted["image"] = vm["image"]["path"]
+    _check_fits(wanted, "vm")
     for key, value in wanted.items():
         reason = config.fault(config.ROWS[key], value)
         if reason:

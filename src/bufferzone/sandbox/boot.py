@@ -60,10 +60,12 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
         tree = stack.enter_context(share.Tree(_make_directory(directory, "share")))
         starter = _Starter(container_id, machine, directory, uids, tree, left, timeline)
         started = starter.start(stack, warm)
+        warm.let_go()
         sandbox = Sandbox(
             container_id,
             vmm=started.vmm,
             daemon=started.daemon,
+            daemon_log=starter.daemon_log,
             share=tree,
             agent_client=AgentClient(started.channels.agent),
             timeline=timeline,
@@ -97,7 +99,7 @@ class _Warm:
             log(error.line())
             templates.remove(self._store, key)
         if self.template is not None:
-            stack.enter_context(self.template)
+            stack.callback(self.let_go)
         else:
             # started now, so that it is in the caller's cgroup and namespaces and not in the container's
             self._maker = template.Maker(machine, self._store, RUN_DIRECTORY)
@@ -108,6 +110,12 @@ class _Warm:
         self._log(f"booting cold, the template is of no use: {error.line()}")
         if self.template is not None:
             templates.remove(self._store, self.template.key)
+
+    def let_go(self) -> None:
+        """The template was copied: one that is removed now gives its space back."""
+        if self.template is not None:
+            self.template.close()
+            self.template = None
 
     def boot_is_done(self) -> None:
         """Let the maker begin."""
@@ -180,10 +188,15 @@ class _Starter:
 
     def _virtiofsd(self, stack: ExitStack) -> tuple[Child, Share]:
         self._timeline.enter("start virtiofsd")
-        log_fd = console.open_file(os.path.join(self._directory, "virtiofsd.log"))
-        stack.callback(os.close, log_fd)
-        uid = self._uids.helper
-        daemon, shared = virtiofs.start(self._tree.fd, self._directory, uid=uid, gid=uid, log_fd=log_fd)
+        # through a pipe, since a guest can make it complain without end and the state directory is memory
+        read_end, log_fd = os.pipe2(os.O_CLOEXEC)
+        kept = console.BoundedLog(console.open_file(os.path.join(self._directory, "virtiofsd.log")))
+        self.daemon_log = console.Reader("virtiofsd", read_end, kept)
+        try:
+            uid = self._uids.helper
+            daemon, shared = virtiofs.start(self._tree.fd, self._directory, uid=uid, gid=uid, log_fd=log_fd)
+        finally:
+            os.close(log_fd)
         stack.enter_context(daemon)
         stack.callback(os.close, shared.fd)
         self._left.add_process(daemon.pid)

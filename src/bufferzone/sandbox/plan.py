@@ -163,15 +163,15 @@ def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], i
 def _namespaces(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Namespaces as the guest makes them. A host path means nothing in a VM.
 
-    network: wired by the host side. uts and ipc: the container gets its own. mount, pid, user, cgroup, time
-    with a path would share what is in another VM or on the host: refused.
+    network: wired by the host side. Any other with a path would share what is in another VM or on the host:
+    refused, since create must fail when it cannot do what it was asked to.
     """
     made = []
     for index, entry in enumerate(entries):
         kind = entry["type"]
         if kind == "network":
             continue
-        if entry.get("path") and kind not in ("uts", "ipc"):
+        if entry.get("path"):
             raise SpecError(
                 f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace"
                 f" {entry['path']!r}",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.timeline import Timeline
     from bufferzone.spawn import Child
     from bufferzone.storage.share import Tree
+    from bufferzone.vmm.console import Reader
     from bufferzone.vmm.driver import Vmm
 
 #: how long QEMU may take to end after its guest went silent, before we call the agent dead and not the VM
@@ -41,6 +42,7 @@ class Sandbox:
         *,
         vmm: Vmm,
         daemon: Child,
+        daemon_log: Reader,
         share: Tree,
         agent_client: AgentClient,
         timeline: Timeline,
@@ -61,6 +63,7 @@ class Sandbox:
         self.log = log
         self.failure: VmmError | None = None
         self._vmm, self._daemon, self._timeline = vmm, daemon, timeline
+        self._daemon_log = daemon_log
         self._boot_timeout_s = boot_timeout_s
         self._facts, self._restored, self._then = facts, restored, then
         self._ready = threading.Event()
@@ -74,6 +77,7 @@ class Sandbox:
     def start_threads(self) -> None:
         """Start reading and greeting. Nothing may be forked with `jail` from now on."""
         self._vmm.watch()
+        self._daemon_log.start()
         self.agent.when_broken(self._agent_broke)
         self.agent.start()
         threading.Thread(target=self._come_up, name="boot", daemon=True).start()

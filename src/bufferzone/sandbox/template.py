@@ -107,7 +107,7 @@ def make(
         try:
             found = templates.open_template(store, key)
             if found is not None:
-                found.__exit__()
+                found.close()
                 progress(f"template {key} is there")
                 return key
         except BufferzoneError as error:

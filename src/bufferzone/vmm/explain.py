@@ -82,4 +82,8 @@ def _verdict(status: int | None, panicked: bool, reset: bool, waited_s: float | 
         )
     if status == 0:
         return "powered off", "the guest ended by itself; the console log tells more", "vm-off"
-    return f"failed (QEMU exit status {status})", "check the installation: bz doctor", "vm-failed"
+    return (
+        f"failed (QEMU exit status {status})",
+        "QEMU's words say what it lacks; scripts/install puts its packages in place",
+        "vm-failed",
+    )
