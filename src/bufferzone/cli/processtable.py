@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from bufferzone.wire.agent import ProcessInfo
 
 _PROC = "/proc"
-_MOST = 4096
+#: rows shown; each takes three pages of the tmpfs and nine inodes
+_MOST = 2048
+_OPTIONS = "size=32m,nr_inodes=20k,mode=555"
+_PID_LIMIT = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel
+_COMMAND_BYTES = 4000  # a page
 _TICKS = 100  # USER_HZ is 100 on every architecture that we run on
+_LONGEST_S = 1 << 32  # readers keep ticks in 64 bits
 _FLAGS = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
+_FILES = ("stat", "status", "cmdline", "attr/current", "ns/pid", "ns/user")
 
 
 class ProcessTable:
@@ -29,14 +35,19 @@ class ProcessTable:
     def __init__(self) -> None:
         with open("/proc/stat", "rb") as file:
             self._boot_s = next(int(line.split()[1]) for line in file if line.startswith(b"btime "))
+        self._shown: list[str] = []
+        self._directory = self.fd = -1
 
     def show(self) -> None:
         """Mount it; raises OSError."""
-        mnt.mount("bufferzone-processes", _PROC, "tmpfs", _FLAGS, "size=4m,nr_inodes=64k,mode=555")
-        self._directory = os.open(_PROC, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._write("stat", b"btime %d\n" % self._boot_s)
-        self._shown: dict[str, None] = {}
+        mnt.mount("bufferzone-processes", _PROC, "tmpfs", _FLAGS, _OPTIONS)
+        self.use(os.open(_PROC, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self.fd = fanotify.watch_opening(_PROC)
+
+    def use(self, directory: int) -> None:
+        """Keep the files in the empty directory that the descriptor `directory` refers to; owns it."""
+        self._directory = directory
+        self._write("stat", b"btime %d\n" % self._boot_s)
 
     @property
     def descriptors(self) -> set[int]:
@@ -50,31 +61,40 @@ class ProcessTable:
     def answer(self, tokens: list[int], processes: list[ProcessInfo]) -> None:
         """Show `processes` and let the readers go on, whatever happens."""
         try:
-            self._refresh(processes[:_MOST])
+            self.fill(processes)
         finally:
             fanotify.allow(self.fd, tokens)
 
-    def _refresh(self, processes: list[ProcessInfo]) -> None:
+    def fill(self, processes: list[ProcessInfo]) -> None:
+        """Show `processes` in place of those before. What does not fit, or is no process, is left out."""
         for name in self._shown:
             self._remove(name)
-        names = {process.pid: process.ns_pid or process.pid for process in processes}
-        self._shown = {str(pid): None for pid in names.values()}
-        for process in processes:
-            self._add(process, names[process.pid], names.get(process.ppid, 0))
+        self._shown = []
+        rows: dict[int, ProcessInfo] = {}
+        for process in processes[:_MOST]:
+            rows.setdefault(process.ns_pid or process.pid, process)
+        parents = {process.pid: pid for pid, process in rows.items()}
+        try:
+            for pid, process in rows.items():
+                if 0 < pid <= _PID_LIMIT:
+                    self._add(process, pid, min(parents.get(process.ppid, 0), _PID_LIMIT))
+        except OSError:
+            pass  # the tmpfs is full: a shorter table, and a container that lives on
 
     def _add(self, process: ProcessInfo, pid: int, parent: int) -> None:
         name = str(pid)
+        self._shown.append(name)
         for directory in (name, f"{name}/attr", f"{name}/ns"):
             os.mkdir(directory, 0o555, dir_fd=self._directory)
-        words = process.command.replace("\n", " ")
+        words = "".join(c if c.isprintable() else "?" for c in process.command[:_COMMAND_BYTES])
         comm = os.path.basename(words.split(" ")[0])[:15] or "?"
-        ticks = process.cpu_ms * _TICKS // 1000
-        start = max(0, process.start_s - self._boot_s) * _TICKS
+        ticks = min(process.cpu_ms // 1000, _LONGEST_S) * _TICKS + process.cpu_ms % 1000 * _TICKS // 1000
+        start = min(max(0, process.start_s - self._boot_s), _LONGEST_S) * _TICKS
         tty = _tty_number(process.tty)
         before = f"{pid} ({comm}) S {parent} {pid} {pid} {tty} -1 0 0 0 0 0 {ticks} 0 0 0 20 0 1 0 {start}"
         self._write(f"{name}/stat", f"{before} 0 0{' 0' * 28}\n".encode())
-        self._write(f"{name}/status", _status(comm, pid, parent, process.uid).encode())
-        self._write(f"{name}/cmdline", words.encode("utf-8", "replace").replace(b" ", b"\0") + b"\0")
+        self._write(f"{name}/status", _status(comm, pid, parent, process.uid & 0xFFFFFFFF).encode())
+        self._write(f"{name}/cmdline", words.encode()[:_COMMAND_BYTES].replace(b" ", b"\0") + b"\0")
         self._write(f"{name}/attr/current", b"")
         for kind in ("pid", "user"):
             os.symlink(f"{kind}:[0]", f"{name}/ns/{kind}", dir_fd=self._directory)
@@ -88,10 +108,17 @@ class ProcessTable:
             os.close(fd)
 
     def _remove(self, name: str) -> None:
-        for path in ("stat", "status", "cmdline", "attr/current", "ns/pid", "ns/user"):
-            os.unlink(f"{name}/{path}", dir_fd=self._directory)
+        """Remove a row, or what there is of it."""
+        for path in _FILES:
+            try:
+                os.unlink(f"{name}/{path}", dir_fd=self._directory)
+            except FileNotFoundError:
+                pass
         for path in (f"{name}/attr", f"{name}/ns", name):
-            os.rmdir(path, dir_fd=self._directory)
+            try:
+                os.rmdir(path, dir_fd=self._directory)
+            except FileNotFoundError:
+                pass
 
 
 def _status(comm: str, pid: int, parent: int, uid: int) -> str:
@@ -105,4 +132,5 @@ def _status(comm: str, pid: int, parent: int, uid: int) -> str:
 def _tty_number(name: str) -> int:
     """`pts/N` as a device number: Unix98 terminals start at major 136."""
     number = name.removeprefix("pts/")
-    return (136 << 8) + int(number) if number != name and number.isdigit() and len(number) < 3 else 0
+    known = number != name and number.isdecimal() and number.isascii() and len(number) < 3
+    return (136 << 8) + int(number) if known else 0

@@ -50,7 +50,11 @@ def waiting(fd: int) -> list[int]:
 
 
 def allow(fd: int, tokens: list[int]) -> None:
-    """Let them go on."""
+    """Let them go on. One that was killed meanwhile is passed over."""
     for token in tokens:
-        os.write(fd, _RESPONSE.pack(token, _FAN_ALLOW))
-        os.close(token)
+        try:
+            os.write(fd, _RESPONSE.pack(token, _FAN_ALLOW))
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(token)
