@@ -271,7 +271,7 @@ def test_what_is_left_when_init_ends_is_killed_by_delete(guest: Guest, rootfs: P
 
 
 def test_hello_tells_the_kernel_and_leaves_a_hosting_machine_alone(guest: Guest) -> None:
-    answer = guest.call("Hello", wire.HelloRequest(clock_ns=1, entropy=b"x" * 32, hostname="never"))
+    answer = guest.call("Hello", wire.HelloRequest(entropy=b"x" * 32, hostname="never"))
     assert answer.kernel == os.uname().release
     assert answer.cpus == os.cpu_count()
     assert answer.memory > 1 << 20

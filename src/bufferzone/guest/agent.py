@@ -75,8 +75,6 @@ class Agent:
 
     def _hello(self, request: wire.HelloRequest, reply: Reply) -> Message:
         if not self._hosted:
-            if request.clock_ns > 0:
-                time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
             if len(request.entropy) < _MIN_ENTROPY:
                 raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
             add_entropy(request.entropy)
@@ -90,7 +88,13 @@ class Agent:
             cpus=os.cpu_count() or 1,
             memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             phases=[wire.Phase(name=name, at_ns=at_ns) for name, at_ns in self._phases],
+            monotonic_ns=time.monotonic_ns(),
         )
+
+    def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
+        if not self._hosted:
+            time.clock_settime_ns(time.CLOCK_REALTIME, time.monotonic_ns() + request.offset_ns)
+        return Empty()
 
     def _settle(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""

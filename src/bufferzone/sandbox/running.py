@@ -92,8 +92,12 @@ class Sandbox:
         try:
             if not self._restored:
                 self._vmm.greet()
-            hello = agent.HelloRequest(clock_ns=time.time_ns(), entropy=os.urandom(64), hostname=self.id[:63])
+            hello = agent.HelloRequest(entropy=os.urandom(64), hostname=self.id[:63])
             answer = self.agent.call("Hello", hello, agent.HelloResponse, timeout_s=self._boot_timeout_s)
+            # taken at once: what lies between is the way back of the answer, a few milliseconds
+            monotonic_ns = min(answer.monotonic_ns, 1 << 62)  # whatever a guest says fits the message
+            clock = agent.ClockRequest(offset_ns=time.time_ns() - monotonic_ns)
+            self.agent.call("Clock", clock, Empty, timeout_s=self._boot_timeout_s)
             if not self._restored:  # else they are the template's
                 self._timeline.add_guest(answer.phases)
             self._timeline.enter("mount the share")

@@ -149,7 +149,7 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         stack.callback(client.close)
         client.start()
         vmm.greet()
-        hello = agent.HelloRequest(clock_ns=time.time_ns(), entropy=os.urandom(64), hostname="template")
+        hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
         client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
         client.call("Settle", Empty(), Empty, timeout_s=60)
         _await_free_pages(memory)
