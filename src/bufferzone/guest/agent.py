@@ -98,9 +98,7 @@ class Agent:
 
     def _settle(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
-        if not self._hosted:
-            settle_down()
-        return Empty()
+        return wire.SettleResponse(free=0 if self._hosted else settle_down())
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
         options = mountoptions.parse(request.options)

@@ -8,8 +8,7 @@
     STORE/tmp-*/         a template under way
 
 A template is memory that will be executed: it is used only when directory and files belong to us alone, and
-have the sizes and times that meta.json says. Anything else is no template. Makes none itself:
-`sandbox/template.py`.
+have the sizes and times that meta.json says. Anything else is no template. `sandbox/template.py` makes them.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 MEMORY, STATE, META = "memory", "state", "meta.json"
+#: templates kept, and bytes on disk; least recently used go first
+KEEP, MOST_BYTES = 8, 4 << 30
 _KEY_CHARACTERS = frozenset("0123456789abcdef")
 _KEY_LENGTH = 32
 
 
 class Template:
-    """An opened template: both files as read-only descriptors, which it owns. Copies of it stay valid when
-    removed.
-    """
+    """An opened template: both files as read-only descriptors, which it owns. Valid even when removed."""
 
     def __init__(self, key: str, memory_fd: int, state_fd: int, meta: Mapping[str, Any]) -> None:
         self.key, self.memory_fd, self.state_fd, self.meta = key, memory_fd, state_fd, meta
@@ -65,6 +64,18 @@ def open_template(store: str, key: str) -> Template | None:
     Raises `HostError` (`template-damaged`) when there is one that must not be used.
     """
     directory = os.path.join(store, key)
+    while True:
+        try:
+            return _open(directory, key)
+        except _Gone:
+            pass  # removed or replaced while we looked: look again
+
+
+class _Gone(Exception):
+    """The directory that was being checked is no longer there."""
+
+
+def _open(directory: str, key: str) -> Template | None:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -79,12 +90,22 @@ def open_template(store: str, key: str) -> Template | None:
             opened.append(_open_checked(directory, fd, name, meta))
         os.utime(directory)  # the least recently used goes first
         return Template(key, opened[0], opened[1], meta)
-    except BaseException:
+    except BaseException as error:
         for number in opened:
             os.close(number)
+        if isinstance(error, HostError) and not _is_at(directory, fd):
+            raise _Gone from error
         raise
     finally:
         os.close(fd)
+
+
+def _is_at(path: str, fd: int) -> bool:
+    """Whether `fd` is what `path` names now."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _read_meta(directory: str, fd: int) -> dict[str, Any]:
@@ -137,15 +158,15 @@ def _damaged(directory: str, reason: str) -> HostError:
 def making(store: str, key: str) -> Iterator[str | None]:
     """A private directory to make template `key` in, or None while somebody else is making it."""
     os.makedirs(store, 0o700, exist_ok=True)
-    lock = os.open(
-        os.path.join(store, f"{key}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
+    path = os.path.join(store, f"{key}.lock")
+    lock = _try_lock(path)
+    while lock >= 0 and not _is_at(path, lock):  # `prune` removed the file between open and flock
+        os.close(lock)
+        lock = _try_lock(path)
+    if lock < 0:
+        yield None
+        return
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
         directory = tempfile.mkdtemp(prefix=f"tmp-{key}-", dir=store)
         try:
             yield directory
@@ -153,6 +174,17 @@ def making(store: str, key: str) -> Iterator[str | None]:
             shutil.rmtree(directory, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _try_lock(path: str) -> int:
+    """The locked file, made if need be; -1 when somebody else has locked it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> None:
@@ -169,12 +201,11 @@ def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> N
         finally:
             os.close(fd)
     meta = json.dumps({"files": files, "facts": dict(facts)}, indent=1, sort_keys=True).encode()
-    fd = os.open(os.path.join(directory, META), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, meta)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open(os.path.join(directory, META), "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(meta)
+        file.flush()
+        os.fsync(file.fileno())
     with _locked(store):
         _remove(store, key)
         os.rename(directory, os.path.join(store, key))
@@ -184,14 +215,15 @@ def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> N
 def listing(store: str) -> list[dict[str, Any]]:
     """Every template, most recently used first: key, bytes on disk, used_ns, and the facts of its shape."""
     rows = []
-    for key in _keys(store):
+    names = os.listdir(store) if os.path.isdir(store) else []
+    for key in filter(_is_key, names):
         directory = os.path.join(store, key)
         try:
             size = sum(os.stat(os.path.join(directory, name)).st_blocks * 512 for name in (MEMORY, STATE))
             with open(os.path.join(directory, META), "rb") as file:
                 facts = json.load(file).get("facts", {})
             rows.append({**facts, "key": key, "bytes": size, "used_ns": os.stat(directory).st_mtime_ns})
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             rows.append({"key": key, "bytes": 0, "used_ns": 0, "damaged": True})
     return sorted(rows, key=lambda row: row["used_ns"], reverse=True)
 
@@ -214,31 +246,27 @@ def prune(store: str, *, keep: int, most_bytes: int) -> list[str]:
             if row.get("damaged") or index >= keep or total > most_bytes:
                 _remove(store, row["key"])
                 removed.append(row["key"])
-        for name in os.listdir(store):
-            if name.startswith("tmp-") and not _being_made(store, name.split("-")[1]):
-                shutil.rmtree(os.path.join(store, name), ignore_errors=True)
+        _tidy(store)
     return removed
 
 
-def _being_made(store: str, key: str) -> bool:
-    try:
-        fd = os.open(os.path.join(store, f"{key}.lock"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-
-
-def _keys(store: str) -> list[str]:
-    try:
-        return [name for name in os.listdir(store) if _is_key(name)]
-    except OSError:
-        return []
+def _tidy(store: str) -> None:
+    """Remove directories that nobody works in, and locks of keys that have no template."""
+    names = os.listdir(store)
+    keys = {name.split("-")[1] for name in names if name.startswith("tmp-")}
+    keys |= {name.removesuffix(".lock") for name in names if _is_key(name.removesuffix(".lock"))}
+    for key in keys:
+        path = os.path.join(store, f"{key}.lock")
+        lock = _try_lock(path) if _is_key(key) else -1
+        if lock < 0 and _is_key(key):
+            continue
+        for name in names:
+            if name.startswith(f"tmp-{key}-"):
+                shutil.rmtree(os.path.join(store, name), ignore_errors=True)
+        if lock >= 0:
+            if not os.path.isdir(os.path.join(store, key)):
+                os.unlink(path)
+            os.close(lock)
 
 
 def _is_key(name: str) -> bool:

@@ -12,15 +12,14 @@ from contextlib import ExitStack, contextmanager
 
 from bufferzone import config, jail, oci, state
 from bufferzone.errors import HostError, VmmError
-from bufferzone.image import current, store, templates
-from bufferzone.linux import kvm
+from bufferzone.image import templates
 from bufferzone.sandbox import cgroups, plan, template
 from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.machine import Channels, Machine, spec_of, template_key
+from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
 from bufferzone.storage import ram, share, virtiofs
-from bufferzone.vmm import accelerator, console, driver, qemu, snapshot
+from bufferzone.vmm import console, driver, qemu, snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
     from bufferzone.errors import BufferzoneError
-    from bufferzone.model import ImageRef, Share, VmSpec
+    from bufferzone.model import Share, VmSpec
     from bufferzone.oci import Spec
+    from bufferzone.sandbox.machine import Machine
     from bufferzone.spawn import Child
     from bufferzone.vmm.driver import Vmm
 
@@ -46,7 +46,8 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     """
     timeline = Timeline()
     settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
-    machine = _machine(settings, spec, directory, log)
+    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    machine = describe(settings, size, os.path.dirname(directory), log)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
         warm = _Warm(stack, machine, settings, log)
@@ -74,7 +75,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             facts=_facts(settings, machine, started.restored),
             log=log,
             restored=started.restored,
-            then=warm.boot_is_done,
+            then=warm.boot_ended,
         )
         stack.callback(sandbox.close)
         yield sandbox
@@ -88,6 +89,7 @@ class _Warm:
     ) -> None:
         self.template: templates.Template | None = None
         self._maker: template.Maker | None = None
+        self._came_from = ""
         self._log = log
         self._store = templates.default_store(settings.image_store)
         if not settings.templates or os.geteuid() != 0:
@@ -102,25 +104,35 @@ class _Warm:
             stack.callback(self.let_go)
         else:
             # started now, so that it is in the caller's cgroup and namespaces and not in the container's
-            self._maker = template.Maker(machine, self._store, RUN_DIRECTORY)
-            stack.callback(self._maker.cancel)
+            try:
+                self._maker = template.Maker(machine, self._store, RUN_DIRECTORY)
+            except OSError as error:
+                log(f"no template will be made: {error.strerror}: {error.filename or self._store}")
+            else:
+                stack.callback(self._maker.cancel)
 
     def refused(self, error: BufferzoneError) -> None:
         """The template does not work: one warning, and it is made again after the next cold boot."""
         self._log(f"booting cold, the template is of no use: {error.line()}")
         if self.template is not None:
             templates.remove(self._store, self.template.key)
+            self.template.close()
+            self.template = None
 
     def let_go(self) -> None:
         """The template was copied: one that is removed now gives its space back."""
         if self.template is not None:
+            self._came_from = self.template.key
             self.template.close()
             self.template = None
 
-    def boot_is_done(self) -> None:
-        """Let the maker begin."""
-        if self._maker is not None:
+    def boot_ended(self, well: bool) -> None:
+        """Let the maker begin. A template whose guest did not wake is removed, and made anew by and by."""
+        if well and self._maker is not None:
             self._maker.go()
+        if not well and self._came_from:
+            self._log("the template is removed: its guest did not wake")
+            templates.remove(self._store, self._came_from)
 
 
 class _Started:
@@ -180,7 +192,11 @@ class _Starter:
         ram.copy(found.memory_fd, memory_fd)
         self._timeline.enter("load the template")
         vmm.greet()
-        snapshot.load(vmm, found.state_fd)
+        try:
+            snapshot.load(vmm, found.state_fd)
+        except VmmError as error:
+            vmm.watch()  # reads what QEMU said; the threads are gone before something is forked again
+            raise vmm.failure("load the template") from error
         snapshot.plug_share(vmm, shared, qemu.SHARE_PORT)
         snapshot.resume(vmm)
         self._timeline.enter("wake the guest")
@@ -236,43 +252,6 @@ class _Leftovers:
 
     def _write(self) -> None:
         state.write_leftovers(self._directory, {"processes": self._processes, "cgroups": self._cgroups})
-
-
-def _machine(settings: Settings, spec: Spec, directory: str, log: Callable[[str], None]) -> Machine:
-    image = _image(settings, log)
-    chosen = _accelerator(settings, directory, log)
-    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
-    return Machine(
-        image=image,
-        kernel=settings.kernel or image.kernel,
-        initrd=settings.initrd or image.initrd,
-        kernel_arguments=(*image.arguments, *settings.kernel_arguments),
-        accelerator=chosen.name,
-        vcpus=size.vcpus,
-        memory_mib=size.memory_mib,
-    )
-
-
-def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
-    """The guest image the settings name: a digest in the store, a directory, or the current one."""
-    if settings.image.startswith("/"):
-        return store.open_image(
-            os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/"))
-        )
-    if settings.image:
-        return store.open_image(settings.image_store, settings.image)
-    return current.current_image(settings.image_store, log)
-
-
-def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:
-    """Probe and choose; what the user should know goes to the log."""
-    if settings.accelerator == "tcg" and settings.kvm != "require":
-        return accelerator.Accelerator("tcg", reason="asked for")
-    probe = kvm.cached_probe(os.path.join(os.path.dirname(directory), "kvm-probe.json"))
-    chosen = accelerator.choose("require" if settings.accelerator == "kvm" else settings.kvm, probe)
-    if chosen.warning:
-        log(chosen.warning)
-    return chosen
 
 
 def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, str]:

@@ -9,13 +9,18 @@ import os
 import socket
 from dataclasses import dataclass
 
-from bufferzone.image import templates
+from bufferzone.image import current, store, templates
+from bufferzone.linux import kvm
 from bufferzone.model import ImageRef, Share, VmSpec
-from bufferzone.vmm import console, driver, qemu
+from bufferzone.vmm import accelerator, console, driver, qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
+
+    from bufferzone.config import Settings
+    from bufferzone.sandbox.plan import VmPlan
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
 TEMPLATE_VERSION = 1
@@ -58,6 +63,46 @@ class Channels:
     def console_reader(self, log_fd: int) -> console.Reader:
         """The reader of the console; owns our end and `log_fd` (-1: no file)."""
         return console.Reader("console", self._console.detach(), console.BoundedLog(log_fd))
+
+
+def describe(settings: Settings, size: VmPlan, directory: str, log: Callable[[str], None]) -> Machine:
+    """The machine that the settings ask for; `directory` is where the probe of KVM is kept.
+
+    Raises `HostError` for an image that is missing or damaged, or when KVM is required and not usable.
+    """
+    image = _image(settings, log)
+    chosen = _accelerator(settings, directory, log)
+    return Machine(
+        image=image,
+        kernel=settings.kernel or image.kernel,
+        initrd=settings.initrd or image.initrd,
+        kernel_arguments=(*image.arguments, *settings.kernel_arguments),
+        accelerator=chosen.name,
+        vcpus=size.vcpus,
+        memory_mib=size.memory_mib,
+    )
+
+
+def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
+    """The guest image the settings name: a digest in the store, a directory, or the current one."""
+    if settings.image.startswith("/"):
+        return store.open_image(
+            os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/"))
+        )
+    if settings.image:
+        return store.open_image(settings.image_store, settings.image)
+    return current.current_image(settings.image_store, log)
+
+
+def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:
+    """Probe and choose; what the user should know goes to the log."""
+    if settings.accelerator == "tcg" and settings.kvm != "require":
+        return accelerator.Accelerator("tcg", reason="asked for")
+    probe = kvm.cached_probe(os.path.join(directory, "kvm-probe.json"))
+    chosen = accelerator.choose("require" if settings.accelerator == "kvm" else settings.kvm, probe)
+    if chosen.warning:
+        log(chosen.warning)
+    return chosen
 
 
 def spec_of(

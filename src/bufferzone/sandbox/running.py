@@ -51,10 +51,10 @@ class Sandbox:
         facts: dict[str, str],
         log: Callable[[str], None],
         restored: bool,
-        then: Callable[[], None],
+        then: Callable[[bool], None],
     ) -> None:
-        """`restored`: QEMU was greeted and the guest is awake already; `then` is called once the sandbox is
-        ready.
+        """`restored`: QEMU was greeted and the guest is awake already; `then` is told whether the
+        sandbox became ready.
         """
         self.id = sandbox_id
         self.agent = agent_client
@@ -115,10 +115,11 @@ class Sandbox:
             )
         except BufferzoneError as error:
             self._fail(VmmError(f"{self._timeline.phase}: {error.message}", hint=error.hint, code=error.code))
-        else:
-            self._then()
         finally:
-            self._ready.set()
+            try:
+                self._then(self.failure is None)
+            finally:
+                self._ready.set()
 
     def _mount(self, request: agent.MountRequest) -> None:
         """Mount the share; a restored guest discovers the device it was just given at its own pace."""

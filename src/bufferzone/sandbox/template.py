@@ -8,21 +8,24 @@ killed but a temporary directory that the next `prune` removes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import select
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from bufferzone import jail
-from bufferzone.errors import BufferzoneError
+from bufferzone import config, jail
+from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.image import templates
+from bufferzone.linux import mount
 from bufferzone.model import ImageRef
+from bufferzone.sandbox import cgroups
 from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.machine import Channels, Machine, spec_of, template_key
-from bufferzone.storage import ram
+from bufferzone.sandbox.machine import Channels, Machine, describe, spec_of, template_key
+from bufferzone.sandbox.plan import VmPlan
+from bufferzone.storage import ram, share
 from bufferzone.vmm import driver, snapshot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -30,18 +33,15 @@ from bufferzone.wire.proto import Empty
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-#: free pages are reported about two seconds after they became free (mm/page_reporting.c)
-_REPORTING_S = 2.5
-_SETTLE_LIMIT_S = 10.0
 _MIB = 1 << 20
-#: templates kept, and bytes on disk; least recently used go first
-KEEP, MOST_BYTES = 8, 4 << 30
+_MOST_LOG = 64 << 10
 
 
 class Maker:
     """A process that waits for `go` and then makes one template; it ends by itself when we end before
-    that.
+    that. What it has to say is in STORE/maker.log. Raises OSError.
     """
 
     def __init__(self, machine: Machine, store: str, run_directory: str) -> None:
@@ -51,14 +51,17 @@ class Maker:
             os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py"
         )
         read_end, self._write = os.pipe2(os.O_CLOEXEC)
-        actions = [
-            (os.POSIX_SPAWN_DUP2, read_end, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-        ]
-        argv = [sys.executable, "-I", "-S", shim, "template"]
         try:
+            actions = [
+                (os.POSIX_SPAWN_DUP2, read_end, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, *_log_of(store), 0o600),
+            ]
+            argv = [sys.executable, "-I", "-S", shim, "template"]
             self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True)
+        except BaseException:
+            self.cancel()
+            raise
         finally:
             os.close(read_end)
 
@@ -77,19 +80,56 @@ class Maker:
             self._write = -1
 
 
-def run_maker(order: bytes) -> int:
-    """The maker's process: `order` is what `go` sent; returns the exit status."""
+def _log_of(store: str) -> tuple[str, int]:
+    """The makers' log and how to open it: at most `_MOST_LOG` bytes are kept."""
+    os.makedirs(store, 0o700, exist_ok=True)
+    path = os.path.join(store, "maker.log")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    try:
+        return path, flags | (os.O_TRUNC if os.stat(path).st_size > _MOST_LOG else 0)
+    except FileNotFoundError:
+        return path, flags
+
+
+def run_maker(order_fd: int) -> int:
+    """The maker's process; returns the exit status. `order_fd` gives, as JSON, what `go` sent, or the
+    `vcpus` and `memory_mib` that a person asked for: then progress goes to stdout.
+    """
+    # it outlives the container, whose bundle and cgroup must be free to go when that does
+    os.chdir("/")
+    os.umask(0o077)
+    with contextlib.suppress(HostError):
+        cgroups.join("", os.getpid())
+    with open(order_fd, "rb") as file:
+        order = file.read(1 << 20)
     if not order:
         return 0
     value = json.loads(order)
-    machine = dict(value["machine"])
-    image = dict(machine["image"])
-    image["arguments"] = tuple(image["arguments"])
-    machine["image"] = ImageRef(**image)
-    machine["kernel_arguments"] = tuple(machine["kernel_arguments"])
-    os.nice(10)  # somebody's container is starting
-    make(Machine(**machine), value["store"], value["run_directory"])
+    if "machine" in value:
+        os.nice(10)  # somebody's container is starting
+        make(_machine_from(value["machine"]), value["store"], value["run_directory"])
+    else:
+        _make_by_hand(value)
     return 0
+
+
+def _machine_from(value: dict[str, Any]) -> Machine:
+    image = {**value["image"], "arguments": tuple(value["image"]["arguments"])}
+    arguments = tuple(value["kernel_arguments"])
+    return Machine(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
+
+
+def _make_by_hand(order: dict[str, Any]) -> None:
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    settings = config.load()
+    size = VmPlan(
+        vcpus=order.get("vcpus") or settings.vcpus, memory_mib=order.get("memory_mib") or settings.memory_mib
+    )
+    os.makedirs(order["root"], 0o711, exist_ok=True)
+    machine = describe(settings, size, order["root"], tell)
+    make(machine, templates.default_store(settings.image_store), order["run_directory"], tell)
 
 
 def make(
@@ -111,7 +151,7 @@ def make(
                 progress(f"template {key} is there")
                 return key
         except BufferzoneError as error:
-            progress(error.line())
+            progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
         _boot_and_save(machine, directory, run_directory)
         facts = {
@@ -123,15 +163,22 @@ def make(
             "took_s": round(time.monotonic() - began, 2),
         }
         templates.publish(store, key, directory, facts)
-    templates.prune(store, keep=KEEP, most_bytes=MOST_BYTES)
+        progress(f"made template {key} in {facts['took_s']} s")
+    templates.prune(store, keep=templates.KEEP, most_bytes=templates.MOST_BYTES)
     return key
 
 
 def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None:
-    memory, state = (os.path.join(directory, name) for name in (templates.MEMORY, templates.STATE))
+    size = machine.memory_mib * _MIB
+    share.own_namespace()  # what is mounted here goes when this process does
     with ExitStack() as stack:
         uids = stack.enter_context(jail.allocate_uid(run_directory))
-        os.close(ram.create(memory, machine.memory_mib * _MIB, uids.vmm))
+        workplace = os.path.join(directory, "ram")
+        os.mkdir(workplace, 0o711)
+        stack.callback(os.rmdir, workplace)
+        memory, memory_fd = ram.make_file(workplace, size, uids.vmm)
+        stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
+        stack.callback(os.close, memory_fd)
         channels = Channels(stack)
         vmm = driver.start(
             spec_of(machine, "template", channels, in_file=True),
@@ -151,20 +198,14 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         vmm.greet()
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
         client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
-        client.call("Settle", Empty(), Empty, timeout_s=60)
-        _await_free_pages(memory)
-        state_fd = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            snapshot.save(vmm, state_fd)
-        finally:
-            os.close(state_fd)
+        settled = client.call("Settle", Empty(), agent.SettleResponse, timeout_s=60)
+        snapshot.squeeze(vmm, memory=size, free=min(settled.free, size))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        state_fd = os.open(os.path.join(directory, templates.STATE), flags, 0o600)
+        stack.callback(os.close, state_fd)
+        snapshot.save(vmm, state_fd)
         vmm.quit()
-
-
-def _await_free_pages(memory: str) -> None:
-    """Wait until the memory file stops shrinking: the balloon has told which pages are free."""
-    end = time.monotonic() + _SETTLE_LIMIT_S
-    before = -1
-    while (now := os.stat(memory).st_blocks) != before and time.monotonic() < end:
-        before = now
-        select.select([], [], [], _REPORTING_S)
+        packed_fd = os.open(os.path.join(directory, templates.MEMORY), flags, 0o600)
+        stack.callback(os.close, packed_fd)
+        os.ftruncate(packed_fd, size)
+        ram.pack(memory_fd, packed_fd)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         if parsed.action == "template":
             from bufferzone.sandbox import template
 
-            return template.run_maker(sys.stdin.buffer.read(1 << 20))
+            return template.run_maker(0)
         if not parsed.id:
             raise UsageError("flag needs a value: -id")
         if parsed.action == "delete":

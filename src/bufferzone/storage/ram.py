@@ -12,7 +12,13 @@ import os
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _CHUNK = 16 << 20
+#: shorter runs of zeros are not worth a hole: each hole costs a reader three system calls
+_HOLE = 16 << 10
 
 
 def make_file(directory: str, size: int, owner: int) -> tuple[str, int]:
@@ -43,17 +49,43 @@ def create(path: str, size: int, owner: int) -> int:
     return fd
 
 
+def pack(source: int, target: int) -> int:
+    """As `copy`, and runs of zero bytes become holes too; returns the bytes written. For files that are read
+    often.
+    """
+    at = written = 0
+    while (start := _data_from(source, at)) >= 0:
+        at = os.lseek(source, start, os.SEEK_HOLE)
+        while start < at:
+            block = os.pread(source, min(_CHUNK, at - start), start)
+            if not block:
+                raise HostError("guest memory ended early", code="memory")
+            for first, end in _filled(block):
+                written += os.pwrite(target, memoryview(block)[first:end], start + first)
+            start += len(block)
+    return written
+
+
+def _filled(block: bytes) -> Iterator[tuple[int, int]]:
+    """The ranges of `block` that are not `_HOLE` zero bytes or more."""
+    zeros = bytes(_HOLE)
+    first = -1
+    for at in range(0, len(block), _HOLE):
+        if block.startswith(zeros, at):
+            if first >= 0:
+                yield first, at
+            first = -1
+        elif first < 0:
+            first = at
+    if first >= 0:
+        yield first, len(block)
+
+
 def copy(source: int, target: int) -> int:
     """Copy the data, not the holes, of `source` to `target`; returns the bytes copied. Raises `HostError`."""
     at = copied = 0
     try:
-        while True:
-            try:
-                start = os.lseek(source, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return copied
-                raise
+        while (start := _data_from(source, at)) >= 0:
             at = os.lseek(source, start, os.SEEK_HOLE)
             os.lseek(target, start, os.SEEK_SET)
             while start < at:
@@ -61,5 +93,16 @@ def copy(source: int, target: int) -> int:
                 if moved == 0:
                     raise OSError(errno.EIO, "the template's memory ended early")
                 start, copied = start + moved, copied + moved
+        return copied
     except OSError as error:
         raise HostError(f"cannot copy the template's memory: {error.strerror}", code="memory") from error
+
+
+def _data_from(fd: int, at: int) -> int:
+    """Where data begins at or after `at`; -1 when a hole reaches up to the end."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return -1
+        raise

@@ -54,6 +54,12 @@ class ClockRequest(Message):
     offset_ns: int = sint(1)
 
 
+class SettleResponse(Message):
+    """Bytes of memory that nobody uses."""
+
+    free: int = uint(1)
+
+
 class MountRequest(Message):
     """Mount a device of the sandbox in the guest: `kind` is `virtiofs` (source = tag) or a block fs type."""
 
@@ -192,7 +198,7 @@ class OomEvents(Message):
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
     "Clock": (ClockRequest, Empty),
-    "Settle": (Empty, Empty),
+    "Settle": (Empty, SettleResponse),
     "Mount": (MountRequest, Empty),
     "Create": (CreateRequest, PidResponse),
     "Start": (ProcessRef, Empty),
