@@ -14,6 +14,7 @@ STARTS_PROGRAMS = {
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
     "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
     "cli/launch.py": "`create` starts the shim as itself, detached; posix_spawn only",
+    "cli/bz/template.py": "`make` runs the shim's program, which alone boots VMs",
     "cli/standin.py": "the waiter's own PID namespace: its face on the host shows no other process",
     "cli/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
     "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",

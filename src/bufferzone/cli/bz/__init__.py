@@ -5,5 +5,6 @@ from __future__ import annotations
 #: verb -> what the help says; the module has the verb's name
 VERBS = {
     "setup": "build the guest image if it is missing or its inputs changed",
+    "template": "list, make or remove the templates that VMs start from",
     "ps": "show the containers of this user and the VM each runs in",
 }

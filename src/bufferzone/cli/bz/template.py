@@ -1,0 +1,145 @@
+"""`bz template`: what VMs are restored from. They come and go by themselves; this is for looking and for
+making one ahead of the first start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from bufferzone import config, state
+from bufferzone.cli import container
+from bufferzone.cli.flags import Flag
+from bufferzone.errors import HostError, NotFoundError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.cli.flags import Options
+
+FLAGS = (
+    Flag("vcpus", "N", "make: CPUs of the VM, in place of the settings'", kind="int"),
+    Flag("memory", "MIB", "make: memory of the VM in MiB, in place of the settings'", kind="int"),
+    Flag("all a", "", "prune: remove every template"),
+)
+USAGE = "[options] ls | make | rm KEY... | prune"
+DESCRIPTION = (
+    "A template is a VM saved before its first container: one per image, QEMU, CPU count and memory size. "
+    "It is made in the background after a first cold boot. ls shows them, make makes one now, rm and prune "
+    "remove them: running containers are not touched."
+)
+WORDS = (1, 1000)
+INTERSPERSED = True
+
+_SHIM = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "shim", "__main__.py"
+)
+_RUN_DIRECTORY = "/run/bufferzone-uids"
+_KEY_SHOWN = 12
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Do what the first word says."""
+    actions: dict[str, Any] = {"ls": _list, "make": _make, "rm": _remove, "prune": _prune}
+    if words[0] not in actions:
+        raise UsageError(f"no such action: {words[0]!a}", hint="ls, make, rm or prune")
+    if words[0] != "rm" and len(words) > 1:
+        raise UsageError(f"bz template {words[0]} takes no arguments: {words[1]!a}")
+    actions[words[0]](options, words[1:])
+    return 0
+
+
+def _store() -> str:
+    from bufferzone.image import templates
+
+    return templates.default_store(config.load().image_store)
+
+
+def _list(options: Options, words: list[str]) -> None:
+    from bufferzone.image import templates
+
+    rows = [["KEY", "IMAGE", "ACCELERATOR", "VCPUS", "MEMORY", "SIZE", "MADE", "USED"]]
+    now = time.time()
+    for row in templates.listing(_store()):
+        shape = [str(row.get("image", ""))[:12], str(row.get("accelerator", ""))]
+        if row.get("damaged"):
+            shape = ["(damaged)", ""]
+        rows.append(
+            [
+                row["key"][:_KEY_SHOWN],
+                *shape,
+                str(row.get("vcpus", "")),
+                f"{row['memory_mib']} MiB" if "memory_mib" in row else "",
+                f"{row['bytes'] / 1e6:.0f} MB",
+                _ago(now - row["made_at"]) if "made_at" in row else "",
+                _ago(now - row["used_ns"] / 1e9),
+            ]
+        )
+    container.print_table(rows)
+
+
+def _ago(seconds: float) -> str:
+    """A time span for people: one number, one unit."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} seconds ago"
+
+
+def _make(options: Options, words: list[str]) -> None:
+    """The shim's program makes it: no verb starts VMs itself."""
+    import json
+    import subprocess
+
+    for name in ("vcpus", "memory"):
+        row = config.ROWS["memory_mib" if name == "memory" else name]
+        value = getattr(options, name)
+        if value and (reason := config.fault(row, value)):
+            raise UsageError(f"--{name}: {reason}")
+    if os.geteuid() != 0:
+        raise HostError("templates are made and used by root alone", hint="run as root")
+    root = state.runtime_root(options.root)
+    order = {"vcpus": options.vcpus, "memory_mib": options.memory}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-Xutf8", _SHIM, "template"],
+        input=json.dumps({**order, "root": root, "run_directory": _RUN_DIRECTORY}).encode(),
+        stderr=subprocess.PIPE,
+        env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").splitlines() or ["it wrote nothing"]
+        raise HostError(
+            f"cannot make a template: {lines[-1].removeprefix('containerd-shim-bufferzone-v2: ')}",
+            code="template-failed",
+        )
+
+
+def _remove(options: Options, words: list[str]) -> None:
+    """By key or by an unambiguous beginning of one."""
+    from bufferzone.image import templates
+
+    if not words:
+        raise UsageError("bz template rm needs a KEY", hint="bz template ls shows them")
+    store = _store()
+    known = [row["key"] for row in templates.listing(store)]
+    chosen = [_key(word, known) for word in words]
+    for key in chosen:
+        templates.remove(store, key)
+
+
+def _key(word: str, known: list[str]) -> str:
+    found = [key for key in known if word and key.startswith(word)]
+    if len(found) != 1:
+        raise NotFoundError(f"{'no' if not found else 'more than one'} such template: {word!a}")
+    return found[0]
+
+
+def _prune(options: Options, words: list[str]) -> None:
+    from bufferzone.image import templates
+
+    keep, most = (0, 0) if options.all else (templates.KEEP, templates.MOST_BYTES)
+    for key in templates.prune(_store(), keep=keep, most_bytes=most):
+        container.print_text(f"removed {key}\n")
