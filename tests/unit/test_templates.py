@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_published_template_is_opened_with_its_facts(store: str) -> None:
     make(store)
     found = templates.open_template(store, KEY)
     assert found is not None
-    with found:
+    with closing(found):
         assert os.pread(found.memory_fd, 100, 0) == b"memory"
         assert os.pread(found.state_fd, 100, 0) == b"state"
         assert found.meta["memory_mib"] == 512
@@ -139,7 +140,12 @@ def test_a_symbolic_link_to_a_template_is_no_template(store: str, tmp_path: Path
     assert (tmp_path / "elsewhere" / templates.MEMORY).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', "\xff"])
+BAD = ['', '{', '[]', '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', '\xff']
+
+
+@pytest.mark.parametrize("text", BAD)
+    "text", ["", "{", "[]", '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', "\xff"]
+)
 def test_a_description_that_makes_no_sense_is_damage(store: str, text: str) -> None:
     (make(store) / templates.META).write_text(text)
     assert templates.META in assert_unused(store)
@@ -150,7 +156,7 @@ def test_an_open_template_survives_its_removal_and_its_replacement(store: str) -
     make(store)
     found = templates.open_template(store, KEY)
     assert found is not None
-    with found:
+    with closing(found):
         make(store, memory=b"newer")
         assert os.pread(found.memory_fd, 100, 0) == b"memory"
         assert templates.remove(store, KEY)
@@ -200,7 +206,7 @@ def test_opening_makes_a_template_the_most_recently_used(store: str) -> None:
     make(store, KEY, used_s=1000)
     found = templates.open_template(store, KEY)
     assert found is not None
-    found.__exit__()
+    found.close()
     assert templates.listing(store)[0]["key"] == KEY
 
 
