@@ -110,11 +110,14 @@ def test_a_malformed_answer_is_the_guests_fault_and_only_of_that_call(pair):
     assert "value" in again
 
 
-def test_an_answer_nobody_asked_for_is_ignored(pair):
+def test_an_answer_that_comes_too_late_is_ignored(pair):
     client, guest = pair
-    guest.reply(4711, agent.WaitResponse(exit_status=3))
+    with pytest.raises(VmmError, match="did not answer"):
+        client.call("Start", agent.ProcessRef(id="a"), Empty, timeout_s=0.01)
+    late, _ = guest.request()
     call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
     stream, _ = guest.request()
+    guest.reply(late, agent.WaitResponse(exit_status=3))
     guest.reply(stream, agent.WaitResponse(exit_status=4))
     call["join"]()
     assert call["value"].exit_status == 4

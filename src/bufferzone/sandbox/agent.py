@@ -1,15 +1,17 @@
 """The shim's end of the agent channel: many calls in flight on one stream socket, one reader thread.
 
-The guest is hostile: frames and messages are decoded by `wire`, with limits; a reply to nobody, a frame of
-the wrong type or bytes that do not decode end the connection, and with it every call.
+The guest is hostile: frames and messages are decoded by `wire`, with limits; a reply to a request that was
+never sent, a frame of the wrong type or bytes that do not decode end the connection, and with it every call.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
+import time
 
-from bufferzone.errors import BufferzoneError, GuestError, VmmError
+from bufferzone.errors import BufferzoneError, CallerError, GuestError, VmmError
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import DecodeError, Message
 
@@ -33,6 +35,8 @@ _LIMITS_S: dict[str, float | None] = {
     "Delete": 15.0,
 }
 _LIMIT_S = 30.0
+_MESSAGE, _HINT, _CODE = 4096, 1024, 64  # most characters of a guest's error
+_CODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
 class _Call:
@@ -56,6 +60,7 @@ class AgentClient:
         self._sock = sock
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._unsent = b""  # the rest of a frame that the guest did not take in time
         self._calls: dict[int, _Call] = {}
         self._next_stream = 1
         self._lost: VmmError | None = None
@@ -79,23 +84,24 @@ class AgentClient:
         is lost or `timeout_s` has passed.
         """
         call = _Call()
-        frame = self._register(call, method, request)
+        limit_s = timeout_s or _LIMITS_S.get(method, _LIMIT_S)
+        end = None if limit_s is None else time.monotonic() + limit_s
+        stream, frame = self._register(call, method, request)
         try:
-            with self._send_lock:
-                self._sock.sendall(frame[1])
+            sent = self._send(frame, end)
         except OSError as error:
             self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
-        limit_s = timeout_s or _LIMITS_S.get(method, _LIMIT_S)
-        if not call.done.wait(limit_s):
+            sent = True
+        if not (sent and call.done.wait(_left(end))):
             with self._lock:
-                self._calls.pop(frame[0], None)
+                self._calls.pop(stream, None)
             raise VmmError(f"the agent did not answer {method} within {limit_s:g} s", code="agent-timeout")
         if call.error is not None:
             raise call.error
         response = call.response
         assert response is not None
         if response.status is not None and response.status.code != ttrpc.OK:
-            raise ttrpc.error_of(response.status, GuestError)
+            raise _error_of(response.status)
         try:
             return reply.decode(response.payload)
         except DecodeError as error:
@@ -132,6 +138,30 @@ class AgentClient:
             self._calls[stream] = call
         return stream, ttrpc.encode_frame(stream, ttrpc.REQUEST, envelope.encode())
 
+    def _send(self, frame: bytes, end: float | None) -> bool:
+        """Send `frame`; False when the guest took nothing of it before `end`. What it took in part is
+        finished by a later call.
+        """
+        if not self._send_lock.acquire(timeout=-1 if end is None else max(0.0, end - time.monotonic())):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            rest = memoryview(self._unsent + frame)
+            while rest:
+                left = _left(end)
+                if not poll.poll(None if left is None else left * 1000):
+                    self._unsent = bytes(rest if len(rest) < len(frame) else rest[: len(rest) - len(frame)])
+                    return len(rest) < len(frame)
+                try:
+                    rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    pass
+            self._unsent = b""
+            return True
+        finally:
+            self._send_lock.release()
+
     def _read_forever(self) -> None:
         frames = ttrpc.FrameReader()
         try:
@@ -150,7 +180,33 @@ class AgentClient:
             raise ttrpc.ProtocolError(f"frame of type {frame.type}")
         response = ttrpc.Response.decode(frame.payload)
         with self._lock:
+            if not frame.stream & 1 or frame.stream >= self._next_stream:
+                raise ttrpc.ProtocolError(f"an answer to nobody: stream {frame.stream}")
             call = self._calls.pop(frame.stream, None)
         if call is not None:  # else it timed out
             call.response = response
             call.done.set()
+
+
+def _left(end: float | None) -> float | None:
+    """Seconds until `end`; None: for ever."""
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+def _error_of(status: ttrpc.Status) -> BufferzoneError:
+    """What the guest says went wrong: bounded, printable, and its own or the caller's fault alone.
+
+    It ends in logs, on terminals and in state files, and callers act on class and code: a guest that says
+    the VMM died, or that the host lost a container, is not believed.
+    """
+    try:
+        told = ttrpc.error_of(status, GuestError)
+    except DecodeError:
+        told = GuestError(status.message)
+    cls = type(told) if isinstance(told, (GuestError, CallerError)) else GuestError
+    code = told.code if _CODE_CHARACTERS.issuperset(told.code) and len(told.code) <= _CODE else ""
+    return cls(_text(told.message, _MESSAGE), hint=_text(told.hint, _HINT), code=code)
+
+
+def _text(text: str, most: int) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:most])

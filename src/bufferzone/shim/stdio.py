@@ -77,7 +77,7 @@ class Stdio:
             return
         try:
             if select.select([], [fd], [], 0)[1]:
-                os.write(fd, text.encode())
+                os.write(fd, text.encode("utf-8", "backslashreplace"))
         except OSError:
             pass  # nobody listens
 
