@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
 from bufferzone.shim.process import Process, check_spec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _SIGKILL = 9
 _OBEY_S = 10.0
+_OOM_PAUSE_S = 1.0  # a guest that answers at once for ever would fill the queue of events
 
 
 class TaskService:
@@ -341,9 +343,10 @@ class TaskService:
         """Publish the guest's out-of-memory kills until the VM ends; runs in a thread of its own."""
         try:
             while True:
-                for container_id in self._sandbox.agent.call("WaitOom", Empty(), agent.OomEvents).ids:
+                for container_id in set(self._sandbox.agent.call("WaitOom", Empty(), agent.OomEvents).ids):
                     if self._table.container(container_id) is not None:
                         self._events.publish(task.TaskOOM(container_id=container_id))
+                time.sleep(_OOM_PAUSE_S)
         except BufferzoneError:
             pass  # the sandbox has ended
 
