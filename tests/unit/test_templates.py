@@ -140,12 +140,10 @@ def test_a_symbolic_link_to_a_template_is_no_template(store: str, tmp_path: Path
     assert (tmp_path / "elsewhere" / templates.MEMORY).exists()
 
 
-BAD = ['', '{', '[]', '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', '\xff']
+BAD = ["", "{", "[]", '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', "\xff"]
 
 
 @pytest.mark.parametrize("text", BAD)
-    "text", ["", "{", "[]", '{"facts": 1}', '{"files": 1}', '{"files": {"memory": [1]}}', "\xff"]
-)
 def test_a_description_that_makes_no_sense_is_damage(store: str, text: str) -> None:
     (make(store) / templates.META).write_text(text)
     assert templates.META in assert_unused(store)
