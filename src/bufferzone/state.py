@@ -86,11 +86,16 @@ def create(root: str, id: str) -> str:
 
 
 def directory(root: str, id: str) -> str:
-    """The path of an existing container's directory; raises `NotFoundError` with the words callers match."""
+    """The path of an existing container's directory; raises `NotFoundError`."""
     path = os.path.join(root, check_id(id))
     if not os.path.isdir(path):
-        raise NotFoundError(f'container "{id}" does not exist', code="no-container")
+        raise no_container(id)
     return path
+
+
+def no_container(id: str) -> NotFoundError:
+    """The error for an id that is not there, in the words callers match; raise what this returns."""
+    return NotFoundError(f'container "{id}" does not exist', code="no-container")
 
 
 def list_ids(root: str) -> list[str]:
@@ -190,7 +195,7 @@ def state_text(directory: str) -> bytes:
     """
     text = _read(directory, STATE)
     if not text:
-        raise NotFoundError(f'container "{os.path.basename(directory)}" does not exist', code="no-container")
+        raise no_container(os.path.basename(directory))
     if b'\n  "status": "stopped",' in text or owner_alive(directory):
         return text
     return _replace_line(_replace_line(text, b"status", b'"stopped"'), b"pid", b"0")

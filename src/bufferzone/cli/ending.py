@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from bufferzone import state
 from bufferzone.cli import container, launch, signals
@@ -14,10 +15,53 @@ from bufferzone.wire import task
 _KILL_S = 15.0
 _DELETE_S = 60.0  # poststop hooks run in it
 _END_S = 20.0
+_TURN_S = 0.01  # how often to ask whether the other removal is done
 
 
 def remove(directory: str, id: str, *, force: bool, program: str) -> None:
-    """End and remove a container; raises `StateError` when it is not stopped and `force` is not given."""
+    """End and remove a container; raises `StateError` when it is not stopped and `force` is not given.
+
+    One at a time: who comes second finds nothing, `NotFoundError`, and without a word with `force`.
+    """
+    turn = _take_turn(directory)
+    try:
+        if turn >= 0:
+            _remove(directory, id, force=force, program=program)
+        elif not force:
+            raise state.no_container(id)
+    finally:
+        if turn >= 0:
+            os.close(turn)
+
+
+def _take_turn(directory: str) -> int:
+    """Lock the state directory against other removals; -1 when it was removed, maybe made anew, meanwhile.
+
+    One that hangs is not waited for longer than the whole of a removal may take.
+    """
+    import fcntl
+
+    end = time.monotonic() + _KILL_S + _DELETE_S + _END_S
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            select.select([], [], [], _TURN_S)
+    try:
+        if os.path.samestat(os.fstat(fd), os.stat(directory)):
+            return fd
+    except OSError:
+        pass  # removed
+    os.close(fd)
+    return -1
+
+
+def _remove(directory: str, id: str, *, force: bool, program: str) -> None:
     status = _status(directory)
     if status not in (state.STOPPED, state.CREATED) and not force:
         raise container.refusal("delete", id, status)
