@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command line and return the exit status. Every failure is told through `log`."""
     options = Options(GLOBAL)
     verb = ""
+    _fill_stdio()
     try:
         options, rest = _parse_global(argv)
         if options.version:
@@ -55,6 +56,13 @@ def main(argv: Sequence[str]) -> int:
         return _EXEC_FAILED if verb == "exec" else _FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _fill_stdio() -> None:
+    """A standard descriptor that the caller closed is /dev/null: what is opened next must not become it."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _parse_global(argv: Sequence[str]) -> tuple[Options, list[str]]:
