@@ -104,6 +104,7 @@ class Process:
             if self.stdio is not None:
                 if failure:
                     self.stdio.tell(f"bufferzone: {self.ref.id}: {failure}\n")
+                    self.stdio.hurry()  # nothing more will come, and the end is no reader's to hold back
                 self.stdio.finish()
             with self.transition:
                 self.exit_status, self.exited_at_ns = status, time.time_ns()
