@@ -36,13 +36,32 @@ class ProcessTable:
         with open("/proc/stat", "rb") as file:
             self._boot_s = next(int(line.split()[1]) for line in file if line.startswith(b"btime "))
         self._shown: list[str] = []
-        self._directory = self.fd = -1
+        self._directory = self._tree = self.fd = -1
 
-    def show(self) -> None:
-        """Mount it; raises OSError."""
+    def make(self) -> None:
+        """Make it, mounted nowhere yet, in a mount namespace of ours that shows the host; raises OSError."""
         mnt.mount("bufferzone-processes", _PROC, "tmpfs", _FLAGS, _OPTIONS)
-        self.use(os.open(_PROC, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        self.fd = fanotify.watch_opening(_PROC)
+        self._tree = mnt.open_tree(_PROC, recursive=False)
+        mnt.unmount(_PROC, mnt.MNT_DETACH)
+
+    def show(self) -> bool:
+        """Mount it on /proc of the root we are in by now; False when that is no directory. Raises OSError.
+
+        The image says what /proc is: were a link followed, it could lead to a directory of the host's.
+        """
+        place = -1
+        try:
+            place = os.open(_PROC, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            mnt.move_mount(self._tree, "", at=place)
+            self.use(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._tree))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        finally:
+            for fd in {place, self._tree} - {-1}:
+                os.close(fd)
+            self._tree = -1
+        self.fd = fanotify.watch_opening(self._directory)
+        return True
 
     def use(self, directory: int) -> None:
         """Keep the files in the empty directory that the descriptor `directory` refers to; owns it."""

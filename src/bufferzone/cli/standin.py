@@ -52,6 +52,7 @@ def enter_root(spec: Spec) -> ProcessTable | None:
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
         root = _tree(spec.rootfs, read_only=False)
         volumes = [(_tree(source, read_only=ro), target) for source, target, ro in _volumes(spec)]
+        table.make()
         mnt.move_mount(root, spec.rootfs)
         os.close(root)
         os.chdir(spec.rootfs)
@@ -59,13 +60,9 @@ def enter_root(spec: Spec) -> ProcessTable | None:
         mnt.unmount(".", mnt.MNT_DETACH)
         os.chdir("/")
         for tree, target in volumes:
-            step = target
             _attach(tree, target)
-        if not os.path.isdir("/proc"):
-            return None
         step = "/proc"
-        table.show()
-        return table
+        return table if table.show() else None
     except OSError as error:
         text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
         raise HostError(text, code="stand-in") from error
@@ -92,12 +89,18 @@ def _tree(path: str, *, read_only: bool) -> int:
 
 
 def _attach(tree: int, target: str) -> None:
-    """Mount `tree` at `target`; a place that the image hides or lacks is passed over: the guest decides."""
+    """Mount `tree` at `target`, links followed within our root; a place that the image hides, lacks or has
+    made something else is passed over: the guest decides.
+    """
     from bufferzone.linux import mount as mnt
 
+    place = -1
     try:
-        mnt.move_mount(tree, target)
-    except (FileNotFoundError, NotADirectoryError):
+        place = os.open(target, os.O_PATH | os.O_CLOEXEC)
+        mnt.move_mount(tree, "", at=place)
+    except OSError:
         pass
     finally:
         os.close(tree)
+        if place >= 0:
+            os.close(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from bufferzone.linux.libc import AT_FDCWD, syscall
+from bufferzone.linux.libc import syscall
 
 _FANOTIFY_INIT, _FANOTIFY_MARK = 300, 301
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_CLASS_CONTENT = 0x1, 0x2, 0x4
@@ -17,8 +17,9 @@ _EVENT = struct.Struct("=IBBHQii")
 _RESPONSE = struct.Struct("=iI")
 
 
-def watch_opening(directory: str) -> int:
-    """A descriptor that becomes readable when somebody is about to open `directory`, who waits for `allow`.
+def watch_opening(directory: int) -> int:
+    """A descriptor that becomes readable when somebody is about to open the directory that the descriptor
+    `directory` refers to, who waits for `allow`.
 
     Needs CAP_SYS_ADMIN and CONFIG_FANOTIFY_ACCESS_PERMISSIONS. Once it is closed, whoever waits goes on.
     """
@@ -26,8 +27,7 @@ def watch_opening(directory: str) -> int:
     fd = syscall(_FANOTIFY_INIT, "fanotify_init", flags, os.O_RDONLY | os.O_CLOEXEC)
     try:
         mask = _FAN_OPEN_PERM | _FAN_ONDIR
-        path = os.fsencode(directory)
-        syscall(_FANOTIFY_MARK, "fanotify_mark", fd, _FAN_MARK_ADD, mask, AT_FDCWD, path, path=directory)
+        syscall(_FANOTIFY_MARK, "fanotify_mark", fd, _FAN_MARK_ADD, mask, directory, None)
     except BaseException:
         os.close(fd)
         raise
