@@ -46,7 +46,7 @@ def status(cls="GuestError", code="guest", message="no", hint=""):
     return ttrpc.Status(code=2, message=message, details=[value])
 
 
-@pytest.mark.parametrize("cls", ["VmmError", "HostError", "BugError", "BufferzoneError", "Exception"])
+@pytest.mark.parametrize("cls", ["VmmError", "HostError", "BugError", "NotFoundError", "Exception"])
 def test_a_guest_cannot_blame_the_host_or_the_vmm(pair, cls):
     assert type(refused_with(pair, status(cls))) is GuestError
 

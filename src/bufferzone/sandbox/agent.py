@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 
-from bufferzone.errors import BufferzoneError, CallerError, GuestError, VmmError
+from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import DecodeError, Message
 
@@ -35,6 +35,7 @@ _LIMITS_S: dict[str, float | None] = {
     "Delete": 15.0,
 }
 _LIMIT_S = 30.0
+_BELIEVED = (GuestError, ExecError, SpecError, StateError)
 _MESSAGE, _HINT, _CODE = 4096, 1024, 64  # most characters of a guest's error
 _CODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -194,16 +195,16 @@ def _left(end: float | None) -> float | None:
 
 
 def _error_of(status: ttrpc.Status) -> BufferzoneError:
-    """What the guest says went wrong: bounded, printable, and its own or the caller's fault alone.
+    """What the guest says went wrong: bounded, printable, and of a class that a guest can know about.
 
     It ends in logs, on terminals and in state files, and callers act on class and code: a guest that says
-    the VMM died, or that the host lost a container, is not believed.
+    the VMM died, or that there is no such container to delete, is not believed.
     """
     try:
         told = ttrpc.error_of(status, GuestError)
     except DecodeError:
         told = GuestError(status.message)
-    cls = type(told) if isinstance(told, (GuestError, CallerError)) else GuestError
+    cls = type(told) if type(told) in _BELIEVED else GuestError
     code = told.code if _CODE_CHARACTERS.issuperset(told.code) and len(told.code) <= _CODE else ""
     return cls(_text(told.message, _MESSAGE), hint=_text(told.hint, _HINT), code=code)
 
