@@ -183,6 +183,15 @@ def test_the_container_ends_with_the_process_that_stands_for_it(world):
     os.close(write_end)
 
 
+def test_a_guest_that_outlives_the_process_that_stands_for_it_goes_down(world, monkeypatch):
+    monkeypatch.setattr(shim_task, "_OBEY_S", 0.05)
+    create(world)
+    world.sandbox.agent.deaf = True
+    world.service._abandoned(world.service._table.find("c"))
+    assert world.sandbox.agent.lost.wait(20)
+    assert world.service.wait(world.peer, task.WaitRequest(id="c")).exit_status == 137
+
+
 def test_the_exit_of_an_exec_is_told_before_that_of_the_init(world):
     create(world)
     world.service.start(world.peer, task.StartRequest(id="c"))

@@ -155,8 +155,8 @@ class TaskService:
         if process.status == task.STOPPED and request.all:
             return Empty()  # runc kill --all of a stopped container is not an error
         process.require("kill")
-        if request.signal == _SIGKILL and not request.exec_id and self._single:
-            threading.Thread(target=self._insist, args=(process,), name="insist", daemon=True).start()
+        if request.signal == _SIGKILL:
+            self._insist(process)
         try:
             self._signal(process, request.signal, everyone=request.all)
         except VmmError:
@@ -166,6 +166,10 @@ class TaskService:
 
     def _insist(self, process: Process) -> None:
         """SIGKILL is not a request: a guest that does not carry it out in time goes down as a whole."""
+        if self._single and not process.ref.exec_id:
+            threading.Thread(target=self._see_to_it, args=(process,), name="insist", daemon=True).start()
+
+    def _see_to_it(self, process: Process) -> None:
         if not process.killed(_OBEY_S):
             self._sandbox.give_up(f"the guest did not end the container within {_OBEY_S:g} s of SIGKILL")
 
@@ -324,10 +328,9 @@ class TaskService:
         """The host process that stood for it is gone: so goes the process, as with runc."""
         if process.status == task.STOPPED:
             return
-        try:
+        self._insist(process)
+        with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
             self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
-        except BufferzoneError:
-            pass  # it ended at the same moment, or the VM did
         if process.ref.exec_id:  # nobody is left to delete it
             process.exited.wait()
             self._free(process)
