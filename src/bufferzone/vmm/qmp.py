@@ -52,7 +52,7 @@ class Qmp:
         deadline = time.monotonic() + timeout_s
         with self._lock:
             while not isinstance(qmp := self._receive(deadline).get("QMP"), dict):
-                pass
+                self._check_time(deadline, "greeting")
         self.execute("qmp_capabilities", timeout_s=timeout_s)
         version = qmp.get("version")
         numbers = version.get("qemu") if isinstance(version, dict) else None
@@ -79,6 +79,7 @@ class Qmp:
                 reply = self._receive(deadline, command)
                 if reply.get("id") == self._serial:
                     break
+                self._check_time(deadline, command)
         if "error" in reply:
             error = reply["error"]
             text = str(error.get("desc", "")) if isinstance(error, dict) else ""
@@ -100,7 +101,7 @@ class Qmp:
             except OSError as error:
                 raise self._lose(f"cannot send: {error}") from error
             while (reply := self._receive(deadline, "getfd")).get("id") != serial:
-                pass
+                self._check_time(deadline, "getfd")
         if "error" in reply:
             raise VmmError("QEMU refused getfd", code="qmp-refused")
 
@@ -113,7 +114,7 @@ class Qmp:
         """Take in what has arrived without waiting, so that `events` is up to date. Never raises."""
         with self._lock:
             try:
-                while True:
+                for _ in range(4 * EVENT_LIMIT):  # one that never stops talking is not listened to for ever
                     self._receive(time.monotonic())
             except VmmError:
                 pass
@@ -136,6 +137,11 @@ class Qmp:
         self._lost = self._lost or reason
         self._sock.close()
         return VmmError(f"lost the control channel to QEMU: {self._lost}", code="qmp-lost")
+
+    def _check_time(self, deadline: float, command: str) -> None:
+        """A QEMU that floods us with messages is always ready to be read: poll(2) alone keeps no deadline."""
+        if time.monotonic() > deadline:
+            raise VmmError(f"no answer from QEMU in time: {command}", code="qmp-timeout")
 
     def _wait(self, event: int, deadline: float, command: str) -> None:
         if self._lost:
