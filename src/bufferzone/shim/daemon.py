@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -126,6 +127,7 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         signal.signal(number, signal.SIG_IGN)
     spec = oci.load(arguments.bundle)
     with boot(arguments.id, spec, directory, _log) as sandbox:
+        _lift_descriptor_limit()  # not before: helpers get the caller's
         sandbox.start_threads()
         publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, _log)
         records = Records(arguments.state_root, sandbox.facts)
@@ -141,6 +143,12 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         server.stop_accepting()
         server.drain(2.0)
         publisher.close()
+
+
+def _lift_descriptor_limit() -> None:
+    """Every exec holds about ten descriptors, and a login's soft limit may be 64."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:

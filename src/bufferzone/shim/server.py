@@ -7,10 +7,12 @@ Descriptors that a client sends with a request (SCM_RIGHTS) belong to that reque
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
 import threading
+import time
 
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import ttrpc
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _RECEIVE = 1 << 16
 _MAX_FDS = 8
+#: accept(2) fails and the listener is well: no descriptor or memory for one more, or the caller has left
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR)
+_BREATH_S = 0.1
 
 
 class Peer:
@@ -79,8 +84,12 @@ class Server:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    return
+                self._log(f"cannot accept a connection: {error.strerror}")
+                time.sleep(_BREATH_S)  # the caller waits in the queue until somebody has let go
+                continue
             threading.Thread(target=self._connection, args=(sock,), daemon=True).start()
 
     def stop_accepting(self) -> None:
