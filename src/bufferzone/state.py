@@ -36,7 +36,7 @@ def runtime_root(flag: str = "") -> str:
     """
     uid = os.geteuid()
     if flag:
-        return os.path.abspath(flag)
+        return absolute(flag)
     if uid == 0:
         return "/run/bufferzone"
     base = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -51,6 +51,16 @@ def runtime_root(flag: str = "") -> str:
             f"state root is not a private directory of uid {uid}: {root}", code="root-owner", hint=hint
         )
     return root
+
+
+def absolute(path: str) -> str:
+    """`path` from the working directory on; raises `UsageError` when that has been removed."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"the working directory was removed: {path}", hint="an absolute path needs none"
+        ) from error
 
 
 def check_id(id: str) -> str:

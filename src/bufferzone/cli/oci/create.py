@@ -66,7 +66,7 @@ def settle_paths(options: Options, *names: str) -> None:
     """Make paths of the command line absolute; what the end of a boot would need is looked for now."""
     for name in names:
         if getattr(options, name):
-            options.__dict__[name] = os.path.abspath(getattr(options, name))
+            options.__dict__[name] = state.absolute(getattr(options, name))
     if options.pid_file and not os.path.isdir(directory := os.path.dirname(options.pid_file)):
         raise UsageError(f"--pid-file: no such directory: {directory}")
     if options.console_socket and not _is_socket(options.console_socket):
