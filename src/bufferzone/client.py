@@ -7,7 +7,7 @@ import struct
 import time
 
 from bufferzone import state
-from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
+from bufferzone.errors import BufferzoneError, BugError, CallerError, HostError, VmmError
 from bufferzone.wire import shim, task, ttrpc
 from bufferzone.wire.proto import DecodeError, Message
 
@@ -104,7 +104,7 @@ class Client:
             sent = self._sock.sendmsg([frame], [rights(fds)]) if fds else 0
             self._sock.sendall(frame[sent:])
         except ttrpc.ProtocolError as error:
-            raise BugError(f"{method}: {error}") from error
+            raise CallerError(f"too much for one request: {method}: {error}") from error
         except OSError as error:
             raise VmmError(f"the shim ended: {method}: {error.strerror}", code="shim-ended") from error
         return stream

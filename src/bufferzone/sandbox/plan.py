@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bufferzone.errors import SpecError
 from bufferzone.model import Bind, Hook
-from bufferzone.wire import agent
+from bufferzone.wire import agent, ttrpc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
 OVERHEAD_MIB = 192
 _MIB = 1 << 20
+#: of the guest's form of config.json; the rest of the frame is for the seccomp filter
+_MOST_BYTES = ttrpc.MAX_PAYLOAD - (512 << 10)
 
 #: host file systems that only make sense as the guest's own: source of a bind -> type mounted instead
 _GUEST_OWN = {
@@ -94,10 +96,15 @@ def plan_container(
     linux.pop("intelRdt", None)
     hooks = guest.get("hooks") or {}
     guest["hooks"] = {name: hooks[name] for name in _GUEST_HOOKS if hooks.get(name)}
+    text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    if len(text) > _MOST_BYTES:
+        raise SpecError(
+            f"config.json: too much for one message to the guest: {len(text)} bytes, at most {_MOST_BYTES}"
+        )
     return ContainerPlan(
         id=container_id,
         binds=tuple(binds),
-        guest_spec=json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape"),
+        guest_spec=text,
         seccomp=seccomp,
         hooks={name: tuple(_hook(h) for h in hooks.get(name) or []) for name in _HOST_HOOKS},
         terminal=bool((spec.get("process") or {}).get("terminal")),
