@@ -190,7 +190,7 @@ class Process:
         reply, self._pending = self._pending, None
         if reply is None and before != "creating":
             return
-        failure = self._failure or GuestError(f"the container process died while {before}: {self.exit}")
+        failure = self._failure or GuestError(f"the container process died while {before}: {_how(self.exit)}")
 
         def answer() -> None:
             if reply is not None:
@@ -290,3 +290,12 @@ class Container:
     def close(self) -> None:
         for process in self.processes():
             process.close()
+
+
+def _how(exit: wire.WaitResponse | None) -> str:
+    """The end of a process that nobody expected to end."""
+    if exit is None:
+        return "gone"
+    if exit.oom:
+        return "out of memory: linux.resources.memory.limit is too small"
+    return f"killed by signal {exit.signal}" if exit.signal else f"exit status {exit.exit_status}"
