@@ -20,6 +20,7 @@ from bufferzone.shim import arguments
 
 def main(argv: list[str]) -> int:
     """Run one action; returns the exit status. Errors are one line on stderr."""
+    os.umask(os.umask(0o077) | 0o022)  # what we make in passing is nobody else's to write
     try:
         parsed = arguments.parse(argv)
         if parsed.action == "version":

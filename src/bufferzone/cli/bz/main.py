@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from bufferzone import log
 from bufferzone.cli import container
 from bufferzone.cli.bz import VERBS
@@ -25,6 +27,7 @@ GLOBAL = (
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit status."""
+    os.umask(os.umask(0o077) | 0o022)  # what we make in passing is nobody else's to write
     debug = False
     try:
         options, rest = parse(GLOBAL, argv, interspersed=False)
