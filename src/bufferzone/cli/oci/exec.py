@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import container, waiter
+from bufferzone.cli import container, signals, waiter
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.cli.oci import create
-from bufferzone.errors import UsageError
+from bufferzone.errors import HostError, UsageError
 from bufferzone.oci import text
 from bufferzone.oci.rules import check_process
 from bufferzone.wire import task
@@ -61,7 +61,13 @@ def run(options: Options, words: list[str]) -> int:
     create.check_console(options, terminal, detached=options.detach)
     job = _job(options, directory, process, terminal)
     if options.detach:
-        create.write_pid_file(options, waiter.detach(job))
+        pid = waiter.detach(job)
+        try:
+            create.write_pid_file(options, pid)
+        except HostError:  # a failure leaves no process: what stands for it goes, and the shim ends it
+            os.kill(pid, signals.KILL)
+            os.waitpid(pid, 0)
+            raise
         return 0
     return waiter.attach(job, lambda client: create.write_pid_file(options, os.getpid()))
 
