@@ -138,11 +138,10 @@ class Server:
         with self._idle:
             self._active += 1
         try:
-            payload = self._dispatch(peer, frame).encode()
-            reply = ttrpc.encode_frame(frame.stream, ttrpc.RESPONSE, payload)
+            reply = _reply(frame.stream, self._dispatch(peer, frame))
             with lock:
                 sock.sendall(reply)
-        except (OSError, ttrpc.ProtocolError) as error:
+        except OSError as error:
             self._log(f"answer to pid {peer.pid} is lost: {error}")
         finally:
             peer.close_untaken()
@@ -169,6 +168,15 @@ class Server:
         except Exception as error:  # the boundary: a handler's bug must not end the sandbox
             self._log(f"{name}: internal error: {error!r}")
             return ttrpc.Response(status=ttrpc.status_of(error))
+
+
+def _reply(stream: int, response: ttrpc.Response) -> bytes:
+    """The frame of an answer; one that is too large becomes an error, since a client waits for something."""
+    try:
+        return ttrpc.encode_frame(stream, ttrpc.RESPONSE, response.encode())
+    except ttrpc.ProtocolError as error:
+        status = ttrpc.Status(code=ttrpc.INTERNAL, message=f"the answer is too large: {error}")
+        return ttrpc.encode_frame(stream, ttrpc.RESPONSE, ttrpc.Response(status=status).encode())
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
