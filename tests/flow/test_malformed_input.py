@@ -148,6 +148,28 @@ def test_a_pid_file_without_a_directory_is_refused(tmp_path: Path) -> None:
     assert line == f"--pid-file: no such directory: {tmp_path}/gone"
 
 
+def test_a_relative_bundle_below_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:
+    code = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+    (tmp_path / "cwd").mkdir()
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        sys.executable,
+        PROGRAM,
+        "--root",
+        str(tmp_path / "root"),
+        "create",
+        "c",
+    ]
+    done = subprocess.run(
+        words, cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=30, check=False
+    )
+    hint = "(hint: an absolute path needs none)"
+    assert (done.returncode, done.stderr) == (1, f"bufferzone: the working directory was removed: . {hint}\n")
+    assert listing(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["gone", "file"])
 def test_a_console_socket_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
     write(tmp_path / "bundle", process(terminal=True))

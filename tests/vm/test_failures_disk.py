@@ -11,7 +11,7 @@ import pytest
 
 from bufferzone.linux import mount as mnt
 from vm.leftovers import Watch
-from vm.verbs import Runtime, await_true, bundle, config, kill
+from vm.verbs import Runtime, await_true, bundle, config, kill, write_config
 
 pytestmark = pytest.mark.vm
 
@@ -143,6 +143,28 @@ def test_a_pid_file_on_a_full_disk_fails_what_wanted_it(
         assert (result.status, result.line) == (255, wanted)
         await_true(lambda: "sleep 999" not in runtime.ok("exec", "c", "ps").out, "end of the exec", 20)
         runtime.ok("delete", "--force", "c")
+    watch.assert_nothing_left()
+
+
+def test_a_bundle_on_a_full_disk_runs_or_is_refused_with_the_reason(
+    runtime: Runtime, watch: Watch, tmp_path: Path
+) -> None:
+    """Without a /dev of its own the container needs device nodes in its root file system."""
+    pid_file = tmp_path / "pid"
+    for mounts in ([], [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}]):
+        with small_disk(tmp_path / "full", size=4 << 20, nr_inodes=100) as full:
+            made = bundle(full / "bundle", "echo x > /file || echo end; exec sleep 1000")
+            value = config("echo x > /file || echo end; exec sleep 1000")
+            write_config(made, {**value, "mounts": [*value["mounts"], *mounts]})
+            fill(full)
+            if not mounts:
+                assert runtime.try_create("c", made).line.endswith("no space left on device")
+                continue
+            verb, container = runtime.begin_create("c", made, "--pid-file", str(pid_file))
+            assert verb.wait(120) == 0
+            runtime.ok("start", "c")
+            container.expect("end")
+            runtime.ok("delete", "--force", "c")
     watch.assert_nothing_left()
 
 
