@@ -179,13 +179,13 @@ class Runtime:
         return result
 
     def begin_create(
-        self, id: str, directory: Path, *flags: str
+        self, id: str, directory: Path, *flags: str, stdin: int = subprocess.DEVNULL
     ) -> tuple[subprocess.Popen[bytes], Container]:
         """Start `create` and do not wait; the container's `pid` is 0."""
         out, out_there = os.pipe()
         err, err_there = os.pipe()
         words = self.command("create", "-b", str(directory), *flags, id)
-        verb = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out_there, stderr=err_there)
+        verb = subprocess.Popen(words, stdin=stdin, stdout=out_there, stderr=err_there)
         os.close(out_there)
         os.close(err_there)
         container = Container(id, 0, out, err)

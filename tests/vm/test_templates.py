@@ -1,0 +1,213 @@
+"""Templates in the life of sandboxes: made by themselves, never used when damaged, nothing kept or left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bufferzone.image import templates
+from bufferzone.model import ImageRef
+from vm.leftovers import Watch, descendants, is_alive, name_of
+from vm.verbs import BOOT_S, await_end, await_true, bundle, config, kill
+from vm.warm import Warm, makers, open_files
+
+pytestmark = pytest.mark.vm
+
+MARK = "bztemplate"
+
+
+@pytest.fixture
+def warm(tmp_path: Path, guest_image: ImageRef) -> Iterator[Warm]:
+    warm = Warm(tmp_path / "warm", guest_image, boot_timeout_s=30)
+    yield warm
+    warm.runtime.close()
+    for pid in makers():
+        kill(pid)
+
+
+@pytest.fixture
+def watch(warm: Warm) -> Watch:
+    return Watch(warm.runtime.root, mark=MARK)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    linux = {**config("")["linux"], "cgroupsPath": f"/{MARK}-test"}
+    return bundle(tmp_path / "bundle", "echo up; exec sleep 1000", linux=linux)
+
+
+def run_and_delete(warm: Warm, made: Path, id: str) -> tuple[str, list[str]]:
+    """Run a container until it speaks; how its VM began, and what was logged about templates."""
+    container = warm.runtime.run(id, made)
+    container.expect("up")
+    found = warm.begun(id), warm.warnings(id)
+    warm.runtime.ok("delete", "--force", id)
+    return found
+
+
+def cgroups_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def virtual_machine_of(maker: int) -> int:
+    """The maker's QEMU, once it runs."""
+
+    def found() -> int:
+        return next((pid for pid in descendants(maker) if name_of(pid).startswith("qemu")), 0)
+
+    return int(await_true(found, "the maker's QEMU"))
+
+
+def overwrite(path: Path) -> None:
+    """Other bytes of the same number at the same places, and the time of the last write as it was."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        at = 0
+        while at < before.st_size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            os.pwrite(file.fileno(), b"\xcc" * (end - at), at)
+            at = end
+        os.fsync(file.fileno())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_the_first_start_is_cold_and_makes_the_template_of_the_second(
+    warm: Warm, watch: Watch, made: Path
+) -> None:
+    container = warm.runtime.create("first", made)
+    (maker,) = makers()
+    virtual_machine_of(maker)
+    bundle_files = [
+        path for path in open_files(maker) if path.startswith((str(made), str(warm.runtime.root)))
+    ]
+    assert bundle_files == []
+    assert os.readlink(f"/proc/{maker}/cwd") == "/"
+    assert MARK not in cgroups_of(maker)
+    assert MARK in cgroups_of(warm.runtime.shim_pid("first"))
+    warm.runtime.ok("delete", "--force", "first")
+    assert container.wait() == 137
+    watch.assert_nothing_left()  # of the container: the maker is looked past
+    assert is_alive(maker), "the maker ended with the container"
+    assert container.output() == container.errors() == "", "the maker holds the container's output"
+    warm.await_template()
+    assert run_and_delete(warm, made, "second") == ("warm", [])
+    assert makers() == []
+    watch.assert_nothing_left()
+
+
+def test_two_first_starts_at_once_make_one_template(warm: Warm, watch: Watch, made: Path) -> None:
+    begun = [warm.runtime.begin_create(id, made) for id in ("one", "two")]
+    for verb, container in begun:
+        assert verb.wait(BOOT_S) == 0, container.errors()
+    assert [warm.begun(id) for id in ("one", "two")] == ["cold", "cold"]
+    for id in ("one", "two"):
+        warm.runtime.ok("delete", "--force", id)
+    key = warm.await_template()
+    assert sorted(os.listdir(warm.store)) == sorted([key, f"{key}.lock", "lock", "maker.log"])
+    assert (warm.store / "maker.log").read_text() == ""
+    watch.assert_nothing_left()
+
+
+def test_without_the_setting_every_start_is_cold(tmp_path: Path, guest_image: ImageRef, made: Path) -> None:
+    warm = Warm(tmp_path / "warm", guest_image, templates=False)
+    assert run_and_delete(warm, made, "c") == ("cold", [])
+    assert makers() == []
+    assert not warm.store.exists()
+
+
+@pytest.mark.parametrize("how", ["truncated", "open to others", "refused by QEMU"])
+def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
+    how: str, warm: Warm, watch: Watch, made: Path
+) -> None:
+    warm.make_template()
+    (key,) = warm.keys()
+    before = (warm.store / key).stat().st_ino
+    if how == "truncated":
+        os.truncate(warm.store / key / templates.MEMORY, 1 << 20)
+    elif how == "open to others":
+        (warm.store / key / templates.STATE).chmod(0o644)
+    else:
+        overwrite(warm.store / key / templates.STATE)
+    begun, warnings = run_and_delete(warm, made, "c")
+    assert begun == "cold"
+    assert len(warnings) == 1, warnings
+    words = {
+        "truncated": "memory is not what was written",
+        "open to others": "not private to this user",
+        "refused by QEMU": "booting cold, the template is of no use",
+    }
+    assert words[how] in warnings[0]
+    if how == "refused by QEMU":  # known too late for this start to begin a maker: the next one does
+        assert warm.keys() == []
+        assert run_and_delete(warm, made, "next") == ("cold", [])
+    assert warm.await_template() == key
+    assert (warm.store / key).stat().st_ino != before
+    assert run_and_delete(warm, made, "d") == ("warm", [])
+    watch.assert_nothing_left()
+
+
+def test_memory_that_rotted_fails_one_start_and_is_removed(warm: Warm, watch: Watch, made: Path) -> None:
+    warm.make_template()
+    overwrite(warm.store / warm.keys()[0] / templates.MEMORY)
+    failed = warm.runtime.try_create("c", made)
+    assert failed.status == 1
+    assert "the virtual machine" in failed.line
+    assert warm.keys() == []
+    assert run_and_delete(warm, made, "d")[0] == "cold"
+    warm.await_template()
+    watch.assert_nothing_left()
+
+
+def test_a_maker_killed_in_the_middle_leaves_a_directory_that_prune_removes(
+    warm: Warm, watch: Watch, made: Path
+) -> None:
+    assert run_and_delete(warm, made, "c")[0] == "cold"
+    (maker,) = makers()
+    vmm = virtual_machine_of(maker)
+    kill(maker)
+    await_end(vmm)
+    watch.assert_nothing_left()
+    assert warm.keys() == []
+    assert [name for name in os.listdir(warm.store) if name.startswith("tmp-")]
+    assert warm.bz("template", "prune").status == 0
+    assert sorted(os.listdir(warm.store)) == ["lock", "maker.log"]
+
+
+def test_bz_template_shows_makes_and_removes(warm: Warm, watch: Watch) -> None:
+    assert warm.bz("template", "ls").out.splitlines()[1:] == []
+    made = warm.bz("template", "make", "--vcpus", "2", "--memory", "256")
+    assert made.status == 0, made.err
+    assert "made template" in made.out
+    assert "is there" in warm.bz("template", "make", "--vcpus=2", "--memory=256").out
+    (row,) = warm.bz("template", "ls").out.splitlines()[1:]
+    (key,) = warm.keys()
+    assert row.startswith(key[:12])
+    assert "256 MiB" in row
+    assert warm.bz("template", "rm", "zz").line == "bz: no such template: 'zz'"
+    assert warm.bz("template", "rm", key[:12]).status == 0
+    assert warm.keys() == []
+    assert "must be 128 to" in warm.bz("template", "make", "--memory", "3").line
+    watch.assert_nothing_left()
+
+
+def test_a_template_that_cannot_be_made_is_one_line(tmp_path: Path, guest_image: ImageRef) -> None:
+    warm = Warm(tmp_path / "warm", guest_image, kernel="/nonexistent/kernel")
+    failed = warm.bz("template", "make")
+    assert failed.status == 1
+    assert failed.line.startswith("bz: cannot make a template: ")
+    assert "Traceback" not in failed.err
+
+
+def test_a_store_that_cannot_be_written_does_not_stop_a_start(warm: Warm, made: Path) -> None:
+    warm.store.write_text("a file where the store should be")
+    begun, warnings = run_and_delete(warm, made, "c")
+    assert begun == "cold"
+    assert len(warnings) == 1
+    assert "no template will be made" in warnings[0]

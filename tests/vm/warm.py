@@ -1,0 +1,100 @@
+"""A runtime with settings and a template store of its own, so that tests may break templates."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from bufferzone.image import templates
+from bufferzone.model import ImageRef
+from vm.private import words
+from vm.verbs import PROGRAM, Result, Runtime, await_true
+
+MAKE_S = 120.0  # a template on a busy machine
+
+
+class Warm:
+    """`settings` become rows of config.toml; `directory` holds state and store and is private to the test."""
+
+    def __init__(self, directory: Path, image: ImageRef, **settings: object) -> None:
+        directory.mkdir(exist_ok=True)
+        rows = {"image": image.directory, "image_store": str(directory / "images"), **settings}
+        path = directory / "config.toml"
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items()))
+        self.store = directory / "templates"
+        self._before = words(settings=str(path))
+        self.runtime = Runtime(directory / "root", self._before)
+
+    def bz(self, *arguments: str) -> Result:
+        """`bz ARGUMENTS`."""
+        command = [*self._before, str(Path(PROGRAM).with_name("bz")), "--root", str(self.runtime.root)]
+        done = subprocess.run(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=MAKE_S,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def make_template(self) -> None:
+        """Make it in the foreground."""
+        made = self.bz("template", "make")
+        assert made.status == 0, made.err
+
+    def keys(self) -> list[str]:
+        return [row["key"] for row in templates.listing(str(self.store))]
+
+    def await_template(self) -> str:
+        """Wait until there is exactly one and no maker is left; its key."""
+        await_true(lambda: self.keys() and not makers(), "a template", MAKE_S)
+        (key,) = self.keys()
+        return key
+
+    def begun(self, id: str) -> str:
+        """`warm` or `cold`."""
+        return str(self.runtime.state(id)["annotations"]["bufferzone.start"])
+
+    def warnings(self, id: str) -> list[str]:
+        """What the shim logged about the template."""
+        lines = (self.runtime.root / id / "shim.log").read_text().splitlines()
+        return [line for line in lines if "template" in line]
+
+
+def makers() -> list[int]:
+    """Processes of this test that make a template, or wait for the word; `leftovers` looks past them."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if _makes_template(pid) and _is_ours(pid)]
+
+
+def _makes_template(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0template\0")
+    except OSError:
+        return False
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it descends from this process, a subreaper."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def open_files(pid: int) -> list[str]:
+    """What the process has open, by name."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except FileNotFoundError:
+            continue
+    return found
