@@ -174,7 +174,7 @@ class _Starter:
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
-        vm = spec_of(self._machine, self._name, channels, shares=(shared,))
+        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,))
         vmm = self._qemu(stack, vm, channels)
         self._timeline.enter("boot the guest")
         return _Started(vmm, daemon, channels, restored=False)
@@ -186,7 +186,7 @@ class _Starter:
         size = self._machine.memory_mib << 20
         memory, memory_fd = ram.make_file(_make_directory(self._directory, "memory"), size, self._uids.vmm)
         stack.callback(os.close, memory_fd)
-        vm = spec_of(self._machine, self._name, channels, shares=(shared,), in_file=True, restored=True)
+        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,), in_file=True, restored=True)
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)

@@ -50,7 +50,7 @@ class Channels:
         pairs = [socket.socketpair() for _ in range(3)]
         (self.agent, agent_there), (self._console, console_there), (self.control, control_there) = pairs
         self._remote = (agent_there, console_there, control_there)
-        self.agent_fd, self.console_fd, self.control_fd = (sock.fileno() for sock in self._remote)
+        self.ends = (agent_there.fileno(), console_there.fileno(), control_there.fileno())
         for near, far in pairs:
             stack.callback(near.close)
             stack.callback(far.close)
@@ -108,13 +108,17 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
 def spec_of(
     machine: Machine,
     name: str,
-    channels: Channels,
+    ends: tuple[int, int, int],
     *,
     shares: tuple[Share, ...] = (),
     in_file: bool = False,
     restored: bool = False,
 ) -> VmSpec:
-    """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root."""
+    """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root.
+
+    `ends` are QEMU's descriptors: agent, console, control.
+    """
+    agent_fd, console_fd, control_fd = ends
     return VmSpec(
         name=name,
         vcpus=machine.vcpus,
@@ -123,9 +127,9 @@ def spec_of(
         kernel_path=driver.KERNEL_PATH,
         initrd_path=driver.INITRD_PATH,
         kernel_arguments=machine.kernel_arguments,
-        agent_fd=channels.agent_fd,
-        console_fd=channels.console_fd,
-        control_fd=channels.control_fd,
+        agent_fd=agent_fd,
+        console_fd=console_fd,
+        control_fd=control_fd,
         shares=shares,
         memory_path=driver.MEMORY_PATH if in_file else "",
         restored=restored,
@@ -136,19 +140,7 @@ def template_key(machine: Machine) -> str:
     """The name of the template for this shape: image, QEMU and firmware files, command line, CPU."""
     program = driver.find_program()
     firmware, binds = driver.find_firmware()
-    blank = VmSpec(
-        name="template",
-        vcpus=machine.vcpus,
-        memory_mib=machine.memory_mib,
-        accelerator=machine.accelerator,
-        kernel_path=driver.KERNEL_PATH,
-        initrd_path=driver.INITRD_PATH,
-        kernel_arguments=machine.kernel_arguments,
-        agent_fd=3,
-        console_fd=4,
-        control_fd=5,
-        memory_path=driver.MEMORY_PATH,
-    )
+    blank = spec_of(machine, "template", (3, 4, 5), in_file=True)
     return templates.key_of(
         {
             "version": TEMPLATE_VERSION,

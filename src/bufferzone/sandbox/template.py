@@ -181,7 +181,7 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         stack.callback(os.close, memory_fd)
         channels = Channels(stack)
         vmm = driver.start(
-            spec_of(machine, "template", channels, in_file=True),
+            spec_of(machine, "template", channels.ends, in_file=True),
             driver.Confinement(uid=uids.vmm, gid=uids.vmm),
             kernel=machine.kernel,
             initrd=machine.initrd,
