@@ -83,8 +83,8 @@ def _child(job: Job, tell: int) -> int:
         os.setsid()
         _enter_network(job.network)
         with (
-            Client.connect(job.directory) as client,
-            Client.connect(job.directory) as control,
+            _connect(job) as client,
+            _connect(job) as control,
             _Signals() as incoming,
         ):
             terminal = console.open_pty(job.console_socket, job.size) if job.terminal else -1
@@ -122,8 +122,8 @@ def attach(job: Job, started: Callable[[Client], None]) -> int:
     """
     with (
         _Signals() as incoming,
-        Client.connect(job.directory) as client,
-        Client.connect(job.directory) as control,
+        _connect(job) as client,
+        _connect(job) as control,
     ):
         fds, uris = ([0, 1], ("fd:0", "fd:1", "")) if job.terminal else ([0, 1, 2], _STDIO)
         if not job.terminal:
@@ -134,6 +134,16 @@ def attach(job: Job, started: Callable[[Client], None]) -> int:
             job.begin(client, uris, fds)
             started(client)
             return _stand_in(job, client, control, incoming, 0, 2)
+
+
+def _connect(job: Job) -> Client:
+    """A connection to a shim that answered a moment ago: where nobody listens now, it has ended since."""
+    try:
+        return Client.connect(job.directory)
+    except HostError as error:
+        if error.code != "shim-gone":
+            raise
+        raise VmmError(f"the shim ended before it answered: {error.message}", code="shim-ended") from error
 
 
 def _enter_network(network: str | None) -> None:
