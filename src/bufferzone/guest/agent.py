@@ -13,7 +13,7 @@ from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
-from bufferzone.guest.settled import settle_down
+from bufferzone.guest.settled import scrub, settle_down
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
@@ -99,6 +99,11 @@ class Agent:
     def _settle(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
         return wire.SettleResponse(free=0 if self._hosted else settle_down())
+
+    def _scrub(self, request: Message, reply: Reply) -> Message:
+        if not self._hosted:
+            scrub()
+        return Empty()
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
         options = mountoptions.parse(request.options)

@@ -199,7 +199,8 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
         client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
         settled = client.call("Settle", Empty(), agent.SettleResponse, timeout_s=60)
-        snapshot.squeeze(vmm, memory=size, free=min(settled.free, size))
+        with snapshot.squeezed(vmm, memory=size, free=min(settled.free, size)):
+            client.call("Scrub", Empty(), Empty, timeout_s=60)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         state_fd = os.open(os.path.join(directory, templates.STATE), flags, 0o600)
         stack.callback(os.close, state_fd)

@@ -8,11 +8,14 @@ after loading, before the guest runs. Source: QEMU 7.2 docs/devel/migration.rst,
 from __future__ import annotations
 
 import select
+from contextlib import contextmanager
 
 from bufferzone.errors import VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bufferzone.model import Share
     from bufferzone.vmm.driver import Vmm
 
@@ -23,16 +26,19 @@ _KEPT_FREE = 24 << 20
 _BALLOON_TRIES = 50
 
 
-def squeeze(vmm: Vmm, *, memory: int, free: int) -> None:
-    """Take `free` bytes of the guest's `memory` out of the memory file: inflate the balloon, and deflate it.
+@contextmanager
+def squeezed(vmm: Vmm, *, memory: int, free: int) -> Iterator[None]:
+    """Take `free` bytes of the guest's `memory` out of the memory file: the balloon is full in the block.
 
     Page reporting would do it by itself, but in blocks of 2 MiB and a sixteenth of them every two seconds.
     A guest that takes too long gets its memory back early. Raises `VmmError`.
     """
     wanted = memory - max(0, free - _KEPT_FREE)
-    for target in (wanted, memory):
-        vmm.qmp.execute("balloon", {"value": target})
-        _await_balloon(vmm, target)
+    vmm.qmp.execute("balloon", {"value": wanted})
+    _await_balloon(vmm, wanted)
+    yield
+    vmm.qmp.execute("balloon", {"value": memory})
+    _await_balloon(vmm, memory)
 
 
 def _await_balloon(vmm: Vmm, target: int) -> None:

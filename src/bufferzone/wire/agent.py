@@ -199,6 +199,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
     "Clock": (ClockRequest, Empty),
     "Settle": (Empty, SettleResponse),
+    "Scrub": (Empty, Empty),
     "Mount": (MountRequest, Empty),
     "Create": (CreateRequest, PidResponse),
     "Start": (ProcessRef, Empty),
