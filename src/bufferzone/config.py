@@ -4,6 +4,7 @@
     ~/.config/bufferzone/config.toml, for everybody but root
 
 Later files win. An unknown key, a wrong type or a value out of range is an error that names file and key.
+A key with a dot is one of a TOML table: `pool.size`, or `size` below `[pool]`.
 What a bundle may change about them is in `oci.overrides`: the table's annotation column says what.
 """
 
@@ -31,10 +32,22 @@ class ConfigError(CallerError):
 class Setting:
     """One row: key, kind (int, str, bool, path, list), default, limits, the annotation that may set it, help.
 
-    `open` says whether the annotation works without being listed in `allow_annotations`.
+    `open` says whether the annotation works without being listed in `allow_annotations`. `name` is the key as
+    an attribute of `Settings`.
     """
 
-    __slots__ = ("annotation", "choices", "default", "help", "key", "kind", "maximum", "minimum", "open")
+    __slots__ = (
+        "annotation",
+        "choices",
+        "default",
+        "help",
+        "key",
+        "kind",
+        "maximum",
+        "minimum",
+        "name",
+        "open",
+    )
 
     def __init__(
         self,
@@ -49,6 +62,7 @@ class Setting:
         open: bool = False,
     ) -> None:
         self.key, self.kind, self.default, self.help = key, kind, default, help
+        self.name = key.replace(".", "_")
         self.minimum, self.maximum = limits
         self.choices = choices
         self.annotation = PREFIX + annotation if annotation else ""
@@ -103,6 +117,12 @@ TABLE: tuple[Setting, ...] = (
         annotation="templates",
         open=True,
     ),
+    Setting(
+        "pool.size", "int", 0, "VMs per shape that wait for a container, frozen; 0: none", limits=(0, 64)
+    ),
+    Setting(
+        "pool.idle_s", "int", 600, "seconds without a start after which the pool ends", limits=(1, 1 << 30)
+    ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
     Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
 )
@@ -123,13 +143,15 @@ class Settings:
     vmm: str
     boot_timeout_s: int
     templates: bool
+    pool_size: int
+    pool_idle_s: int
     image_store: str
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:
         for row in TABLE:
-            value = values.pop(row.key, row.default)
-            self.__dict__[row.key] = list(value) if row.kind == "list" else value
+            value = values.pop(row.name, row.default)
+            self.__dict__[row.name] = list(value) if row.kind == "list" else value
         if values:
             raise TypeError(f"no setting {sorted(values)[0]!r}")
         self.image_store = self.image_store or default_image_store()
@@ -180,7 +202,7 @@ def load(paths: Iterable[str] | None = None) -> Settings:
     values: dict[str, Any] = {}
     for path in default_paths() if paths is None else paths:
         values.update(_read_file(path))
-    return Settings(**values)
+    return Settings(**{ROWS[key].name: value for key, value in values.items()})
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -193,6 +215,7 @@ def _read_file(path: str) -> dict[str, Any]:
         raise HostError(f"{path}: {error.strerror}", code="config-unreadable") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    found = _flat(found)
     for key, value in found.items():
         if key not in ROWS:
             hint = "known: " + ", ".join(ROWS)
@@ -201,6 +224,17 @@ def _read_file(path: str) -> dict[str, Any]:
         if reason:
             raise ConfigError(f"{path}: {key}: {reason}")
     return found
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Any]:
+    """Tables as keys with a dot; one that is empty stays, to be found unknown or of the wrong type."""
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and value and key not in ROWS:
+            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
+        elif value != {} or not any(known.startswith(f"{key}.") for known in ROWS):
+            flat[key] = value
+    return flat
 
 
 def fault(row: Setting, value: Any) -> str:

@@ -21,18 +21,23 @@ def test_without_files_the_table_holds():
     settings = config.load([])
     for row in config.TABLE:
         if row.key != "image_store":
-            assert getattr(settings, row.key) == row.default
+            assert getattr(settings, row.name) == row.default
     assert settings.image_store.startswith("/")
 
 
 def test_every_row_has_a_typed_attribute_and_a_default_that_fits():
-    assert set(config.Settings.__annotations__) == {row.key for row in config.TABLE}
+    assert set(config.Settings.__annotations__) == {row.name for row in config.TABLE}
     assert [row.key for row in config.TABLE if config.fault(row, row.default)] == []
 
 
 def test_later_files_win(tmp_path):
     settings = loaded(tmp_path, 'vcpus = 2\nkvm = "require"', "vcpus = 3")
     assert (settings.vcpus, settings.kvm) == (3, "require")
+
+
+def test_a_key_with_a_dot_is_one_of_a_table(tmp_path):
+    settings = loaded(tmp_path, "[pool]\nsize = 2\nidle_s = 5", "pool.size = 3", "[pool]")
+    assert (settings.pool_size, settings.pool_idle_s) == (3, 5)
 
 
 def test_settings_do_not_share_their_lists():
@@ -44,6 +49,11 @@ def test_settings_do_not_share_their_lists():
     ("text", "message"),
     [
         ("vcpu = 2", "vcpu: unknown setting"),
+        ("[pool]\ndepth = 2", "pool.depth: unknown setting"),
+        ("[lake]", "lake: unknown setting"),
+        ("pool = 2", "pool: unknown setting"),
+        ("pool.size = 65", "pool.size: must be 0 to 64, got 65"),
+        ("vcpus = { a = 1 }", "vcpus: expected a whole number, got {'a': 1}"),
         ('vcpus = "2"', "vcpus: expected a whole number, got '2'"),
         ("vcpus = true", "vcpus: expected a whole number, got True"),
         ("vcpus = 0", "vcpus: must be 1 to 64, got 0"),

@@ -151,3 +151,39 @@ def test_a_call_with_a_limit_gives_up_and_the_late_answer_hurts_nobody(pair):
     guest.reply(stream, agent.WaitResponse(exit_status=2))
     call["join"]()
     assert call["value"].exit_status == 2
+
+
+def test_before_the_reader_runs_a_call_reads_for_itself_and_the_reader_goes_on_where_it_stopped():
+    host, other = socket.socketpair()
+    other.settimeout(20)
+    client, guest = AgentClient(host), Guest(other)
+    try:
+        other.sendall(ttrpc.encode_frame(1, ttrpc.RESPONSE, ttrpc.Response().encode())[:7])
+        with pytest.raises(VmmError, match="did not answer Hello within"):
+            client.call("Hello", Empty(), agent.HelloResponse, timeout_s=0.05)
+        rest = ttrpc.encode_frame(1, ttrpc.RESPONSE, ttrpc.Response().encode())[7:]
+        answer = ttrpc.Response(payload=agent.HelloResponse(kernel="6.1").encode())
+        other.sendall(rest + ttrpc.encode_frame(3, ttrpc.RESPONSE, answer.encode()) + b"\0\0")
+        assert client.call("Hello", Empty(), agent.HelloResponse).kernel == "6.1"
+        client.start()
+        call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+        for expected in (1, 3):
+            assert guest.request()[0] == expected
+        stream, _ = guest.request()
+        reply = ttrpc.Response(payload=agent.WaitResponse(exit_status=7).encode())
+        other.sendall(ttrpc.encode_frame(stream, ttrpc.RESPONSE, reply.encode())[2:])
+        call["join"]()
+        assert call["value"].exit_status == 7
+    finally:
+        client.close()
+        other.close()
+
+
+def test_a_channel_that_ends_before_the_reader_runs_fails_the_call_at_once():
+    host, other = socket.socketpair()
+    client = AgentClient(host)
+    other.close()
+    with pytest.raises(VmmError) as caught:
+        client.call("Hello", Empty(), agent.HelloResponse, timeout_s=20)
+    assert caught.value.code == "agent-lost"
+    client.close()

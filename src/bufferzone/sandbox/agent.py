@@ -66,6 +66,7 @@ class AgentClient:
         self._next_stream = 1
         self._lost: VmmError | None = None
         self._broken: Callable[[VmmError], None] = self.lose
+        self._frames = ttrpc.FrameReader()
         self._thread = threading.Thread(target=self._read_forever, name="agent", daemon=True)
 
     def when_broken(self, action: Callable[[VmmError], None]) -> None:
@@ -75,7 +76,9 @@ class AgentClient:
         self._broken = action
 
     def start(self) -> None:
-        """Start reading replies; threads come after the helpers were forked."""
+        """Start reading replies; threads come after the helpers were forked. Until then each call reads for
+        itself, and there may be only one at a time.
+        """
         self._thread.start()
 
     def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float = 0) -> Reply:
@@ -93,6 +96,8 @@ class AgentClient:
         except OSError as error:
             self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
             sent = True
+        if self._thread.ident is None:
+            self._read_until(call, end)
         if not (sent and call.done.wait(_left(end))):
             with self._lock:
                 self._calls.pop(stream, None)
@@ -164,17 +169,32 @@ class AgentClient:
             self._send_lock.release()
 
     def _read_forever(self) -> None:
-        frames = ttrpc.FrameReader()
+        while self._read_once():
+            pass
+
+    def _read_until(self, call: _Call, end: float | None) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        while not call.done.is_set():
+            left = _left(end)
+            if not poll.poll(None if left is None else left * 1000) or not self._read_once():
+                return
+
+    def _read_once(self) -> bool:
+        """Wait for bytes and deliver the answers in them; False when the connection has ended."""
         try:
-            while data := self._sock.recv(_RECEIVE):
-                for frame in frames.feed(data):
-                    self._deliver(frame)
+            data = self._sock.recv(_RECEIVE)
+            for frame in self._frames.feed(data):
+                self._deliver(frame)
+            if data:
+                return True
             reason = "the agent channel was closed"
         except (ttrpc.ProtocolError, DecodeError) as error:
             reason = f"the agent sent bytes that are not ttrpc: {error}"
         except OSError as error:
             reason = f"the agent channel broke: {error.strerror}"
         self._broken(VmmError(reason, code="agent-lost"))
+        return False
 
     def _deliver(self, frame: ttrpc.Frame) -> None:
         if frame.type != ttrpc.RESPONSE:

@@ -51,15 +51,15 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
         warm = _Warm(stack, machine, settings, log)
-        left = _Leftovers(directory)
+        left = Leftovers(directory)
         if cgroup:
             joined = cgroups.join(cgroup, os.getpid())
             stack.callback(cgroups.leave_and_remove, joined, os.getpid())
             left.add_cgroups(joined)
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(RUN_DIRECTORY))
-        tree = stack.enter_context(share.Tree(_make_directory(directory, "share")))
-        starter = _Starter(container_id, machine, directory, uids, tree, left, timeline)
+        tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
+        starter = Starter(container_id, machine, directory, uids, tree, left, timeline)
         started = starter.start(stack, warm)
         warm.let_go()
         sandbox = Sandbox(
@@ -135,14 +135,14 @@ class _Warm:
             templates.remove(self._store, self._came_from)
 
 
-class _Started:
+class Started:
     """A VMM and its virtiofsd, just started or restored."""
 
     def __init__(self, vmm: Vmm, daemon: Child, channels: Channels, *, restored: bool) -> None:
         self.vmm, self.daemon, self.channels, self.restored = vmm, daemon, channels, restored
 
 
-class _Starter:
+class Starter:
     """Starts virtiofsd and QEMU, restored from the template where there is one, else cold."""
 
     def __init__(
@@ -152,39 +152,40 @@ class _Starter:
         directory: str,
         uids: jail.UidLease,
         tree: share.Tree,
-        left: _Leftovers,
+        left: Leftovers,
         timeline: Timeline,
     ) -> None:
         self._name, self._machine, self._directory = name, machine, directory
         self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
 
-    def start(self, stack: ExitStack, warm: _Warm) -> _Started:
+    def start(self, stack: ExitStack, warm: _Warm) -> Started:
         """Start; what it takes is given back by `stack`. A template that fails is worth one warning."""
         if warm.template is not None:
             try:
                 with ExitStack() as attempt:
-                    started = self._restore(attempt, warm.template)
+                    started = self.restore(attempt, warm.template)
                     stack.push(attempt.pop_all())
                     return started
             except (VmmError, HostError) as error:
                 warm.refused(error)
         return self._cold(stack)
 
-    def _cold(self, stack: ExitStack) -> _Started:
+    def _cold(self, stack: ExitStack) -> Started:
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
         vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,))
         vmm = self._qemu(stack, vm, channels)
         self._timeline.enter("boot the guest")
-        return _Started(vmm, daemon, channels, restored=False)
+        return Started(vmm, daemon, channels, restored=False)
 
-    def _restore(self, stack: ExitStack, found: templates.Template) -> _Started:
+    def restore(self, stack: ExitStack, found: templates.Template) -> Started:
+        """Start from the template, the guest running when this returns; raises `VmmError` or `HostError`."""
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
         size = self._machine.memory_mib << 20
-        memory, memory_fd = ram.make_file(_make_directory(self._directory, "memory"), size, self._uids.vmm)
+        memory, memory_fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
         stack.callback(os.close, memory_fd)
         vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,), in_file=True, restored=True)
         vmm = self._qemu(stack, vm, channels, memory)
@@ -200,7 +201,7 @@ class _Starter:
         snapshot.plug_share(vmm, shared, qemu.SHARE_PORT)
         snapshot.resume(vmm)
         self._timeline.enter("wake the guest")
-        return _Started(vmm, daemon, channels, restored=True)
+        return Started(vmm, daemon, channels, restored=True)
 
     def _virtiofsd(self, stack: ExitStack) -> tuple[Child, Share]:
         self._timeline.enter("start virtiofsd")
@@ -234,8 +235,8 @@ class _Starter:
         return vmm
 
 
-class _Leftovers:
-    """leftovers.json, rewritten at every step that leaves something behind."""
+class Leftovers:
+    """leftovers.json in `directory`, rewritten at every step that leaves something behind."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -243,10 +244,12 @@ class _Leftovers:
         self._cgroups: list[str] = []
 
     def add_process(self, pid: int) -> None:
+        """One that has to end with the sandbox."""
         self._processes.append([pid, state.process_start(pid)])
         self._write()
 
     def add_cgroups(self, directories: list[str]) -> None:
+        """Directories to remove."""
         self._cgroups += directories
         self._write()
 
@@ -265,7 +268,8 @@ def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, st
     }
 
 
-def _make_directory(parent: str, name: str) -> str:
+def make_directory(parent: str, name: str) -> str:
+    """PARENT/NAME, made where it is missing, for helpers to pass through; raises `HostError`."""
     path = os.path.join(parent, name)
     try:
         os.makedirs(path, 0o711, exist_ok=True)
