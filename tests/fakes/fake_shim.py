@@ -172,6 +172,14 @@ class FakeShim:
         value = metrics.from_counters({"memory.current": 4096, "cpu.usage_usec": 7, "pids.current": 2})
         return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
 
+    def do_waitoom(self, request, fds, pid):
+        process = self.find("")
+        if "hit" in process.args and request.seen == 0 and request.timeout_ms:
+            return shim.OomResponse(count=1)
+        if request.timeout_ms:
+            process.exited.wait(request.timeout_ms / 1000)
+        return shim.OomResponse(count=request.seen, ended=process.exited.is_set())
+
     def do_shutdown(self, request, fds, pid):
         return Empty()
 

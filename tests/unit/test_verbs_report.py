@@ -64,6 +64,15 @@ def test_events_once_is_one_line_of_runcs_json(running):
     assert found["data"]["pids"]["current"] == 2
 
 
+def test_events_tells_of_a_kill_at_once_and_ends_with_the_container(bz):
+    bz.create("one", bz.bundle("sleep", "hit"))
+    bz("start", "one")
+    with subprocess.Popen(bz.command("events", "one"), env={}, stdout=subprocess.PIPE, text=True) as events:
+        assert [json.loads(events.stdout.readline())["type"] for _ in range(2)] == ["stats", "oom"]
+        bz("kill", "one", "KILL")
+        assert events.wait(DEADLINE_S) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("2us", 2e-6)]
 )

@@ -178,11 +178,13 @@ class Process:
 
     def _describe_exit(self, status: int) -> wire.WaitResponse:
         code = os.waitstatus_to_exitcode(status)
+        kills = self._cgroup.oom_kills()
         return wire.WaitResponse(
             exit_status=code if code >= 0 else 128 - code,
             signal=max(0, -code),
             exited_at_ns=time.time_ns(),
-            oom=code == -9 and self._cgroup.oom_kills() > self._oom_before,
+            oom=code == -9 and kills > self._oom_before,
+            oom_kills=kills,
         )
 
     def _tell_failure(self, before: str) -> None:

@@ -135,7 +135,7 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
         server = Server(listener, _services(tasks, sandbox), _log)
         server.start()
-        threading.Thread(target=tasks.watch_oom, name="oom", daemon=True).start()
+        threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
         os.write(ready, b"ready\n")
         os.close(ready)
@@ -158,7 +158,12 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     def counters(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
         return sandbox.agent.call("Stats", request, agent.StatsResponse)
 
-    own: dict[str, Handler] = {"Processes": tasks.processes, "Info": info, "Metrics": counters}
+    own: dict[str, Handler] = {
+        "Processes": tasks.processes,
+        "Info": info,
+        "Metrics": counters,
+        "WaitOom": tasks.oom.wait,
+    }
     methods = tasks.methods()
     return {
         task.SERVICE: methods,

@@ -50,6 +50,7 @@ class Process:
         self.status = task.CREATED
         self.exit_status = 0
         self.exited_at_ns = 0
+        self.oom_kills = 0  # of the whole container, by the time of the end
         self.exited = threading.Event()
         self.transition = threading.Lock()  # held while the status changes and the change is told
         self.spec = b""  # an exec's process, until it is started
@@ -93,7 +94,7 @@ class Process:
         failure = ""
         try:
             reply = client.call("Wait", self.ref, agent.WaitResponse)
-            status = min(reply.exit_status, 255)
+            status, self.oom_kills = min(reply.exit_status, 255), reply.oom_kills
         except BufferzoneError as error:
             failure, status = error.line(), KILLED
         self.end(status, failure, finished)

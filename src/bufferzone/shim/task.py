@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
+from bufferzone.shim.oom import OomTeller
 from bufferzone.shim.process import Process, check_spec
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _SIGKILL = 9
 _OBEY_S = 10.0
-_OOM_PAUSE_S = 1.0  # a guest that answers at once for ever would fill the queue of events
 
 
 class TaskService:
@@ -54,6 +53,7 @@ class TaskService:
         self._events = publisher
         self._ended = ended
         self._table = Table()
+        self.oom = OomTeller(self._table, publisher)
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
@@ -342,21 +342,11 @@ class TaskService:
             pass  # the VM is gone, or the exec was never started
         self._table.forget(process)
 
-    def watch_oom(self) -> None:
-        """Publish the guest's out-of-memory kills until the VM ends; runs in a thread of its own."""
-        try:
-            while True:
-                for container_id in set(self._sandbox.agent.call("WaitOom", Empty(), agent.OomEvents).ids):
-                    if self._table.container(container_id) is not None:
-                        self._events.publish(task.TaskOOM(container_id=container_id))
-                time.sleep(_OOM_PAUSE_S)
-        except BufferzoneError:
-            pass  # the sandbox has ended
-
     def _finished(self, process: Process, failure: str) -> None:
         ref = process.ref
         if not ref.exec_id:
             self._wait_for_execs(ref.id)
+            self.oom.ended(process)
             container = self._table.container(ref.id)
             if container is not None:
                 with contextlib.suppress(HostError):  # a full disk: it is told when the shim has ended
@@ -378,6 +368,7 @@ class TaskService:
         container = self._table.take_container(process.ref.id)
         if container is not None:
             self._sandbox.delete(container)
+            self.oom.forget(container.id)
             self._sandbox.run_hooks(container, "poststop", self._records.text(container, "stopped"))
 
     def _publish_create(self, process: Process, request: task.CreateTaskRequest) -> None:

@@ -115,12 +115,13 @@ class SignalRequest(Message):
 
 class WaitResponse(Message):
     """How a process ended: `exit_status` 0-255 (128+n for signal n), `signal` n or 0, `oom` when the OOM
-    killer did it."""
+    killer did it, `oom_kills` how often it has hit the container by then."""
 
     exit_status: int = uint(1)
     signal: int = uint(2)
     exited_at_ns: int = sint(3)
     oom: bool = boolean(4)
+    oom_kills: int = uint(5)
 
 
 class ReadRequest(Message):

@@ -183,9 +183,9 @@ def to_events(metrics: Metrics) -> dict[str, Any]:
                 "max": memory.max_usage,
                 "failcnt": events.oom,
             },
-            "swap": {
-                "limit": memory.swap_limit,
-                "usage": memory.swap_usage,
+            "swap": {  # with memory in it, as on cgroup v1: runc adds them up too
+                "limit": min(memory.usage_limit + memory.swap_limit, UNLIMITED),
+                "usage": memory.usage + memory.swap_usage,
                 "max": memory.swap_max_usage,
                 "failcnt": 0,
             },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bufferzone.wire import agent
-from bufferzone.wire.proto import Empty, Message, blob
+from bufferzone.wire.proto import Empty, Message, blob, boolean, string, uint
 
 SERVICE = "bufferzone.shim.v1.Shim"
 
@@ -16,10 +16,26 @@ class InfoResponse(Message):
     json: bytes = blob(1)
 
 
+class OomRequest(Message):
+    """Wait until the container has more out-of-memory kills than `seen`, at most `timeout_ms`."""
+
+    id: str = string(1)
+    seen: int = uint(2)
+    timeout_ms: int = uint(3)
+
+
+class OomResponse(Message):
+    """How many there were; `ended`: the container has, so there will be no more."""
+
+    count: int = uint(1)
+    ended: bool = boolean(2)
+
+
 #: method name -> (request, response). `Processes` is the guest's own process table of a container,
-#: `Metrics` the guest cgroup's counters as the agent names them.
+#: `Metrics` the guest cgroup's counters as the agent names them, `WaitOom` its out-of-memory kills.
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Processes": (agent.ProcessRef, agent.PidsResponse),
     "Info": (Empty, InfoResponse),
     "Metrics": (agent.ProcessRef, agent.StatsResponse),
+    "WaitOom": (OomRequest, OomResponse),
 }

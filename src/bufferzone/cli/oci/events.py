@@ -1,4 +1,6 @@
-"""`events`: resource usage of a container in runc's JSON, once or at an interval."""
+"""`events`: resource usage of a container in runc's JSON, once or at an interval, and a line for every
+out-of-memory kill.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import time
 from bufferzone import state
 from bufferzone.cli import container
 from bufferzone.cli.flags import Flag, shown
-from bufferzone.errors import StateError, UsageError
-from bufferzone.wire import metrics, task
+from bufferzone.errors import BufferzoneError, UsageError
+from bufferzone.wire import metrics, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ DESCRIPTION = "The numbers are those of the container's cgroup in the guest; the
 WORDS = (1, 1)
 INTERSPERSED = True
 
+_MOST_LINES = 10
+_ASK_S = 5.0  # the shim is asked again after this: a killed `events` holds nothing there for longer
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -32,16 +36,41 @@ def run(options: Options, words: list[str]) -> int:
     """Print one line, or a line per interval until the container stops."""
     interval_s = duration_s(options.interval)
     directory = container.find(options, words[0])
+    if options.stats:
+        _print_stats(directory, words[0])
+        return 0
+    known = _kills(directory, words[0], 0, 0).count
     _print_stats(directory, words[0])
-    while not options.stats:
-        time.sleep(interval_s)
-        if not os.path.isdir(directory) or state.status(directory) == state.STOPPED:
-            break
+    while True:
         try:
+            known, ended = _print_kills(directory, words[0], known, time.monotonic() + interval_s)
+            if ended:
+                return 0
             _print_stats(directory, words[0])
-        except StateError:
-            break
-    return 0
+        except BufferzoneError:
+            if os.path.isdir(directory) and state.status(directory) != state.STOPPED:
+                raise
+            return 0
+
+
+def _print_kills(directory: str, id: str, known: int, end: float) -> tuple[int, bool]:
+    """A line per kill beyond the `known` ones until `end`; (how many there are, whether the container
+    ended).
+    """
+    while (left := end - time.monotonic()) > 0:
+        answer = _kills(directory, id, known, min(left, _ASK_S))
+        for _ in range(min(answer.count - known, _MOST_LINES)):
+            container.print_text(json.dumps({"type": "oom", "id": id}) + "\n")
+        known = answer.count
+        if answer.ended:
+            return known, True
+    return known, False
+
+
+def _kills(directory: str, id: str, seen: int, timeout_s: float) -> shim.OomResponse:
+    request = shim.OomRequest(id=id, seen=seen, timeout_ms=int(timeout_s * 1000))
+    answer: shim.OomResponse = container.ask(directory, "WaitOom", request, "events", service=shim.SERVICE)
+    return answer
 
 
 def duration_s(text: str) -> float:
