@@ -6,5 +6,6 @@ from __future__ import annotations
 VERBS = {
     "setup": "build the guest image if it is missing or its inputs changed",
     "template": "list, make or remove the templates that VMs start from",
+    "bench": "measure times and sizes beside those of other runtimes",
     "ps": "show the containers of this user and the VM each runs in",
 }

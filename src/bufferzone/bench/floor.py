@@ -1,0 +1,180 @@
+"""The floor: the same QEMU restores the same template and the same agent runs the same process, and there is
+nothing around it. No verb, no shim, no interpreter to start, no jail, no cgroup, no state, no hooks.
+
+What lies between this and `bufferzone-warm` is ours to make smaller; what lies below it is QEMU's and the
+guest's. QEMU and virtiofsd run with our rights here, so never with a guest that one does not trust.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+from bufferzone import config
+from bufferzone.bench import bundles, programs
+from bufferzone.errors import GuestError, HostError
+from bufferzone.image import templates
+from bufferzone.model import Share
+from bufferzone.sandbox import plan
+from bufferzone.sandbox.agent import AgentClient
+from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
+from bufferzone.sandbox.timeline import Timeline
+from bufferzone.spawn import Child
+from bufferzone.storage import ram, virtiofs
+from bufferzone.vmm import driver, qemu, snapshot
+from bufferzone.vmm.console import BoundedLog, Reader
+from bufferzone.vmm.qmp import Qmp
+from bufferzone.wire import agent
+from bufferzone.wire.proto import Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bufferzone.sandbox.machine import Machine
+
+_ID = "floor"
+_MOUNT_S = 20.0
+_OPEN_FILES = 1024
+
+
+class Floor:
+    """Restores VMs by hand. `directory` is new and ours."""
+
+    def __init__(self, directory: str) -> None:
+        settings = config.load()
+        self._size = plan.VmPlan(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+        os.makedirs(directory)
+        self.machine: Machine = describe(settings, self._size, directory, lambda line: None)
+        self._directory = directory
+        self._template = _open_template(templates.default_store(settings.image_store), self.machine)
+        self._tree = os.path.join(directory, "tree")
+        bundles.make_rootfs(os.path.join(self._tree, plan.share_name(_ID, "rootfs")))
+        spec = bundles.config("rootfs", {})
+        decided = plan.plan_container(spec, container_id=_ID, bundle=directory, tmpfs_size=lambda path: 0)
+        self._request = agent.CreateRequest(id=_ID, spec=decided.guest_spec)
+        self._firmware, self._firmware_name = self._link_firmware()
+        self._log = os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def close(self) -> None:
+        """Let go of the template."""
+        self._template.close()
+        os.close(self._log)
+
+    def _link_firmware(self) -> tuple[str, str]:
+        """A directory that shows QEMU the same firmware files as its jail does."""
+        name, binds = driver.find_firmware()
+        directory = os.path.join(self._directory, "firmware")
+        os.mkdir(directory)
+        for bind in binds:
+            os.symlink(str(bind.source), os.path.join(directory, os.path.basename(bind.target)))
+        return directory, name
+
+    def start(self) -> tuple[float, list[tuple[str, float]]]:
+        """Restore, run the process up to its first byte of stdout, and end it all.
+
+        Returns the milliseconds, and the phases as the boot timeline has them. Raises `BufferzoneError`.
+        """
+        with ExitStack() as stack:
+            begin, timeline = time.perf_counter(), Timeline()
+            timeline.enter("start virtiofsd")
+            share = self._start_virtiofsd(stack)
+            timeline.enter("start QEMU")
+            channels = Channels(stack)
+            memory_fd = self._make_memory(stack)
+            vmm = self._start_qemu(stack, channels, share, memory_fd)
+            timeline.enter("copy memory")
+            ram.copy(self._template.memory_fd, memory_fd)
+            timeline.enter("load the template")
+            vmm.greet()
+            os.lseek(self._template.state_fd, 0, os.SEEK_SET)
+            snapshot.load(vmm, self._template.state_fd)
+            snapshot.plug_share(vmm, share, qemu.SHARE_PORT)
+            snapshot.resume(vmm)
+            timeline.enter("wake the guest")
+            client = AgentClient(channels.agent)
+            stack.callback(client.close)
+            client.start()
+            self._run_process(client, timeline)
+            total_ms = (time.perf_counter() - begin) * 1000
+            vmm.kill()
+        return total_ms, timeline.marks()
+
+    def _run_process(self, client: AgentClient, timeline: Timeline) -> None:
+        """What the shim and its callers ask the agent between a restore and the first byte."""
+        hello = agent.HelloRequest(entropy=os.urandom(64), hostname="bench")
+        answer = client.call("Hello", hello, agent.HelloResponse)
+        offset = time.time_ns() - min(answer.monotonic_ns, 1 << 62)
+        client.call("Clock", agent.ClockRequest(offset_ns=offset), Empty)
+        timeline.enter("mount the share")
+        _mount(client)
+        timeline.enter("create the container")
+        client.call("Create", self._request, agent.PidResponse)
+        timeline.enter("start its process")
+        client.call("Start", agent.ProcessRef(id=_ID), Empty)
+        timeline.enter("first byte")
+        read = agent.ReadRequest(id=_ID, stream=agent.STDOUT, limit=agent.CHUNK)
+        if not client.call("Read", read, agent.ReadResponse).data:
+            raise HostError("the floor's process printed nothing")
+        timeline.finish()
+
+    def _start_virtiofsd(self, stack: ExitStack) -> Share:
+        program = virtiofs.find_program()
+        listener, near = virtiofs.connected_pair(self._directory)
+        with listener:
+            words = virtiofs.argv(program, listener.fileno(), _OPEN_FILES)
+            words = [word.replace(virtiofs.TREE_PATH, self._tree) for word in words]
+            stack.enter_context(self._spawn(words, [listener.fileno()]))
+        stack.enter_context(near)
+        return Share(tag=agent.SHARE_TAG, fd=near.fileno())
+
+    def _make_memory(self, stack: ExitStack) -> int:
+        fd = os.memfd_create("floor", os.MFD_CLOEXEC)
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, self.machine.memory_mib << 20)
+        return fd
+
+    def _start_qemu(self, stack: ExitStack, channels: Channels, share: Share, memory_fd: int) -> driver.Vmm:
+        spec = spec_of(self.machine, _ID, channels.ends, shares=(share,), in_file=True, restored=True)
+        spec = replace(spec, memory_path=f"/proc/self/fd/{memory_fd}")
+        words = qemu.argv(driver.find_program(), spec, firmware=self._firmware_name)
+        words = [self._firmware if word == qemu.FIRMWARE_DIRECTORY else word for word in words]
+        child = self._spawn(words, [*channels.ends, share.fd, memory_fd])
+        silent, writer = os.pipe2(os.O_CLOEXEC)
+        os.close(writer)
+        stderr = Reader("qemu-stderr", silent, BoundedLog())
+        vmm = driver.Vmm(child, Qmp(channels.control), stderr, channels.console_reader(-1))
+        stack.enter_context(vmm)
+        channels.close_remote()
+        vmm.watch()
+        return vmm
+
+    def _spawn(self, words: Sequence[str], fds: Sequence[int]) -> Child:
+        """Start a helper that inherits `fds` under their own numbers."""
+        actions = [(os.POSIX_SPAWN_DUP2, self._log, 1), (os.POSIX_SPAWN_DUP2, self._log, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # to itself: it stays open
+        pid = os.posix_spawn(words[0], list(words), programs.ENVIRONMENT, file_actions=actions, setsid=True)
+        return Child(os.path.basename(words[0]), pid, os.pidfd_open(pid))
+
+
+def _open_template(store: str, machine: Machine) -> templates.Template:
+    found = templates.open_template(store, template_key(machine))
+    if found is None:
+        raise HostError("there is no template of this shape", hint="bz template make", code="no-template")
+    return found
+
+
+def _mount(client: AgentClient) -> None:
+    """Mount the share, asking again until the guest has found its device, as the shim does."""
+    request = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
+    end = time.monotonic() + _MOUNT_S
+    while True:
+        try:
+            client.call("Mount", request, Empty)
+            return
+        except GuestError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.005)

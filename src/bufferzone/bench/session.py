@@ -1,0 +1,169 @@
+"""One run of the benchmark: a place of its own, the runtimes in turn, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from functools import partial
+
+from bufferzone.bench import bundles, machine, measure, programs, report, runtimes
+from bufferzone.bench.floor import Floor
+from bufferzone.bench.measure import Column
+from bufferzone.errors import BufferzoneError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from bufferzone.bench.runtimes import Runtime
+
+    Action = Callable[[Runtime, Column], None]
+
+_PLACE = "/run"
+_QEMU_VERSION = "QEMU emulator version "
+
+
+class Order:
+    """What was asked for: `runs` rounds, the runtimes `only` (empty: all), `sandboxes` to grow to,
+    `parallel` counts, and `minutes` after which no new measurement begins.
+    """
+
+    def __init__(
+        self, *, runs: int, only: Sequence[str], sandboxes: int, parallel: Sequence[int], minutes: int
+    ) -> None:
+        self.runs, self.only, self.sandboxes = runs, list(only), sandboxes
+        self.parallel, self.minutes = list(parallel), minutes
+
+    def options(self) -> dict[str, Any]:
+        """For the report."""
+        return dict(self.__dict__)
+
+
+class Session:
+    """Measures; `progress` gets a line for each step."""
+
+    def __init__(self, order: Order, directory: str, progress: Callable[[str], None]) -> None:
+        self._order, self._directory, self._progress = order, directory, progress
+        self._end = time.monotonic() + order.minutes * 60
+        self._floor: Floor | None = None
+        self.columns: dict[str, Column] = {}
+        self.versions: dict[str, str] = {}
+        self._runtimes: list[Runtime] = []
+
+    def measure(self) -> dict[str, Any]:
+        """All of it; returns the report. Raises `BufferzoneError` when nothing can be measured."""
+        facts = machine.facts(self._directory)
+        self._prepare()
+        facts["qemu_version"] = self._qemu_version(str(facts.get("qemu", "")))
+        self._rounds()
+        for count in self._order.parallel:
+            self._each(f"{count} at once", partial(measure.side_by_side, count=count))
+        if self._order.sandboxes > 1:
+            most = self._order.sandboxes
+            self._each(f"1 to {most}", partial(measure.grow, count=most, deadline=self._end))
+        if self._floor is not None:
+            self._floor.close()
+        return report.build(facts, self._order.options(), self.versions, self.columns)
+
+    def _prepare(self) -> None:
+        rootfs = os.path.join(self._directory, "rootfs")
+        bundles.make_rootfs(rootfs)
+        own = runtimes.write_program(os.path.join(self._directory, "bufferzone"))
+        for name in self._order.only or runtimes.NAMES:
+            self.columns[name] = Column(name)
+            if name == runtimes.FLOOR:
+                continue
+            runtime = runtimes.find(name, own)
+            self.columns[name].reason = runtime.reason
+            if not runtime.reason:
+                runtime.prepare(os.path.join(self._directory, name), rootfs)
+                self.versions[name] = runtimes.read_version(runtime)
+                self._runtimes.append(runtime)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One round of each that does not count: files are cached then, and the template is made."""
+        for runtime in list(self._runtimes):
+            self._try(runtime, Column(""), "warm-up", partial(measure.one_round, id="warm-up"))
+        if runtimes.FLOOR in self.columns:
+            try:
+                self._floor = Floor(os.path.join(self._directory, "floor"))
+                self._floor.start()
+            except BufferzoneError as error:
+                self.columns[runtimes.FLOOR].reason = error.line()
+                self._floor = None
+
+    def _rounds(self) -> None:
+        """In turn, so that whatever else the machine does meets all alike."""
+        for number in range(self._order.runs):
+            step = f"round {number + 1} of {self._order.runs}"
+            self._each(step, partial(measure.one_round, id=f"r{number}"))
+            if self._floor is not None and time.monotonic() < self._end:
+                took_ms, timeline = self._floor.start()
+                self.columns[runtimes.FLOOR].add("start", took_ms)
+                self.columns[runtimes.FLOOR].timelines.append(timeline)
+
+    def _each(self, step: str, action: Action) -> None:
+        for runtime in list(self._runtimes):
+            column = self.columns[runtime.name]
+            if time.monotonic() > self._end:
+                column.reason = column.reason or f"{step}: the {self._order.minutes} minutes were over"
+                continue
+            self._progress(f"{step}: {runtime.name}")
+            self._try(runtime, column, step, action)
+
+    def _try(self, runtime: Runtime, column: Column, step: str, action: Action) -> None:
+        """A runtime that fails is measured no further; the others are."""
+        try:
+            action(runtime, column)
+        except BufferzoneError as error:
+            self.columns[runtime.name].reason = f"{step}: {error.line()}"
+            self._runtimes.remove(runtime)
+
+    def _qemu_version(self, program: str) -> str:
+        if not program:
+            return ""
+        try:
+            done = programs.run([program, "--version"], os.path.join(self._directory, "qemu.err"), 20.0)
+        except BufferzoneError:
+            return ""
+        return done.output.decode("utf-8", "replace").partition("\n")[0].removeprefix(_QEMU_VERSION)
+
+    def clean_up(self) -> None:
+        """Delete what every runtime has, as its callers would."""
+        for runtime in self._runtimes:
+            names = os.listdir(runtime.root) if os.path.isdir(runtime.root) else []
+            runtime.remove([name for name in names if os.path.isdir(os.path.join(runtime.root, name))])
+
+
+@contextlib.contextmanager
+def place() -> Iterator[str]:
+    """A directory in memory, as runtimes have for their state; gone afterwards, and with it every process."""
+    directory = tempfile.mkdtemp(prefix="bufferzone-bench-", dir=_PLACE)
+    os.chmod(directory, 0o711)
+    try:
+        yield directory
+    finally:
+        programs.end_all()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run(order: Order, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Measure and return the report. SIGINT and SIGTERM raise KeyboardInterrupt, after everything is gone."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    machine.step_aside()
+    programs.watch_children()
+    with place() as directory:
+        session = Session(order, directory, progress)
+        try:
+            return session.measure()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # what follows takes seconds and is not to be torn
+            session.clean_up()
