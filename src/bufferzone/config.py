@@ -123,6 +123,13 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "pool.idle_s", "int", 600, "seconds without a start after which the pool ends", limits=(1, 1 << 30)
     ),
+    Setting(
+        "host_network",
+        "str",
+        "refuse",
+        "a container that asks for the host's network: refuse it, or give it none",
+        choices=("refuse", "none"),
+    ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
     Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
 )
@@ -145,6 +152,7 @@ class Settings:
     templates: bool
     pool_size: int
     pool_idle_s: int
+    host_network: str
     image_store: str
     allow_annotations: list[str]
 

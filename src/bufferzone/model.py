@@ -25,12 +25,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """A network interface: an open tap descriptor or a stream socket, and the MAC the guest shows."""
+    """A network interface: an open tap descriptor or a stream socket, and the MAC the guest shows.
+
+    `mtu` 0: the guest may set what it likes, the back end limits it.
+    """
 
     name: str
     fd: int
     mac: str
-    mtu: int = 1500
+    mtu: int = 0
     is_tap: bool = True
 
 

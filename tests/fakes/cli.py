@@ -77,7 +77,6 @@ class Cli:
         spec = copy.deepcopy(default_spec(rootless=False))
         spec["process"]["args"] = list(args)
         spec["process"]["terminal"] = False
-        spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "network"]
         for key, value in changes.items():
             if isinstance(value, dict) and key != "annotations":
                 spec[key].update(value)

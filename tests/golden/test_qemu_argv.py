@@ -99,7 +99,7 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
         "-blockdev driver=raw,node-name=disk21,file=file21,read-only=on",
         "-device virtio-blk-pci,drive=disk21,serial=layer,disable-legacy=on",
         "-netdev tap,id=net22,fd=22",
-        "-device virtio-net-pci,netdev=net22,mac=02:00:00:00:00:01,host_mtu=1500,romfile=,disable-legacy=on",
+        "-device virtio-net-pci,netdev=net22,mac=02:00:00:00:00:01,romfile=,disable-legacy=on",
         "-netdev stream,id=net23,server=off,addr.type=fd,addr.str=23",
         "-device virtio-net-pci,netdev=net23,mac=02:00:00:00:00:02,host_mtu=9000,romfile=,disable-legacy=on",
     ]

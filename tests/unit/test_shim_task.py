@@ -58,6 +58,9 @@ class Sandbox:
             raise StateError("no such bundle")
         return types.SimpleNamespace(id=container_id, pid=pid)
 
+    def start(self, container):
+        self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
+
     def exec(self, ref, spec, pid):
         self.agent.calls.append("Exec")
 

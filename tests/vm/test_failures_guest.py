@@ -100,7 +100,7 @@ def test_an_agent_that_dies_is_a_panic(runtime: Runtime, watch: Watch, tmp_path:
         exec sleep 1000
     """
     value = privileged(command)
-    linux = {"namespaces": [{"type": kind} for kind in ("ipc", "uts", "mount")]}
+    linux = {"namespaces": [{"type": kind} for kind in ("ipc", "uts", "mount", "network")]}
     dev = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
     mounts = [*value["mounts"], dev]
     made = bundle(tmp_path / "bundle", "", process=value["process"], linux=linux, mounts=mounts)

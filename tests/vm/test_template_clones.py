@@ -60,7 +60,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Ite
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     value = config(SCRIPT)
     # without a UTS namespace of its own the container shows the VM's hostname
-    value["linux"]["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "mount")]
+    value["linux"]["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "mount", "network")]
     value["mounts"].append(
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}
     )

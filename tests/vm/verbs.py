@@ -79,7 +79,7 @@ def bundle(directory: Path, command: str = "exec sleep 1000", **changes: Any) ->
 
 def config(command: str) -> dict[str, Any]:
     """A config.json that runs `command` as root with a few capabilities."""
-    kinds = ("pid", "ipc", "uts", "mount")
+    kinds = ("pid", "ipc", "uts", "mount", "network")
     return {
         "ociVersion": "1.0.2",
         "process": {

@@ -11,6 +11,7 @@ from bufferzone.guest import processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
+from bufferzone.guest.network import take_over
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
 from bufferzone.guest.settled import scrub, settle_down
@@ -18,6 +19,7 @@ from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
 from bufferzone.wire import agent as wire
+from bufferzone.wire.network import NetworkRequest
 from bufferzone.wire.proto import Empty, Message
 
 TYPE_CHECKING = False
@@ -109,6 +111,11 @@ class Agent:
         options = mountoptions.parse(request.options)
         os.makedirs(request.target, 0o755, exist_ok=True)
         lm.mount(request.source, request.target, request.kind, options.set, ",".join(options.data))
+        return Empty()
+
+    def _network(self, request: NetworkRequest, reply: Reply) -> Message:
+        if not self._hosted:
+            take_over(request.interfaces)
         return Empty()
 
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:

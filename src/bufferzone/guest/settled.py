@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.guest import nic
 from bufferzone.guest.loop import warn
+from bufferzone.guest.modprobe import modprobe
 
-_MODPROBE = "/sbin/modprobe"
-_MODULES = ("virtio_balloon", "overlay", "virtio_net")
+_MODULES = ("virtio_balloon", "overlay")
 #: modules that Python code of ours imports inside functions
 _IMPORTS = ("_socket", "_posixsubprocess", "errno", "fcntl", "resource", "termios", "select")
 #: what `scrub` leaves alone: below this the kernel looks for memory to take back
@@ -27,7 +28,8 @@ def settle_down() -> int:
         except ImportError:
             pass  # a guest without it does not use it
     for name in _MODULES:
-        _modprobe(name)
+        modprobe(name)
+    nic.load_unbound()
     os.sync()
     for path, text in (("/proc/sys/vm/drop_caches", "3"), ("/proc/sys/vm/compact_memory", "1")):
         try:
@@ -47,15 +49,3 @@ def scrub() -> None:
     if free > 0:
         block = bytearray(free * os.sysconf("SC_PAGE_SIZE"))  # zero pages, which are given at the first write
         block[:: os.sysconf("SC_PAGE_SIZE")] = bytes(free)
-
-
-def _modprobe(name: str) -> None:
-    try:
-        pid = os.posix_spawn(_MODPROBE, [_MODPROBE, name], {})
-    except OSError as error:
-        warn(f"{_MODPROBE}: {error.strerror}")
-        return
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # reaped by the signal handler

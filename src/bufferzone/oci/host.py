@@ -13,21 +13,46 @@ from bufferzone.oci.overrides import apply_annotations, apply_vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from bufferzone.oci import Spec
 
 
 def check_host(spec: Spec) -> None:
     """Raise `SpecError` for a volume or network namespace that is not there, or a setting that is refused."""
-    apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
+    settings = apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
     for index, mount in enumerate(spec.mounts):
         if mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options", [])):
             where = f"mounts[{index}].source"
             if not mount.get("source"):
                 raise fail(where, "a bind mount needs one")
             _check_there(where, os.path.join(spec.bundle, mount["source"]))
-    for index, namespace in enumerate(spec.linux.get("namespaces", [])):
-        if namespace["type"] == "network" and namespace.get("path"):
-            _check_there(f"linux.namespaces[{index}].path", namespace["path"])
+    check_network(spec.raw, settings)
+
+
+def network_entry(spec: dict[str, Any]) -> tuple[int, str] | None:
+    """Index and path (empty: a new one) of the network namespace in a config.json; None: the host's."""
+    for index, entry in enumerate((spec.get("linux") or {}).get("namespaces") or []):
+        if entry["type"] == "network":
+            return index, str(entry.get("path") or "")
+    return None
+
+
+def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
+    """Raise `SpecError` for a network namespace that is not there, and for the host's unless `host_network`
+    says what to do then.
+    """
+    entry = network_entry(spec)
+    if entry is not None and entry[1]:
+        _check_there(f"linux.namespaces[{entry[0]}].path", entry[1])
+    own = entry is None or (entry[1] and os.path.samefile(entry[1], "/proc/self/ns/net"))
+    if own and settings.host_network == "refuse":
+        raise fail(
+            "linux.namespaces",
+            "a VM cannot use the host's network: no network namespace of its own is asked for",
+            hint='use a bridge network or none, or set host_network = "none" in '
+            f"{config.DIRECTORY}/config.toml: then it has no network",
+        )
 
 
 def _check_there(where: str, path: str) -> None:

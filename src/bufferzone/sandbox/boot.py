@@ -13,9 +13,12 @@ from contextlib import ExitStack, contextmanager
 from bufferzone import config, jail, oci, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
+from bufferzone.network import wire
+from bufferzone.oci import host
 from bufferzone.sandbox import cgroups, plan, template
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
+from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
 from bufferzone.storage import ram, share, virtiofs
@@ -46,10 +49,12 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     """
     timeline = Timeline()
     settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
+    host.check_network(spec.raw, settings)
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
-    machine = describe(settings, size, os.path.dirname(directory), log)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
+        tap = _park(log)
+        machine = describe(settings, size, os.path.dirname(directory), log, nic=tap is not None)
         warm = _Warm(stack, machine, settings, log)
         left = Leftovers(directory)
         if cgroup:
@@ -59,16 +64,20 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(RUN_DIRECTORY))
         tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
-        starter = Starter(container_id, machine, directory, uids, tree, left, timeline)
+        starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
         started = starter.start(stack, warm)
         warm.let_go()
+        agent_client = AgentClient(started.channels.agent)
+        network = Network(tap, started.vmm, agent_client, left.add_network)
+        stack.callback(network.close)
         sandbox = Sandbox(
             container_id,
             vmm=started.vmm,
             daemon=started.daemon,
             daemon_log=starter.daemon_log,
             share=tree,
-            agent_client=AgentClient(started.channels.agent),
+            agent_client=agent_client,
+            network=network,
             timeline=timeline,
             cgroup=cgroup,
             boot_timeout_s=settings.boot_timeout_s,
@@ -79,6 +88,15 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
         )
         stack.callback(sandbox.close)
         yield sandbox
+
+
+def _park(log: Callable[[str], None]) -> wire.Tap | None:
+    """The tap of the VM's NIC; without one the VM has none, which only a container with a network misses."""
+    try:
+        return wire.park()
+    except HostError as error:
+        log(f"the VM gets no NIC: {error.line()}")
+        return None
 
 
 class _Warm:
@@ -154,7 +172,9 @@ class Starter:
         tree: share.Tree,
         left: Leftovers,
         timeline: Timeline,
+        tap: wire.Tap | None,
     ) -> None:
+        self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory
         self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
 
@@ -174,7 +194,7 @@ class Starter:
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
-        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,))
+        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,), tap=self._tap)
         vmm = self._qemu(stack, vm, channels)
         self._timeline.enter("boot the guest")
         return Started(vmm, daemon, channels, restored=False)
@@ -187,7 +207,8 @@ class Starter:
         size = self._machine.memory_mib << 20
         memory, memory_fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
         stack.callback(os.close, memory_fd)
-        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,), in_file=True, restored=True)
+        ends, tap = channels.ends, self._tap
+        vm = spec_of(self._machine, self._name, ends, shares=(shared,), in_file=True, restored=True, tap=tap)
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)
@@ -242,6 +263,7 @@ class Leftovers:
         self._directory = directory
         self._processes: list[list[int]] = []
         self._cgroups: list[str] = []
+        self._networks: list[dict[str, object]] = []
 
     def add_process(self, pid: int) -> None:
         """One that has to end with the sandbox."""
@@ -253,8 +275,14 @@ class Leftovers:
         self._cgroups += directories
         self._write()
 
+    def add_network(self, identity: list[int], path: str, interfaces: list[str]) -> None:
+        """The interfaces of the namespace at `path` (device and inode: `identity`) get traffic control."""
+        self._networks.append({"identity": identity, "path": path, "interfaces": interfaces})
+        self._write()
+
     def _write(self) -> None:
-        state.write_leftovers(self._directory, {"processes": self._processes, "cgroups": self._cgroups})
+        left = {"processes": self._processes, "cgroups": self._cgroups, "networks": self._networks}
+        state.write_leftovers(self._directory, left)
 
 
 def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, str]:

@@ -12,9 +12,12 @@ from bufferzone import oci
 from bufferzone.errors import HostError
 from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
+from bufferzone.oci.host import network_entry
 from bufferzone.sandbox import cgroups, plan
 from bufferzone.sandbox.hooks import run_hooks
+from bufferzone.sandbox.network import namespace_of
 from bufferzone.wire import agent
+from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class Container:
         self.seccomp = _NO_FILTER
         self.hooks: dict[str, Any] = {}
         self.undo = ExitStack()
+        self.namespace = -1  # its network namespace, -1: none to wire
 
     @property
     def rootfs(self) -> str:
@@ -72,6 +76,9 @@ class Containers:
             container.hooks = decided.hooks
             if decided.seccomp is not None:
                 container.seccomp = libseccomp.compile_profile(decided.seccomp)
+            container.namespace = namespace_of(container.spec, pid)
+            if container.namespace >= 0:
+                undo.callback(os.close, container.namespace)
             self._sandbox.wait_ready()
             for bind in decided.binds:
                 self._sandbox.share.add(bind)
@@ -90,6 +97,15 @@ class Containers:
             self._filters[container_id] = container.seccomp
             container.undo = undo.pop_all()
         return container
+
+    def start(self, container: Container) -> None:
+        """Let its process run, on the network that its namespace has by now."""
+        if container.namespace >= 0:
+            entry = network_entry(container.spec)
+            path = (entry[1] if entry else "") or f"/proc/{container.pid}/ns/net"
+            self._sandbox.network.attach(container.namespace, path)
+            container.undo.callback(self._sandbox.network.part)
+        self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
     def exec(self, ref: agent.ProcessRef, process: bytes, pid: int) -> None:
         """Run one more process in a container, under the container's seccomp filter."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import select
 import signal
+from functools import partial
 
 from bufferzone import state
+from bufferzone.errors import BufferzoneError
+from bufferzone.network import namespace, wire
 from bufferzone.sandbox import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _WAIT_MS = 5000
 _OWNER_WAIT_MS = 3000
@@ -29,7 +36,27 @@ def clean(directory: str) -> list[str]:
             cgroups.remove(path)
         except OSError as error:
             left.append(f"cgroup {path}: {error.strerror}")
+    for network in leftovers.get("networks", []):
+        try:
+            _part(network)
+        except (OSError, BufferzoneError) as error:
+            left.append(f"traffic control in {network['path']}: {error}")
     return left
+
+
+def _part(network: dict[str, Any]) -> None:
+    """Take the traffic control off the interfaces of a namespace, if it is still the one that had it."""
+    try:
+        fd = namespace.open_path(network["path"])
+    except OSError:
+        return  # it is gone, and all of it
+    try:
+        found = os.fstat(fd)
+        if [found.st_dev, found.st_ino] == network["identity"]:
+            for name in network["interfaces"]:
+                namespace.inside(fd, partial(wire.part, name))
+    finally:
+        os.close(fd)
 
 
 def _await_owner(directory: str) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from bufferzone.image import current, store, templates
 from bufferzone.linux import kvm
-from bufferzone.model import ImageRef, Share, VmSpec
+from bufferzone.model import ImageRef, Nic, Share, VmSpec
 from bufferzone.vmm import accelerator, console, driver, qemu
+from bufferzone.wire.network import FIRST_MAC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.plan import VmPlan
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
-TEMPLATE_VERSION = 1
+TEMPLATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
     paths.
+    `nic`: a NIC is in it from the start, see `network`.
     """
 
     image: ImageRef
@@ -39,6 +41,7 @@ class Machine:
     accelerator: str
     vcpus: int
     memory_mib: int
+    nic: bool = True
 
 
 class Channels:
@@ -65,7 +68,9 @@ class Channels:
         return console.Reader("console", self._console.detach(), console.BoundedLog(log_fd))
 
 
-def describe(settings: Settings, size: VmPlan, directory: str, log: Callable[[str], None]) -> Machine:
+def describe(
+    settings: Settings, size: VmPlan, directory: str, log: Callable[[str], None], *, nic: bool
+) -> Machine:
     """The machine that the settings ask for; `directory` is where the probe of KVM is kept.
 
     Raises `HostError` for an image that is missing or damaged, or when KVM is required and not usable.
@@ -80,6 +85,7 @@ def describe(settings: Settings, size: VmPlan, directory: str, log: Callable[[st
         accelerator=chosen.name,
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
+        nic=nic,
     )
 
 
@@ -113,10 +119,11 @@ def spec_of(
     shares: tuple[Share, ...] = (),
     in_file: bool = False,
     restored: bool = False,
+    tap: int = -1,
 ) -> VmSpec:
     """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root.
 
-    `ends` are QEMU's descriptors: agent, console, control.
+    `ends` are QEMU's descriptors: agent, console, control; `tap` that of the NIC's tap, if it has one.
     """
     agent_fd, console_fd, control_fd = ends
     return VmSpec(
@@ -131,6 +138,7 @@ def spec_of(
         console_fd=console_fd,
         control_fd=control_fd,
         shares=shares,
+        nics=(Nic(name="first", fd=tap, mac=FIRST_MAC),) if machine.nic else (),
         memory_path=driver.MEMORY_PATH if in_file else "",
         restored=restored,
     )
@@ -140,7 +148,7 @@ def template_key(machine: Machine) -> str:
     """The name of the template for this shape: image, QEMU and firmware files, command line, CPU."""
     program = driver.find_program()
     firmware, binds = driver.find_firmware()
-    blank = spec_of(machine, "template", (3, 4, 5), in_file=True)
+    blank = spec_of(machine, "template", (3, 4, 5), in_file=True, tap=6)
     return templates.key_of(
         {
             "version": TEMPLATE_VERSION,

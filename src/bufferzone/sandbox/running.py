@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.network import Network
     from bufferzone.sandbox.timeline import Timeline
     from bufferzone.spawn import Child
     from bufferzone.storage.share import Tree
@@ -45,6 +46,7 @@ class Sandbox:
         daemon_log: Reader,
         share: Tree,
         agent_client: AgentClient,
+        network: Network,
         timeline: Timeline,
         cgroup: str,
         boot_timeout_s: float,
@@ -58,6 +60,7 @@ class Sandbox:
         """
         self.id = sandbox_id
         self.agent = agent_client
+        self.network = network
         self.share = share
         self.cgroup = cgroup
         self.log = log

@@ -113,7 +113,7 @@ class TaskService:
         container = self._container(request.id)
         with process.transition:  # the exit, however fast, is told after the start
             process.require("start")
-            self._sandbox.agent.call("Start", process.ref, Empty)
+            self._sandbox.start(container)
             process.status = task.RUNNING
             self._records.changed(process, container)
             self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))

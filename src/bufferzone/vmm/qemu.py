@@ -215,6 +215,7 @@ def disk_device(disk: Disk) -> list[str]:
 def nic_device(nic: Nic) -> list[str]:
     """A NIC on an open tap or stream socket."""
     name = f"net{nic.fd}"
+    mtu = f",host_mtu={nic.mtu}" if nic.mtu else ""
     return [
         "-netdev",
         f"tap,id={name},fd={nic.fd}"
@@ -222,5 +223,5 @@ def nic_device(nic: Nic) -> list[str]:
         else f"stream,id={name},server=off,addr.type=fd,addr.str={nic.fd}",
         # no option ROM: nobody boots from the network
         "-device",
-        f"virtio-net-pci,netdev={name},mac={nic.mac},host_mtu={nic.mtu},romfile=,disable-legacy=on",
+        f"virtio-net-pci,netdev={name},mac={nic.mac}{mtu},romfile=,disable-legacy=on",
     ]

@@ -66,6 +66,8 @@ def save(vmm: Vmm, state_fd: int) -> None:
 def load(vmm: Vmm, state_fd: int) -> None:
     """Load devices from `state_fd` into a QEMU that was started to be restored; it does not run yet."""
     vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    # a NIC that was moved would tell its network of its MAC, which here is a template's
+    vmm.qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
     vmm.qmp.send_descriptor("state", state_fd)
     vmm.qmp.execute("migrate-incoming", {"uri": "fd:state"})
     _await_migration(vmm, "restore from the template")

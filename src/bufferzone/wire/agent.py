@@ -6,6 +6,7 @@ never a host path, an argv or a format string. Payloads stay below `CHUNK` for s
 
 from __future__ import annotations
 
+from bufferzone.wire.network import NetworkRequest
 from bufferzone.wire.proto import Empty, Message, blob, boolean, messages, sint, string, strings, uint
 
 SERVICE = "bufferzone.agent.v1.Agent"
@@ -202,6 +203,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Settle": (Empty, SettleResponse),
     "Scrub": (Empty, Empty),
     "Mount": (MountRequest, Empty),
+    "Network": (NetworkRequest, Empty),
     "Create": (CreateRequest, PidResponse),
     "Start": (ProcessRef, Empty),
     "Exec": (ProcessRequest, PidResponse),

@@ -1,0 +1,99 @@
+"""Makes the VM's NICs the interfaces of the container's network namespace: names, MACs, addresses, routes.
+
+The host found these values in that namespace; they are checked for shape here, the rest is the kernel's to
+refuse. Runs in the VM only.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.errors import GuestError, SpecError
+from bufferzone.guest import nic
+from bufferzone.guest.cgroup import write
+from bufferzone.linux import rtnetlink
+from bufferzone.linux.netlink import Netlink
+from bufferzone.wire.network import MOST_INTERFACES, MOST_ROWS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.wire.network import Interface
+
+
+def take_over(interfaces: list[Interface]) -> None:
+    """Make the NICs these interfaces.
+
+    Raises `GuestError` with code `no-nic` while one of them has not been found yet; then nothing was changed.
+    """
+    check(interfaces)
+    nic.bind_all()
+    found = nic.by_mac()
+    missing = [interface.nic for interface in interfaces if interface.nic not in found]
+    if missing:
+        raise GuestError(f"no NIC with the MAC {missing[0]}", code="no-nic")
+    with Netlink() as netlink:
+        indexes = [found[interface.nic] for interface in interfaces]
+        for number, index in enumerate(indexes):  # out of each other's way, as eth0 may become eth1
+            rtnetlink.set_link(netlink, index, rtnetlink.name(f"nic.{number}"))
+        for interface, index in zip(interfaces, indexes, strict=True):
+            try:
+                _configure(netlink, index, interface)
+            except OSError as error:
+                raise GuestError(f"interface {interface.name}: {error.strerror}", code="network") from error
+        for interface, index in zip(interfaces, indexes, strict=True):
+            _add_routes(netlink, index, interface)
+
+
+def _configure(netlink: Netlink, index: int, interface: Interface) -> None:
+    rtnetlink.set_link(
+        netlink,
+        index,
+        rtnetlink.name(interface.name),
+        rtnetlink.mac(interface.mac),
+        rtnetlink.mtu(interface.mtu),
+        rtnetlink.no_own_address(),
+    )
+    settings = f"/proc/sys/net/ipv6/conf/{interface.name}"
+    if os.path.isdir(settings):
+        # routes come from the namespace, as they are there: a router's word would add to them
+        write(f"{settings}/accept_ra", "0")
+    if interface.up:
+        rtnetlink.set_link(netlink, index, up=True)
+    for row in interface.addresses:
+        rtnetlink.add_address(netlink, index, rtnetlink.Address(**row.__dict__))
+    for entry in interface.neighbours:
+        rtnetlink.add_neighbour(netlink, index, rtnetlink.Neighbour(**entry.__dict__))
+
+
+def _add_routes(netlink: Netlink, index: int, interface: Interface) -> None:
+    """What lies on the link first, since gateways are found through it."""
+    for row in sorted(interface.routes, key=lambda row: bool(row.gateway)):
+        try:
+            rtnetlink.add_route(netlink, index, rtnetlink.Route(**row.__dict__))
+        except OSError as error:
+            where = f"{row.destination.hex() or 'default'}/{row.prefix}"
+            raise GuestError(
+                f"interface {interface.name}: route {where}: {error.strerror}", code="network"
+            ) from error
+
+
+def check(interfaces: list[Interface]) -> None:
+    """Raise `SpecError` for what is no interface, before anything is done."""
+    if len(interfaces) > MOST_INTERFACES:
+        raise SpecError(f"{len(interfaces)} interfaces, at most {MOST_INTERFACES}")
+    for interface in interfaces:
+        name, lengths = interface.name, {4, 16}
+        if not 0 < len(name.encode()) < 16 or name in (".", "..") or not _is_plain(name):
+            raise SpecError(f"not an interface's name: {name!r}")
+        rows = (interface.addresses, interface.routes, interface.neighbours)
+        fits = len(interface.mac) == 6 and all(len(part) <= MOST_ROWS for part in rows)
+        fits = fits and all(len(row.local) in lengths for row in interface.addresses)
+        fits = fits and all(len(row.address) in lengths and len(row.mac) == 6 for row in interface.neighbours)
+        ends = {length for row in interface.routes for length in (len(row.destination), len(row.gateway))}
+        fits = fits and ends <= {0, *lengths}
+        if not fits:
+            raise SpecError(f"interface {name}: not an interface's values")
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and not set(name) & set("/: ")

@@ -1,0 +1,48 @@
+"""Virtual NICs without a driver: found on the virtio bus, given to virtio_net when the network wants them.
+
+A NIC that nobody wired is not to be seen by a container, and negotiates its features with the back end it is
+wired to: so it stays unbound until then. Runs in the VM only. Source: Documentation/driver-api/driver-model,
+/sys/bus/virtio.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.guest.cgroup import read, write
+from bufferzone.guest.modprobe import modprobe
+
+_BUS = "/sys/bus/virtio"
+_DRIVER = f"{_BUS}/drivers/virtio_net"
+_AUTOPROBE = f"{_BUS}/drivers_autoprobe"
+_NETWORK_CARD = 1  # virtio device id
+
+
+def load_unbound() -> None:
+    """Load the driver; the NICs that are there already stay without it. Raises OSError."""
+    if os.path.isdir(_DRIVER):
+        return
+    write(_AUTOPROBE, "0")
+    try:
+        modprobe("virtio_net")
+    finally:
+        write(_AUTOPROBE, "1")
+
+
+def bind_all() -> None:
+    """Give every NIC its driver. Raises OSError."""
+    load_unbound()
+    for device in os.listdir(f"{_BUS}/devices"):
+        path = f"{_BUS}/devices/{device}"
+        if int(read(f"{path}/device"), 16) == _NETWORK_CARD and not os.path.exists(f"{path}/driver"):
+            write(f"{_DRIVER}/bind", device)
+
+
+def by_mac() -> dict[str, int]:
+    """The index of each NIC's interface by the MAC address it has now."""
+    found = {}
+    for name in os.listdir("/sys/class/net"):
+        path = f"/sys/class/net/{name}"
+        if os.path.exists(f"{path}/device"):
+            found[read(f"{path}/address").strip()] = int(read(f"{path}/ifindex"))
+    return found
