@@ -17,7 +17,7 @@ from bufferzone.bench import bundles, programs
 from bufferzone.errors import GuestError, HostError
 from bufferzone.image import templates
 from bufferzone.model import Share
-from bufferzone.sandbox import plan
+from bufferzone.sandbox import network, plan
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
 from bufferzone.sandbox.timeline import Timeline
@@ -47,7 +47,9 @@ class Floor:
         settings = config.load()
         self._size = plan.VmPlan(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
         os.makedirs(directory)
-        self.machine: Machine = describe(settings, self._size, directory, lambda line: None)
+        self.machine: Machine = describe(
+            settings, self._size, directory, lambda line: None, nic=network.has_taps()
+        )
         self._directory = directory
         self._template = _open_template(templates.default_store(settings.image_store), self.machine)
         self._tree = os.path.join(directory, "tree")
@@ -136,12 +138,20 @@ class Floor:
         os.ftruncate(fd, self.machine.memory_mib << 20)
         return fd
 
+    def _park(self, stack: ExitStack) -> int:
+        tap = network.park()
+        stack.callback(os.close, tap.namespace_fd)
+        stack.callback(os.close, tap.fd)
+        return tap.fd
+
     def _start_qemu(self, stack: ExitStack, channels: Channels, share: Share, memory_fd: int) -> driver.Vmm:
-        spec = spec_of(self.machine, _ID, channels.ends, shares=(share,), in_file=True, restored=True)
+        tap = self._park(stack) if self.machine.nic else -1
+        ends = channels.ends
+        spec = spec_of(self.machine, _ID, ends, shares=(share,), in_file=True, restored=True, tap=tap)
         spec = replace(spec, memory_path=f"/proc/self/fd/{memory_fd}")
         words = qemu.argv(driver.find_program(), spec, firmware=self._firmware_name)
         words = [self._firmware if word == qemu.FIRMWARE_DIRECTORY else word for word in words]
-        child = self._spawn(words, [*channels.ends, share.fd, memory_fd])
+        child = self._spawn(words, [*channels.ends, share.fd, memory_fd, *(nic.fd for nic in spec.nics)])
         silent, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)
         stderr = Reader("qemu-stderr", silent, BoundedLog())

@@ -8,7 +8,7 @@ from bufferzone import config
 from bufferzone.errors import BufferzoneError
 from bufferzone.linux import mount
 from bufferzone.linux.process import CLONE_NEWNS, become_subreaper, unshare
-from bufferzone.sandbox import plan
+from bufferzone.sandbox import network, plan
 from bufferzone.sandbox.machine import describe
 from bufferzone.vmm import driver
 
@@ -31,7 +31,7 @@ def facts(directory: str) -> dict[str, Any]:
     try:
         settings = config.load()
         size = plan.VmPlan(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
-        machine = describe(settings, size, directory, lambda line: None)
+        machine = describe(settings, size, directory, lambda line: None, nic=network.has_taps())
         found.update(
             accelerator=machine.accelerator,
             image=machine.image.digest,

@@ -32,6 +32,16 @@ _PLUG_S = 10.0
 _AGAIN_S = 0.005
 
 
+def has_taps() -> bool:
+    """Whether this machine has tap devices at all: whether a VM of it has a NIC."""
+    return os.path.exists(wire.DEVICE)
+
+
+def park() -> wire.Tap:
+    """The tap of a VM that is being started. Raises `HostError`."""
+    return wire.park()
+
+
 def namespace_of(spec: dict[str, Any], pid: int) -> int:
     """A descriptor of the network namespace of `spec`'s container, -1 where it has none to wire.
 

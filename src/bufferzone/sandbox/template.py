@@ -21,8 +21,7 @@ from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.image import templates
 from bufferzone.linux import mount
 from bufferzone.model import ImageRef
-from bufferzone.network import wire
-from bufferzone.sandbox import cgroups
+from bufferzone.sandbox import cgroups, network
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.machine import Channels, Machine, describe, spec_of, template_key
 from bufferzone.sandbox.plan import VmPlan
@@ -129,7 +128,7 @@ def _make_by_hand(order: dict[str, Any]) -> None:
         vcpus=order.get("vcpus") or settings.vcpus, memory_mib=order.get("memory_mib") or settings.memory_mib
     )
     os.makedirs(order["root"], 0o711, exist_ok=True)
-    machine = describe(settings, size, order["root"], tell, nic=os.path.exists(wire.DEVICE))
+    machine = describe(settings, size, order["root"], tell, nic=network.has_taps())
     make(machine, templates.default_store(settings.image_store), order["run_directory"], tell)
 
 
@@ -181,7 +180,7 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
         stack.callback(os.close, memory_fd)
         channels = Channels(stack)
-        tap = wire.park() if machine.nic else None
+        tap = network.park() if machine.nic else None
         if tap is not None:
             stack.callback(os.close, tap.fd)
             os.close(tap.namespace_fd)
