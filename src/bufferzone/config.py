@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, HostError
+from bufferzone.linux import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,14 +177,14 @@ def _home() -> str:
     import pwd
 
     try:
-        return pwd.getpwuid(os.geteuid()).pw_dir
+        return pwd.getpwuid(identity.outer_uid()).pw_dir
     except KeyError:
         return "/nonexistent"
 
 
 def default_image_store() -> str:
     """/var/lib/bufferzone/images for root, else below the user's data directory."""
-    if os.geteuid() == 0:
+    if identity.is_real_root():
         return "/var/lib/bufferzone/images"
     data = os.environ.get("XDG_DATA_HOME", "")
     return os.path.join(data if data.startswith("/") else f"{_home()}/.local/share", "bufferzone/images")
@@ -197,7 +198,7 @@ def default_paths() -> list[str]:
     except OSError:
         drop_ins = []
     found += [f"{DIRECTORY}/config.d/{name}" for name in drop_ins]
-    if os.geteuid() != 0:
+    if not identity.is_real_root():
         found.append(os.path.join(_home(), ".config/bufferzone/config.toml"))
     return [path for path in found if os.path.exists(path)]
 

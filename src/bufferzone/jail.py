@@ -5,9 +5,10 @@ nodes, no /proc, no network, no other process, and the descriptors it was given.
 without capabilities and without the means to gain any. Refuses: donated directories (an open directory is a
 way out).
 
-Without root the same steps run inside a user namespace that maps the own uid only. Then these are lost: the
-own uid (the helper could be signalled and traced by other programs of that user), the PID namespace,
-supplementary groups cannot be dropped, and virtiofsd cannot give files to other owners.
+Root of a user namespace (rootless Podman) gets the same, with uids from the namespace's own map. Where that
+maps one id alone, these are lost: the own uid (the helper could be signalled and traced by other programs of
+that user), dropping supplementary groups, and virtiofsd cannot give files to other owners. Without any root
+the same steps run inside a user namespace made for the helper, and the PID namespace is lost too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import denylist, newroot, process
+from bufferzone.linux import denylist, identity, newroot, process
 from bufferzone.linux import mount as mnt
 
 TYPE_CHECKING = False
@@ -85,12 +86,11 @@ class Jail:
 
 
 class UidLease:
-    """Two uids (`vmm`, `helper`) that no other live sandbox on this machine has. Released by `close` or by
-    dying."""
+    """Two uids (`vmm`, `helper`) that no other live sandbox on this machine has, or twice our own where there
+    are no others. Released by `close` or by dying."""
 
-    def __init__(self, slot: int, lock_fd: int) -> None:
-        self.vmm = UID_BASE + 2 * slot
-        self.helper = self.vmm + 1
+    def __init__(self, vmm: int, helper: int, lock_fd: int) -> None:
+        self.vmm, self.helper = vmm, helper
         self._lock_fd = lock_fd
 
     def close(self) -> None:
@@ -107,14 +107,18 @@ class UidLease:
 
 
 def allocate_uid(run_dir: str) -> UidLease:
-    """The lowest free pair of uids, held by a lock on `run_dir`/uids/SLOT; raises HostError when all are
+    """The first free pair of uids, held by a lock on `run_dir`/uids/SLOT; raises HostError when all are
     taken.
 
     The lock files stay: removing one that another process is about to lock would let two hold the same slot.
     """
+    ids = range(UID_BASE, UID_BASE + 2 * UID_SLOTS) if identity.is_real_root() else identity.spare_ids()
+    if os.geteuid() != 0 or len(ids) < 2:
+        return UidLease(os.geteuid(), os.geteuid(), -1)
     directory = os.path.join(run_dir, "uids")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    for slot in range(UID_SLOTS):
+    for path in (run_dir, directory):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    for slot in range(len(ids) // 2):
         fd = os.open(
             os.path.join(directory, str(slot)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
@@ -123,8 +127,8 @@ def allocate_uid(run_dir: str) -> UidLease:
         except BlockingIOError:
             os.close(fd)
             continue
-        return UidLease(slot, fd)
-    raise HostError(f"all {UID_SLOTS} uids for sandboxes are in use", code="no-uid")
+        return UidLease(ids[2 * slot], ids[2 * slot + 1], fd)
+    raise HostError(f"all {len(ids)} uids for sandboxes are in use", code="no-uid")
 
 
 def library_view() -> tuple[tuple[JailBind, ...], tuple[tuple[str, str], ...]]:
@@ -152,14 +156,22 @@ def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
     """
     if any(fd < 3 for fd in jail.keep_fds):
         raise BugError(f"donated descriptors of {jail.name} must be 3 or above: {jail.keep_fds}")
-    root = os.geteuid() == 0
+    rights = _Rights()
 
     def enter(talk: spawn.Conversation) -> None:
-        _enter(jail, talk, root)
+        _enter(jail, talk, rights)
 
-    return spawn.start(
-        jail.name, argv, enter, pid_namespace=root and "pid" in jail.namespaces, attend=_attend
-    )
+    separate = rights.root and "pid" in jail.namespaces
+    return spawn.start(jail.name, argv, enter, pid_namespace=separate, attend=_attend)
+
+
+class _Rights:
+    """What we may do, found out before the child has left /proc behind. `root`: of any user namespace."""
+
+    def __init__(self) -> None:
+        self.root = os.geteuid() == 0
+        self.real_root = identity.is_real_root()
+        self.may_set_groups = identity.may_set_groups()
 
 
 def _attend(topic: str, pid: int) -> None:
@@ -171,7 +183,7 @@ def _attend(topic: str, pid: int) -> None:
                 theirs.write("".join(f"{inside} {inside} {count}\n" for inside, _, count in ranges))
 
 
-def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
+def _enter(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
     os.umask(0o022)  # the caller's may hide the root we build from the uid that is to use it
     talk.step = "join the cgroup"
     for fd in jail.cgroups:
@@ -179,7 +191,7 @@ def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
     flags = process.CLONE_NEWNS
     for name in jail.namespaces:
         flags |= _FLAGS.get(name, 0)
-    if not root:
+    if not rights.root:
         talk.step = "create a user namespace"
         _map_own_ids_only(flags)
     trees = [(_tree(bind, talk), bind.target) for bind in jail.binds]
@@ -187,14 +199,14 @@ def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
         (_tree(JailBind(source=f"/proc/{name}", target="/"), talk), f"/proc/{name}") for name in jail.proc
     ]
     nodes = [_device(name, jail, talk) for name in jail.devices + jail.owned_devices]
-    if root:
+    if rights.root:
         talk.step = "create namespaces"
         process.unshare(flags)
     talk.step = "make the mounts private"
     mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
     talk.step = "build the root"
     newroot.enter(trees, nodes, jail.links)
-    if jail.user_namespace and root:
+    if jail.user_namespace and rights.root:
         talk.step = "create a user namespace"
         process.unshare(process.CLONE_NEWUSER)
         talk.ask("maps")
@@ -202,7 +214,34 @@ def _enter(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
     for kind, value in jail.limits:
         soft, hard = (v if v >= 0 else value for v in resource.getrlimit(kind))
         resource.setrlimit(kind, (min(soft, value), min(hard, value)))
-    _change_credentials(jail, talk, root)
+    _change_credentials(jail, talk, rights)
+
+
+def _change_ids(jail: Jail, rights: _Rights) -> None:
+    """Become the jail's user. A device of the host's that only our own user or groups may open keeps those:
+    without real root there is no node of our own.
+    """
+    uid, gid = jail.uid, jail.gid
+    if jail.owned_devices and not rights.real_root:
+        if not _would_reach(jail):
+            uid, gid = os.geteuid(), os.getegid()
+    elif rights.may_set_groups:
+        os.setgroups(())
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _would_reach(jail: Jail) -> bool:
+    """Whether the jail's user, in our groups, may open its devices."""
+    uid, gid = os.geteuid(), os.getegid()
+    os.setegid(jail.gid)
+    os.seteuid(jail.uid)
+    try:
+        names = [f"/dev/{name}" for name in jail.owned_devices]
+        return all(os.access(name, os.R_OK | os.W_OK, effective_ids=True) for name in names)
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
 
 
 def _map_own_ids_only(flags: int) -> None:
@@ -251,17 +290,15 @@ def _arrange_descriptors(jail: Jail, talk: spawn.Conversation) -> None:
     process.close_range(first)
 
 
-def _change_credentials(jail: Jail, talk: spawn.Conversation, root: bool) -> None:
+def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
     talk.step = "drop privileges"
     mask = process.capability_mask(list(jail.capabilities))
     process.drop_bounding(mask)
     if mask:
         # creating a file as root of the guest and turning back must not cost virtiofsd its capabilities
         process.set_securebits(process.SECBIT_NO_SETUID_FIXUP | process.SECBIT_NOROOT)
-    if root:
-        os.setgroups(())
-        os.setresgid(jail.gid, jail.gid, jail.gid)
-        os.setresuid(jail.uid, jail.uid, jail.uid)
+    if rights.root:
+        _change_ids(jail, rights)
     process.set_capabilities(effective=mask, permitted=mask, inheritable=mask)
     process.set_ambient(mask)
     process.set_no_new_privileges()

@@ -20,7 +20,7 @@ import threading
 import time
 
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux.process import CLONE_NEWPID, setns, unshare
+from bufferzone.linux import pidns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,22 +156,12 @@ def _fork_into(pid_namespace: bool) -> int:
     """fork(2), the child being PID 1 of a new PID namespace if wished; our later children are not."""
     if not pid_namespace:
         return os.fork()
-    here = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        unshare(CLONE_NEWPID)  # for children only: this process stays where it is
-        pid = -1
-        try:
-            pid = os.fork()
-            return pid
-        finally:
-            if pid != 0:
-                setns(here, CLONE_NEWPID)
+        return pidns.fork()
     except OSError as error:
         raise HostError(
             f"cannot create a process in a PID namespace: {error}", code="spawn-failed"
         ) from error
-    finally:
-        os.close(here)
 
 
 def _become(argv: Sequence[str], enter: Callable[[Conversation], None], talk: Conversation) -> None:

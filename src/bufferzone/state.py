@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import ExistsError, HostError, NotFoundError, UsageError
+from bufferzone.linux import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,16 +35,30 @@ def runtime_root(flag: str = "") -> str:
 
     Nothing is created. Raises `HostError` when the directory exists but belongs to somebody else.
     """
+    return absolute(flag) if flag else _run_directory("bufferzone")
+
+
+def lease_root() -> str:
+    """Where the uids in use are locked: one place for all of root's sandboxes or all of a user's."""
+    return _run_directory("bufferzone-uids")
+
+
+def _run_directory(name: str) -> str:
+    """/run/NAME for root of this machine or container, else NAME below XDG_RUNTIME_DIR or in /tmp."""
     uid = os.geteuid()
-    if flag:
-        return absolute(flag)
-    if uid == 0:
-        return "/run/bufferzone"
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    root = os.path.join(base, "bufferzone") if base.startswith("/") else f"/tmp/bufferzone-{uid}"
+    base = "" if identity.is_real_root() else os.environ.get("XDG_RUNTIME_DIR", "")
+    if uid == 0 and not base.startswith("/") and os.access("/run", os.W_OK):
+        return f"/run/{name}"
+    root = os.path.join(base, name) if base.startswith("/") else f"/tmp/{name}-{identity.outer_uid()}"
     try:
         found = os.lstat(root)
     except OSError:
+        if base and not os.path.isdir(base):
+            raise HostError(
+                f"XDG_RUNTIME_DIR is no directory: {base}",
+                code="no-runtime-dir",
+                hint="log in (su does not make it), or: loginctl enable-linger, or pass --root",
+            ) from None
         return root
     if found.st_uid != uid or found.st_mode & 0o170077 != 0o040000:
         hint = "remove it, or pass --root"

@@ -11,6 +11,7 @@ import os
 
 from bufferzone.cli.processtable import ProcessTable
 from bufferzone.errors import HostError
+from bufferzone.linux.identity import is_real_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,24 +22,21 @@ def fork_in_own_pid_namespace() -> int:
     """os.fork() whose child is PID 1 of a new PID namespace; a plain fork without the right to do so."""
     if os.geteuid() != 0:
         return os.fork()
-    from bufferzone.linux import process
+    from bufferzone.linux import pidns
 
-    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        process.unshare(process.CLONE_NEWPID)
-        pid = os.fork()
-        if pid:
-            process.setns(ours, process.CLONE_NEWPID)
-        return pid
-    finally:
-        os.close(ours)
+        return pidns.fork()
+    except OSError as error:
+        text = f"cannot create a PID namespace: {os.strerror(error.errno or 0)}"
+        raise HostError(text, code="stand-in") from error
 
 
 def enter_root(spec: Spec) -> ProcessTable | None:
     """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
 
     Call when the container is created: its mount points exist then. Returns the table on /proc, if the image
-    has a place for it. Raises HostError.
+    has a place for it and we are real root: to make readers wait, fanotify wants the machine's CAP_SYS_ADMIN.
+    Raises HostError.
     """
     if os.geteuid() != 0:
         return None
@@ -46,13 +44,14 @@ def enter_root(spec: Spec) -> ProcessTable | None:
     from bufferzone.linux import process
 
     step = "the root file system"
-    table = ProcessTable()
+    table = ProcessTable() if is_real_root() else None
     try:
         process.unshare(process.CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
         root = _tree(spec.rootfs, read_only=False)
         volumes = [(_tree(source, read_only=ro), target) for source, target, ro in _volumes(spec)]
-        table.make()
+        if table is not None:
+            table.make()
         mnt.move_mount(root, spec.rootfs)
         os.close(root)
         os.chdir(spec.rootfs)
@@ -62,7 +61,7 @@ def enter_root(spec: Spec) -> ProcessTable | None:
         for tree, target in volumes:
             _attach(tree, target)
         step = "/proc"
-        return table if table.show() else None
+        return table if table is not None and table.show() else None
     except OSError as error:
         text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
         raise HostError(text, code="stand-in") from error

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: what goes into an image or decides how it is made, below the package
 _PARTS = ("", "guest", "image", "linux", "wire")
 _REMEMBERED = 8
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
@@ -31,16 +32,33 @@ def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
     Raises `HostError` when there is no image at all or a damaged one (that is for `bz setup` to say and
     repair), and when it cannot be built.
     """
-    mark = fingerprint(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    digest = dict(store.packages_of(store.read_index(directory))).get(mark)
-    image = store.open_image(directory, digest)
-    if digest is not None:
-        return image
+    mark = fingerprint(_PACKAGE)
+    for place in (directory, *_places_of_root(directory)):
+        digest = dict(store.packages_of(store.read_index(place))).get(mark)
+        if digest is not None:
+            return store.open_image(place, digest)
+    store.open_image(directory)
     from bufferzone.image import build
 
     image = build.ensure_image(directory, progress=progress)
     remember(directory, mark, image.digest)
     return image
+
+
+def remember_own(directory: str, digest: str) -> None:
+    """Note that the running package runs the image `digest`, which was just built."""
+    remember(directory, fingerprint(_PACKAGE), digest)
+
+
+def _places_of_root(directory: str) -> list[str]:
+    """Root's store, for a user who has not built this image: what root alone may write is as good as ours."""
+    try:
+        found = os.stat(store.SYSTEM_STORE)
+    except OSError:
+        return []
+    # in a user namespace root of the machine is an id that is not mapped
+    trusted = found.st_uid in (0, 65534) and not found.st_mode & 0o022
+    return [store.SYSTEM_STORE] if trusted and directory == store.default_store() else []
 
 
 def remember(directory: str, mark: str, digest: str) -> None:

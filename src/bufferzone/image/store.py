@@ -19,6 +19,7 @@ import os
 import re
 
 from bufferzone.errors import HostError
+from bufferzone.linux import identity
 from bufferzone.model import ImageRef
 
 TYPE_CHECKING = False
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 KERNEL, INITRD, MANIFEST, INDEX = "vmlinux", "initrd", "manifest.json", "index.json"
+#: root's; everybody else may boot what is in it
+SYSTEM_STORE = "/var/lib/bufferzone/images"
 SETUP_HINT = "run: bz setup"
 KEEP = 3  # images that stay beside the current ones: sandboxes started a moment ago may still want theirs
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -34,8 +37,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 def default_store() -> str:
     """Where images live: /var/lib/bufferzone/images for root, below $XDG_DATA_HOME for everybody else."""
-    if os.geteuid() == 0:
-        return "/var/lib/bufferzone/images"
+    if identity.is_real_root():
+        return SYSTEM_STORE
     data = os.environ.get("XDG_DATA_HOME", "")
     if not data.startswith("/"):  # the XDG specification: a relative path is to be ignored
         data = os.path.join(os.path.expanduser("~"), ".local/share")

@@ -52,9 +52,9 @@ def die_with_parent(signal: int = 9) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal)
 
 
-def become_subreaper() -> None:
-    """PR_SET_CHILD_SUBREAPER: orphaned descendants become our children."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def become_subreaper(on: bool = True) -> None:
+    """PR_SET_CHILD_SUBREAPER: orphaned descendants become our children, or no longer do."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_name(name: str) -> None:

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from bufferzone.spawn import Child
     from bufferzone.vmm.driver import Vmm
 
-#: uids are unique on the machine, whatever state root a caller uses
-RUN_DIRECTORY = "/run/bufferzone-uids"
-
 
 @contextmanager
 def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], None]) -> Iterator[Sandbox]:
@@ -62,7 +59,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             stack.callback(cgroups.leave_and_remove, joined, os.getpid())
             left.add_cgroups(joined)
         share.own_namespace()
-        uids = stack.enter_context(jail.allocate_uid(RUN_DIRECTORY))
+        uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
         started = starter.start(stack, warm)
@@ -123,7 +120,7 @@ class _Warm:
         else:
             # started now, so that it is in the caller's cgroup and namespaces and not in the container's
             try:
-                self._maker = template.Maker(machine, self._store, RUN_DIRECTORY)
+                self._maker = template.Maker(machine, self._store, state.lease_root())
             except OSError as error:
                 log(f"no template will be made: {error.strerror}: {error.filename or self._store}")
             else:

@@ -26,14 +26,17 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Build it, telling each step."""
+    from bufferzone.image import current
     from bufferzone.image.build import ensure_image
 
-    start = time.monotonic()
+    start, store = time.monotonic(), config.load().image_store
     image = ensure_image(
-        config.load().image_store,
+        store,
         recipe=options.recipe,
         progress=lambda line: container.print_text(f"{time.monotonic() - start:6.1f} s  {line}\n"),
         upgrade=options.upgrade,
     )
+    if options.recipe == "distro":
+        current.remember_own(store, image.digest)  # for users, who may not build in this store
     container.print_text(f"guest image: {image.directory}\n")
     return 0

@@ -36,7 +36,6 @@ INTERSPERSED = True
 _SHIM = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "shim", "__main__.py"
 )
-_RUN_DIRECTORY = "/run/bufferzone-uids"
 _KEY_SHOWN = 12
 
 
@@ -104,7 +103,7 @@ def _make(options: Options, words: list[str]) -> None:
     order = {"vcpus": options.vcpus, "memory_mib": options.memory}
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-Xutf8", _SHIM, "template"],
-        input=json.dumps({**order, "root": root, "run_directory": _RUN_DIRECTORY}).encode(),
+        input=json.dumps({**order, "root": root, "run_directory": state.lease_root()}).encode(),
         stderr=subprocess.PIPE,
         env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
         check=False,

@@ -1,0 +1,145 @@
+"""Rootless Podman as an ordinary user of the machine: run, exec, stop, and root of the machine nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+
+import pytest
+
+from vm.conftest import _image
+from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
+
+
+@pytest.fixture(scope="module")
+def user(guest_image):
+    """An ordinary user that boots the image root has built."""
+    user = User()
+    try:
+        if user.run("unshare", "--user", "true").status != 0:
+            pytest.skip("ordinary users may not make user namespaces here")
+        user.settings(f'image = "{guest_image.directory}"\n')
+        yield user
+    finally:
+        user.remove()
+
+
+@pytest.fixture(scope="module")
+def podman(user):
+    podman = RootlessPodman(user)
+    podman.image, file = _image(user.directory)
+    file.chmod(0o644)
+    podman("load", "--input", file)
+    yield podman
+    podman.any("rm", "--all", "--force", "--time", "0", timeout_s=120)
+
+
+def started(podman, *words):
+    """A container in the background that ends with 7 when asked to; its name."""
+    script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done"
+    podman("run", "--detach", "--network", "none", *words, podman.image, "sh", "-c", script)
+
+
+def test_a_container_runs_in_a_kernel_of_its_own_and_gives_its_status(podman):
+    done = podman("run", "--rm", "--network", "none", podman.image, "sh", "-c", "uname -r; exit 5", status=5)
+    assert done.text
+    assert done.text != os.uname().release
+
+
+def test_exec_logs_and_stop_of_a_container_in_the_background(podman):
+    started(podman, "--name", "worker")
+    assert podman("exec", "worker", "sh", "-c", "id -u; exit 3", status=3).text == "0"
+    assert podman("logs", "worker").text == "up"
+    podman("stop", "--time", "10", "worker")
+    state = json.loads(podman("container", "inspect", "worker").out)[0]["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 7)
+    podman("rm", "worker")
+
+
+def test_no_process_of_it_is_root_of_the_machine_and_helpers_have_ids_of_their_own(podman, user):
+    started(podman, "--name", "seen")
+    conmon = json.loads(podman("container", "inspect", "seen").out)[0]["State"]["ConmonPid"]
+    rows = {pid: (name_of(pid), uids_of(pid)) for pid in descendants(conmon)}
+    names = " ".join(name for name, _ in rows.values())
+    assert all(part in names for part in ("conmon", "bufferzone-shim", "qemu", "virtiofsd")), rows
+    assert len(rows) >= 5, rows  # and the waiter
+    for pid, (name, uids) in rows.items():
+        assert uids <= user.own_ids(), (pid, name, uids)
+    alone = [uids for name, uids in rows.values() if name.startswith(("qemu", "virtiofsd"))]
+    assert len(alone) == 2
+    assert alone[0] != alone[1]
+    assert {user.uid} not in alone
+    podman("rm", "--force", "--time", "0", "seen")
+
+
+def test_a_volume_has_the_users_files_both_ways(podman, user):
+    folder = user.home / "data"
+    folder.mkdir()
+    os.chown(folder, user.uid, user.gid)
+    (folder / "in").write_text("from the host\n")
+    os.chown(folder / "in", user.uid, user.gid)
+    script = "cat /data/in; echo from the guest >/data/out; touch /data/other; chown 1234:1235 /data/other"
+    run = ("run", "--rm", "--network", "none", "--volume", f"{folder}:/data", podman.image)
+    assert podman(*run, "sh", "-c", script).text == "from the host"
+    assert (folder / "out").read_text() == "from the guest\n"
+    assert (folder / "out").stat().st_uid == user.uid
+    assert (folder / "other").stat().st_uid in user.own_ids() - {user.uid}
+
+
+def test_a_read_only_volume_stays_as_it_is(podman, user):
+    folder = user.home / "fixed"
+    folder.mkdir()
+    os.chown(folder, user.uid, user.gid)
+    run = ("run", "--rm", "--network", "none", "--volume", f"{folder}:/data:ro", podman.image)
+    assert podman(*run, "touch", "/data/x", status=1).complaint.endswith("Read-only file system")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_is_copied_out_of_a_running_container(podman, user):
+    started(podman, "--name", "source")
+    podman("cp", "source:/srv/plain", user.home / "copy")
+    assert (user.home / "copy").read_text() == "text\n"
+    podman("rm", "--force", "--time", "0", "source")
+
+
+def test_state_is_below_the_runtime_directory_and_goes_with_the_container(podman, user):
+    started(podman, "--name", "kept")
+    identity = json.loads(podman("container", "inspect", "kept").out)[0]["Id"]
+    assert (user.state / identity).stat().st_uid == user.uid
+    assert (user.state / identity).stat().st_mode & 0o777 == 0o700
+    podman("rm", "--force", "--time", "0", "kept")
+    assert [path.name for path in user.state.iterdir()] == ["kvm-probe.json"]
+
+
+def test_the_second_start_of_a_shape_is_warm(podman, user):
+    run = ("run", "--detach", "--network", "none", "--annotation", "bufferzone.memory=384", podman.image)
+    templates = user.home / ".local/share/bufferzone/templates"
+    before = set(templates.glob("*/meta.json"))
+    identity = podman(*run, "sleep", "100").text
+    _until(lambda: set(templates.glob("*/meta.json")) - before, "a template")
+    second = podman(*run, "sleep", "100").text
+    ran = {name: user.run(user.programs / "bufferzone", "state", name).text for name in (identity, second)}
+    assert [json.loads(ran[n])["annotations"]["bufferzone.start"] for n in ran] == ["cold", "warm"]
+    podman("rm", "--force", "--time", "0", identity, second)
+
+
+def test_nothing_is_left_once_the_containers_are_gone(podman, user):
+    podman("run", "--rm", "--network", "none", podman.image, "true")
+
+    def ours():  # podman's own pause process stays, as long as its user namespace is to
+        names = {pid: name_of(pid) for pid in user.processes()}
+        return {pid: name for pid, name in names.items() if not name.startswith(("catatonit", "podman"))}
+
+    _until(lambda: not ours(), f"the end of {ours()}")
+    assert [path.name for path in user.state.iterdir()] == ["kvm-probe.json"]
+
+
+def _until(true, what, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        select.select([], [], [], 0.1)
