@@ -131,6 +131,22 @@ TABLE: tuple[Setting, ...] = (
         "a container that asks for the host's network: refuse it, or give it none",
         choices=("refuse", "none"),
     ),
+    Setting(
+        "rootfs",
+        "str",
+        "virtiofs",
+        "how a container gets its root file system: shared live, or as a read-only image with an overlay",
+        choices=("virtiofs", "block"),
+        annotation="rootfs",
+        open=True,
+    ),
+    Setting(
+        "rootfs_image",
+        "path",
+        "",
+        "an EROFS or ext4 image in place of the bundle's root file system; makes rootfs block",
+        annotation="rootfs_image",
+    ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
     Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
 )
@@ -154,6 +170,8 @@ class Settings:
     pool_size: int
     pool_idle_s: int
     host_network: str
+    rootfs: str
+    rootfs_image: str
     image_store: str
     allow_annotations: list[str]
 

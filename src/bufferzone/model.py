@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A raw block image on the host, given as an open descriptor."""
+    """A read-only virtio-blk slot; `name` is the serial number that the guest finds it by.
+
+    It is empty when the VM starts, so that a template can have it; `vmm.slot` puts an image in.
+    """
 
     name: str
-    fd: int
-    read_only: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,14 @@ class Bind:
     name: str
     read_only: bool = False
     recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileCopy:
+    """One small host file of which the guest gets a copy: `source` on the host, `name` in the guest."""
+
+    source: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,6 +239,11 @@ def status(directory: str) -> str:
     return text[start : text.index(b'"', start)].decode()
 
 
+def annotated(directory: str, pair: bytes) -> bool:
+    """Whether the state has this annotation, written as `"name": "value"`; without json."""
+    return b"\n    " + pair in _read(directory, STATE)
+
+
 def read_state(directory: str) -> dict[str, Any]:
     """The state as a dict, truth applied."""
     import json

@@ -85,7 +85,7 @@ def test_kvm_shows_the_hosts_cpu_and_has_no_translation_cache() -> None:
 def test_a_share_a_disk_and_nics_add_these_words() -> None:
     spec = altered(
         shares=(Share(tag="bufferzone", fd=20),),
-        disks=(Disk(name="layer", fd=21),),
+        disks=(Disk(name="rootfs"),),
         nics=(
             Nic(name="eth0", fd=22, mac="02:00:00:00:00:01"),
             Nic(name="eth1", fd=23, mac="02:00:00:00:00:02", mtu=9000, is_tap=False),
@@ -94,10 +94,9 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
     assert lines(qemu.argv("qemu", spec))[len(BASE.strip().split("\n")) :] == [
         "-chardev socket,id=share20,fd=20",
         "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024",
-        "-add-fd fd=21,set=21",
-        "-blockdev driver=file,node-name=file21,filename=/dev/fdset/21,read-only=on,locking=off",
-        "-blockdev driver=raw,node-name=disk21,file=file21,read-only=on",
-        "-device virtio-blk-pci,drive=disk21,serial=layer,disable-legacy=on",
+        "-blockdev driver=null-co,node-name=empty-rootfs,size=68719476736,read-zeroes=on,read-only=on",
+        "-blockdev driver=raw,node-name=slot-rootfs,file=empty-rootfs,read-only=on",
+        "-device virtio-blk-pci,drive=slot-rootfs,serial=rootfs,disable-legacy=on",
         "-netdev tap,id=net22,fd=22",
         "-device virtio-net-pci,netdev=net22,mac=02:00:00:00:00:01,romfile=,disable-legacy=on",
         "-netdev stream,id=net23,server=off,addr.type=fd,addr.str=23",

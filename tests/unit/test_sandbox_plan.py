@@ -20,8 +20,10 @@ def spec(**changes):
     return base
 
 
-def decide(value, tmpfs_size=lambda path: 0):
-    return plan.plan_container(value, container_id="c1", bundle="/b", tmpfs_size=tmpfs_size)
+def decide(value, tmpfs_size=lambda path: 0, is_small=None):
+    return plan.plan_container(
+        value, container_id="c1", bundle="/b", tmpfs_size=tmpfs_size, is_small=is_small
+    )
 
 
 def test_the_root_is_bound_first_and_the_guest_sees_it_below_the_share():
@@ -132,3 +134,31 @@ def test_the_spec_given_is_not_changed():
 def test_a_memory_limit_fits_into_the_vm_beside_the_guest(limit, memory):
     value = spec(linux={"resources": {"memory": {"limit": limit}}})
     assert plan.plan_vm(value, vcpus=1, memory_mib=512).memory_mib == memory
+
+
+HOSTS = {"destination": "/etc/hosts", "type": "bind", "source": "/run/hosts", "options": ["bind"]}
+DATA = {"destination": "/data", "type": "bind", "source": "/srv/small", "options": ["bind"]}
+
+
+def test_a_root_on_a_disk_binds_nothing_and_copies_what_engines_bind():
+    decided = decide(spec(mounts=[HOSTS]), is_small=lambda path: True)
+    guest = json.loads(decided.guest_spec)
+    assert (decided.binds, guest["root"]["path"]) == ((), "/run/bufferzone/root/rootfs")
+    assert [(file.source, file.name) for file in decided.files] == [("/run/hosts", "c1.0")]
+    assert guest["mounts"] == [{**HOSTS, "source": "/run/bufferzone/files/c1.0"}]
+
+
+def test_a_volume_is_shared_however_small_it_is():
+    decided = decide(spec(mounts=[HOSTS, DATA]), is_small=lambda path: True)
+    assert [bind.source for bind in decided.binds] == ["/srv/small"]
+    assert json.loads(decided.guest_spec)["mounts"][1]["source"] == "/run/bufferzone/shared/c1.1"
+
+
+def test_an_engines_file_that_is_too_large_is_shared():
+    decided = decide(spec(mounts=[HOSTS]), is_small=lambda path: False)
+    assert ([bind.source for bind in decided.binds], decided.files) == (["/run/hosts"], ())
+
+
+def test_with_a_shared_root_nothing_is_copied():
+    decided = decide(spec(mounts=[HOSTS]))
+    assert ([bind.source for bind in decided.binds], decided.files) == (["/b/rootfs", "/run/hosts"], ())

@@ -31,8 +31,11 @@ def fork_in_own_pid_namespace() -> int:
         raise HostError(text, code="stand-in") from error
 
 
-def enter_root(spec: Spec) -> ProcessTable | None:
+def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
     """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
+
+    `on_disk`: the guest has a copy, so that the host's files are not the container's. Then our root is empty
+    and read-only, and `podman cp` fails instead of reading or changing what the container does not see.
 
     Call when the container is created: its mount points exist then. Returns the table on /proc, if the image
     has a place for it and we are real root: to make readers wait, fanotify wants the machine's CAP_SYS_ADMIN.
@@ -48,23 +51,39 @@ def enter_root(spec: Spec) -> ProcessTable | None:
     try:
         process.unshare(process.CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
-        root = _tree(spec.rootfs, read_only=False)
-        volumes = [(_tree(source, read_only=ro), target) for source, target, ro in _volumes(spec)]
+        volumes = [] if on_disk else _volumes(spec)
+        trees = [(_tree(source, read_only=ro), target) for source, target, ro in volumes]
+        root = -1 if on_disk else _tree(spec.rootfs, read_only=False)
         if table is not None:
             table.make()
-        mnt.move_mount(root, spec.rootfs)
-        os.close(root)
+        if on_disk:
+            _cover(spec.rootfs)
+        else:
+            mnt.move_mount(root, spec.rootfs)
+            os.close(root)
         os.chdir(spec.rootfs)
         mnt.pivot_root(".", ".")
         mnt.unmount(".", mnt.MNT_DETACH)
         os.chdir("/")
-        for tree, target in volumes:
+        for tree, target in trees:
             _attach(tree, target)
         step = "/proc"
-        return table if table is not None and table.show() else None
+        shown = table is not None and table.show()
+        if on_disk:
+            mnt.set_attributes(-1, add=mnt.MOUNT_ATTR_RDONLY, path="/", recursive=False)
+        return table if shown else None
     except OSError as error:
         text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
         raise HostError(text, code="stand-in") from error
+
+
+def _cover(path: str) -> None:
+    """An empty root with nothing but a place for /proc."""
+    from bufferzone.linux import mount as mnt
+
+    flags = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
+    mnt.mount("bufferzone", path, "tmpfs", flags, "size=16k,nr_inodes=16,mode=755")
+    os.mkdir(f"{path}/proc", 0o555)
 
 
 def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:

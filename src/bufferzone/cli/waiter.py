@@ -10,7 +10,7 @@ import os
 import select
 import sys
 
-from bufferzone import log
+from bufferzone import log, state
 from bufferzone.cli import console, launch, signals, standin
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
@@ -28,6 +28,7 @@ else:
 
 LOST = 137  # as if killed: what a process gets that went down with its VM
 _CALL_S = 10.0
+_ON_DISK = b'"bufferzone.rootfs": "block"'
 _MOST_FDS = 1 << 20  # one close_range(2)
 
 
@@ -92,7 +93,9 @@ def _child(job: Job, tell: int) -> int:
             job.begin(client, uris, fds)
             complaints = os.dup(2)
             _import_no_more()
-            table = standin.enter_root(job.root) if job.root is not None else None
+            table = None
+            if job.root is not None:
+                table = standin.enter_root(job.root, on_disk=state.annotated(job.directory, _ON_DISK))
             kept = {tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds}
             _close_all_but(kept | (table.descriptors if table is not None else set()))
             os.write(tell, b"ok\n")

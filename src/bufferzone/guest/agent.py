@@ -7,7 +7,7 @@ import time
 
 from bufferzone import __version__
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import processes
+from bufferzone.guest import block, processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.mounts import describe
@@ -116,6 +116,14 @@ class Agent:
     def _network(self, request: NetworkRequest, reply: Reply) -> Message:
         if not self._hosted:
             take_over(request.interfaces)
+        return Empty()
+
+    def _root(self, request: wire.RootRequest, reply: Reply) -> Message:
+        block.mount_root(request.kind)
+        return Empty()
+
+    def _file(self, request: wire.FileRequest, reply: Reply) -> Message:
+        block.put_file(request)
         return Empty()
 
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:

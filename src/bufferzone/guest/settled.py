@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 
 from bufferzone.guest import nic
+from bufferzone.guest.cgroup import read
 from bufferzone.guest.loop import warn
 from bufferzone.guest.modprobe import modprobe
 
 _MODULES = ("virtio_balloon", "overlay")
+#: for a machine whose root file system comes from a disk
+_DISK_MODULES = ("virtio_blk", "erofs")
+_VIRTIO, _BLOCK_DEVICE = "/sys/bus/virtio/devices", "0x0002"
 #: modules that Python code of ours imports inside functions
 _IMPORTS = ("_socket", "_posixsubprocess", "errno", "fcntl", "resource", "termios", "select")
 #: what `scrub` leaves alone: below this the kernel looks for memory to take back
@@ -27,7 +31,7 @@ def settle_down() -> int:
             __import__(name)
         except ImportError:
             pass  # a guest without it does not use it
-    for name in _MODULES:
+    for name in _MODULES + (_DISK_MODULES if _has_disk() else ()):
         modprobe(name)
     nic.load_unbound()
     os.sync()
@@ -49,3 +53,11 @@ def scrub() -> None:
     if free > 0:
         block = bytearray(free * os.sysconf("SC_PAGE_SIZE"))  # zero pages, which are given at the first write
         block[:: os.sysconf("SC_PAGE_SIZE")] = bytes(free)
+
+
+def _has_disk() -> bool:
+    try:
+        names = os.listdir(_VIRTIO)
+    except FileNotFoundError:
+        return False
+    return any(read(f"{_VIRTIO}/{name}/device").strip() == _BLOCK_DEVICE for name in names)

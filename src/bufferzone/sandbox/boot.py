@@ -15,7 +15,7 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
 from bufferzone.oci import host
-from bufferzone.sandbox import cgroups, plan, template
+from bufferzone.sandbox import cgroups, containers, plan, rootdisk, template
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
 from bufferzone.sandbox.network import Network
@@ -47,6 +47,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     timeline = Timeline()
     settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
     host.check_network(spec.raw, settings)
+    settings = rootdisk.settle(settings, spec)
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
@@ -60,7 +61,10 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             left.add_cgroups(joined)
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
-        tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
+        disk = rootdisk.open_root(stack, settings, spec, uid=uids.helper)
+        tree = None
+        if disk is None or containers.needs_share(spec):
+            tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
         started = starter.start(stack, warm)
         warm.let_go()
@@ -73,6 +77,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             daemon=started.daemon,
             daemon_log=starter.daemon_log,
             share=tree,
+            disk=disk,
             agent_client=agent_client,
             network=network,
             timeline=timeline,
@@ -153,7 +158,7 @@ class _Warm:
 class Started:
     """A VMM and its virtiofsd, just started or restored."""
 
-    def __init__(self, vmm: Vmm, daemon: Child, channels: Channels, *, restored: bool) -> None:
+    def __init__(self, vmm: Vmm, daemon: Child | None, channels: Channels, *, restored: bool) -> None:
         self.vmm, self.daemon, self.channels, self.restored = vmm, daemon, channels, restored
 
 
@@ -166,7 +171,7 @@ class Starter:
         machine: Machine,
         directory: str,
         uids: jail.UidLease,
-        tree: share.Tree,
+        tree: share.Tree | None,
         left: Leftovers,
         timeline: Timeline,
         tap: wire.Tap | None,
@@ -174,6 +179,7 @@ class Starter:
         self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory
         self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
+        self.daemon_log: console.Reader | None = None
 
     def start(self, stack: ExitStack, warm: _Warm) -> Started:
         """Start; what it takes is given back by `stack`. A template that fails is worth one warning."""
@@ -191,8 +197,11 @@ class Starter:
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
-        vm = spec_of(self._machine, self._name, channels.ends, shares=(shared,), tap=self._tap)
-        vmm = self._qemu(stack, vm, channels)
+        memory = self._memory(stack)[0] if self._machine.block else ""  # a file can be saved
+        vm = spec_of(
+            self._machine, self._name, channels.ends, shares=shared, in_file=bool(memory), tap=self._tap
+        )
+        vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("boot the guest")
         return Started(vmm, daemon, channels, restored=False)
 
@@ -201,11 +210,9 @@ class Starter:
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
-        size = self._machine.memory_mib << 20
-        memory, memory_fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
-        stack.callback(os.close, memory_fd)
+        memory, memory_fd = self._memory(stack)
         ends, tap = channels.ends, self._tap
-        vm = spec_of(self._machine, self._name, ends, shares=(shared,), in_file=True, restored=True, tap=tap)
+        vm = spec_of(self._machine, self._name, ends, shares=shared, in_file=True, restored=True, tap=tap)
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)
@@ -216,12 +223,22 @@ class Starter:
         except VmmError as error:
             vmm.watch()  # reads what QEMU said; the threads are gone before something is forked again
             raise vmm.failure("load the template") from error
-        snapshot.plug_share(vmm, shared, qemu.SHARE_PORT)
+        for one in shared:
+            snapshot.plug_share(vmm, one, qemu.SHARE_PORT)
         snapshot.resume(vmm)
         self._timeline.enter("wake the guest")
         return Started(vmm, daemon, channels, restored=True)
 
-    def _virtiofsd(self, stack: ExitStack) -> tuple[Child, Share]:
+    def _memory(self, stack: ExitStack) -> tuple[str, int]:
+        """The guest's memory as a file: (path, descriptor)."""
+        size = self._machine.memory_mib << 20
+        memory, fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
+        stack.callback(os.close, fd)
+        return memory, fd
+
+    def _virtiofsd(self, stack: ExitStack) -> tuple[Child | None, tuple[Share, ...]]:
+        if self._tree is None:
+            return None, ()
         self._timeline.enter("start virtiofsd")
         # through a pipe, since a guest can make it complain without end and the state directory is memory
         read_end, log_fd = os.pipe2(os.O_CLOEXEC)
@@ -235,7 +252,7 @@ class Starter:
         stack.enter_context(daemon)
         stack.callback(os.close, shared.fd)
         self._left.add_process(daemon.pid)
-        return daemon, shared
+        return daemon, (shared,)
 
     def _qemu(self, stack: ExitStack, vm: VmSpec, channels: Channels, memory: str = "") -> Vmm:
         vmm = driver.start(
@@ -289,6 +306,7 @@ def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, st
         "bufferzone.image": machine.image.digest,
         "bufferzone.vcpus": str(machine.vcpus),
         "bufferzone.memory": str(machine.memory_mib),
+        "bufferzone.rootfs": settings.rootfs,
         "bufferzone.start": "warm" if restored else "cold",
     }
 

@@ -5,6 +5,7 @@ reverse.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import ExitStack
 
@@ -13,7 +14,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, plan
+from bufferzone.sandbox import cgroups, plan, rootdisk
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.wire import agent
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from bufferzone.model import FileCopy
     from bufferzone.sandbox.running import Sandbox
     from bufferzone.wire.task import Mount
 
@@ -69,10 +71,10 @@ class Containers:
         """
         container = Container(container_id, bundle, oci.load(bundle).raw, pid)
         with container.undo as undo:
-            _mount_rootfs(rootfs, container)
-            decided = plan.plan_container(
-                container.spec, container_id=container_id, bundle=bundle, tmpfs_size=tmpfs_size
-            )
+            disk = self._sandbox.disk
+            if disk is None:
+                _mount_rootfs(rootfs, container)
+            decided = _plan(container.spec, container_id, bundle, block=disk is not None)
             container.hooks = decided.hooks
             if decided.seccomp is not None:
                 container.seccomp = libseccomp.compile_profile(decided.seccomp)
@@ -80,9 +82,7 @@ class Containers:
             if container.namespace >= 0:
                 undo.callback(os.close, container.namespace)
             self._sandbox.wait_ready()
-            for bind in decided.binds:
-                self._sandbox.share.add(bind)
-                container.undo.callback(self._sandbox.share.remove, bind.name)
+            self._give_files(container, decided, rootfs)
             if self._sandbox.cgroup and pid != os.getpid():
                 cgroups.join(self._sandbox.cgroup, pid)
             for name in ("prestart", "createRuntime"):
@@ -106,6 +106,21 @@ class Containers:
             self._sandbox.network.attach(container.namespace, path)
             container.undo.callback(self._sandbox.network.part)
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
+
+    def _give_files(self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount]) -> None:
+        """Root file system and volumes: shared, or on the disk with copies of single files."""
+        disk, share = self._sandbox.disk, self._sandbox.share
+        if disk is not None:
+            disk.give_to(container.id)
+            rootdisk.take_mounts(disk, rootfs)
+            self._sandbox.mount_root(disk)
+            for file in decided.files:
+                self.agent.call("File", _read_file(file), Empty)
+        for bind in decided.binds:
+            if share is None:
+                raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
+            share.add(bind)
+            container.undo.callback(share.remove, bind.name)
 
     def exec(self, ref: agent.ProcessRef, process: bytes, pid: int) -> None:
         """Run one more process in a container, under the container's seccomp filter."""
@@ -142,6 +157,41 @@ class Containers:
         """Give back what the host holds for it."""
         self._filters.pop(container.id, None)
         container.undo.close()
+
+
+def needs_share(spec: oci.Spec) -> bool:
+    """Whether a container whose root file system is on a disk has volumes all the same."""
+    return bool(_plan(spec.raw, "container", spec.bundle, block=True).binds)
+
+
+def _plan(spec: dict[str, Any], container_id: str, bundle: str, *, block: bool) -> plan.ContainerPlan:
+    return plan.plan_container(
+        spec,
+        container_id=container_id,
+        bundle=bundle,
+        tmpfs_size=tmpfs_size,
+        is_small=_is_small if block else None,
+    )
+
+
+def _is_small(path: str) -> bool:
+    """Whether it is a regular file that fits into one message."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size <= agent.MOST_FILE
+
+
+def _read_file(file: FileCopy) -> agent.FileRequest:
+    try:
+        with open(file.source, "rb", buffering=0) as opened:
+            found, data = os.fstat(opened.fileno()), opened.read(agent.MOST_FILE) or b""
+    except OSError as error:
+        raise HostError(f"cannot read {file.source}: {error.strerror}", code="volume") from error
+    return agent.FileRequest(
+        name=file.name, data=data, mode=found.st_mode & 0o777, uid=found.st_uid, gid=found.st_gid
+    )
 
 
 def _mount_rootfs(mounts: list[Mount], container: Container) -> None:

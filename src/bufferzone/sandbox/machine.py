@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from bufferzone.image import current, store, templates
 from bufferzone.linux import kvm
-from bufferzone.model import ImageRef, Nic, Share, VmSpec
+from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
 from bufferzone.vmm import accelerator, console, driver, qemu
+from bufferzone.wire.agent import ROOT_DISK
 from bufferzone.wire.network import FIRST_MAC
 
 TYPE_CHECKING = False
@@ -32,6 +33,7 @@ class Machine:
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
     paths.
     `nic`: a NIC is in it from the start, see `network`.
+    `block`: it has a slot for an image of a root file system.
     """
 
     image: ImageRef
@@ -42,6 +44,7 @@ class Machine:
     vcpus: int
     memory_mib: int
     nic: bool = True
+    block: bool = False
 
 
 class Channels:
@@ -86,6 +89,7 @@ def describe(
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
         nic=nic,
+        block=settings.rootfs == "block",
     )
 
 
@@ -139,6 +143,7 @@ def spec_of(
         control_fd=control_fd,
         shares=shares,
         nics=(Nic(name="first", fd=tap, mac=FIRST_MAC),) if machine.nic else (),
+        disks=(Disk(name=ROOT_DISK),) if machine.block else (),
         memory_path=driver.MEMORY_PATH if in_file else "",
         restored=restored,
     )

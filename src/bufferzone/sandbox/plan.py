@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 
 from bufferzone.errors import SpecError
-from bufferzone.model import Bind, Hook
+from bufferzone.model import Bind, FileCopy, Hook
 from bufferzone.wire import agent, ttrpc
 
 TYPE_CHECKING = False
@@ -34,6 +34,15 @@ _GUEST_OWN = {
     "/sys/fs/cgroup": "cgroup",
     "/dev/pts": "devpts",
 }
+#: what engines bind into every container, small and written once: with a root disk the guest gets a copy
+_ENGINE_FILES = (
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/run/.containerenv",
+)
 _HOST_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
 _GUEST_HOOKS = ("createContainer", "startContainer")
 
@@ -50,11 +59,13 @@ class VmPlan:
 class ContainerPlan:
     """One container, decided: what to bind into the share, what the agent gets, which hooks run on the host.
 
-    `seccomp` is the spec's section (compiled later) or None. `binds` are in order, the rootfs first.
+    `seccomp` is the spec's section (compiled later) or None. `binds` are in order, the rootfs first unless
+    it is on a disk. `files` are copied into the guest.
     """
 
     id: str
     binds: tuple[Bind, ...]
+    files: tuple[FileCopy, ...]
     guest_spec: bytes
     seccomp: dict[str, Any] | None
     hooks: dict[str, tuple[Hook, ...]]
@@ -76,19 +87,35 @@ def _memory_limit(spec: dict[str, Any]) -> int:
 
 
 def plan_container(
-    spec: dict[str, Any], *, container_id: str, bundle: str, tmpfs_size: Callable[[str], int]
+    spec: dict[str, Any],
+    *,
+    container_id: str,
+    bundle: str,
+    tmpfs_size: Callable[[str], int],
+    is_small: Callable[[str], bool] | None = None,
 ) -> ContainerPlan:
     """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path,
-    or 0.
+    or 0. With `is_small`, which says whether a path is a small regular file, the root file system is on a
+    disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
     guest = json.loads(json.dumps(spec))
-    binds = [_rootfs(guest, container_id, bundle)]
-    guest["mounts"] = [
-        _mount(entry, index, container_id, binds, bundle, tmpfs_size)
-        for index, entry in enumerate(spec.get("mounts") or [])
-    ]
+    binds: list[Bind] = []
+    files: list[FileCopy] = []
+    if is_small is None:
+        binds.append(_rootfs(guest, container_id, bundle))
+    else:
+        guest["root"]["path"] = f"{agent.ROOT_PATH}/rootfs"
+    guest["mounts"] = []
+    for index, entry in enumerate(spec.get("mounts") or []):
+        copy = _copy(entry, index, container_id, bundle, is_small)
+        if copy is not None:
+            files.append(copy)
+            source = f"{agent.FILES_PATH}/{copy.name}"
+            guest["mounts"].append({"options": ["bind"], **entry, "type": "bind", "source": source})
+        else:
+            guest["mounts"].append(_mount(entry, index, container_id, binds, bundle, tmpfs_size))
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [])
     linux.pop("cgroupsPath", None)
@@ -104,6 +131,7 @@ def plan_container(
     return ContainerPlan(
         id=container_id,
         binds=tuple(binds),
+        files=tuple(files),
         guest_spec=text,
         seccomp=seccomp,
         hooks={name: tuple(_hook(h) for h in hooks.get(name) or []) for name in _HOST_HOOKS},
@@ -128,6 +156,25 @@ def _rootfs(guest: dict[str, Any], container_id: str, bundle: str) -> Bind:
     return Bind(source=host_path, name=name)
 
 
+def _copy(
+    entry: dict[str, Any],
+    index: int,
+    container_id: str,
+    bundle: str,
+    is_small: Callable[[str], bool] | None,
+) -> FileCopy | None:
+    """The copy that stands for a bind of an engine's own file; None for any other mount."""
+    if is_small is None or entry["destination"] not in _ENGINE_FILES or not _is_bind(entry):
+        return None
+    source = str(entry.get("source") or "")
+    source = source if source.startswith("/") else f"{bundle}/{source}"
+    return FileCopy(source=source, name=share_name(container_id, str(index))) if is_small(source) else None
+
+
+def _is_bind(entry: dict[str, Any]) -> bool:
+    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or []))
+
+
 def _mount(
     entry: dict[str, Any],
     index: int,
@@ -138,7 +185,7 @@ def _mount(
 ) -> dict[str, Any]:
     """The guest's form of one mount; a host bind adds a `Bind` and points below the share."""
     options = list(entry.get("options") or [])
-    if entry.get("type") != "bind" and not {"bind", "rbind"} & set(options):
+    if not _is_bind(entry):
         return entry
     source = entry.get("source") or ""
     if not source:

@@ -12,6 +12,7 @@ import threading
 import time
 
 from bufferzone.errors import BufferzoneError, GuestError, VmmError
+from bufferzone.vmm import slot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from bufferzone.sandbox.agent import AgentClient
     from bufferzone.sandbox.network import Network
+    from bufferzone.sandbox.rootdisk import RootDisk
     from bufferzone.sandbox.timeline import Timeline
     from bufferzone.spawn import Child
     from bufferzone.storage.share import Tree
@@ -42,9 +44,10 @@ class Sandbox:
         sandbox_id: str,
         *,
         vmm: Vmm,
-        daemon: Child,
-        daemon_log: Reader,
-        share: Tree,
+        daemon: Child | None,
+        daemon_log: Reader | None,
+        share: Tree | None,
+        disk: RootDisk | None,
         agent_client: AgentClient,
         network: Network,
         timeline: Timeline,
@@ -55,13 +58,15 @@ class Sandbox:
         restored: bool,
         then: Callable[[bool], None],
     ) -> None:
-        """`restored`: QEMU was greeted and the guest is awake already; `then` is told whether the
+        """`daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
+        `restored`: QEMU was greeted and the guest is awake already; `then` is told whether the
         sandbox became ready.
         """
         self.id = sandbox_id
         self.agent = agent_client
         self.network = network
         self.share = share
+        self.disk = disk
         self.cgroup = cgroup
         self.log = log
         self.failure: VmmError | None = None
@@ -80,7 +85,8 @@ class Sandbox:
     def start_threads(self) -> None:
         """Start reading and greeting. Nothing may be forked with `jail` from now on."""
         self._vmm.watch()
-        self._daemon_log.start()
+        if self._daemon_log is not None:
+            self._daemon_log.start()
         self.agent.when_broken(self._agent_broke)
         self.agent.start()
         threading.Thread(target=self._come_up, name="boot", daemon=True).start()
@@ -103,9 +109,10 @@ class Sandbox:
             self.agent.call("Clock", clock, Empty, timeout_s=self._boot_timeout_s)
             if not self._restored:  # else they are the template's
                 self._timeline.add_guest(answer.phases)
-            self._timeline.enter("mount the share")
-            mount = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
-            self._mount(mount)
+            if self.share is not None:
+                self._timeline.enter("mount the share")
+                mount = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
+                self._mount(mount)
             self._timeline.finish()
             self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
             self._facts["bufferzone.vmm"] = f"qemu {self._vmm.version}"
@@ -136,6 +143,14 @@ class Sandbox:
                     raise
                 select.select([], [], [], 0.005)
 
+    def mount_root(self, disk: RootDisk) -> None:
+        """Give the guest the image it already has a device for, and have it mounted; raises what went
+        wrong.
+        """
+        kind, fd = disk.image()
+        slot.insert(self._vmm, agent.ROOT_DISK, fd)
+        self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self._boot_timeout_s)
+
     # ---- while it is up
 
     def facts(self) -> dict[str, str]:
@@ -160,7 +175,7 @@ class Sandbox:
             "vmm": facts.get("vmm", ""),
             "failure": facts.get("failure", ""),
             "vmm_pid": self._vmm.pid,
-            "virtiofsd_pid": self._daemon.pid,
+            "virtiofsd_pid": self._daemon.pid if self._daemon is not None else 0,
             "shim_pid": os.getpid(),
             "timeline": [list(mark) for mark in self._timeline.marks()],
         }
@@ -170,8 +185,7 @@ class Sandbox:
         if alone:
             with self._lock:
                 self._stopping = True
-            self._vmm.kill()
-            self._daemon.kill()
+            self._kill()
 
     def give_up(self, reason: str) -> None:
         """The guest does not do what it must: end the VM for `reason`."""
@@ -189,7 +203,9 @@ class Sandbox:
         start.
         """
         poll = select.poll()
-        watched = {self._vmm.fileno(): "qemu", self._daemon.fileno(): "virtiofsd", self._wake_read: ""}
+        watched = {self._vmm.fileno(): "qemu", self._wake_read: ""}
+        if self._daemon is not None:
+            watched[self._daemon.fileno()] = "virtiofsd"
         for fd in watched:
             poll.register(fd, select.POLLIN)
         timeout_ms: float | None = unused_s * 1000
@@ -219,7 +235,7 @@ class Sandbox:
         if name == "qemu":
             self._fail(self._vmm.failure(self._timeline.phase))
         else:
-            status = self._daemon.wait_exit(0)
+            status = self._daemon.wait_exit(0) if self._daemon is not None else None
             how = (
                 f"was killed (signal {-status})"
                 if status is not None and status < 0
@@ -247,8 +263,12 @@ class Sandbox:
                 self.log(error.line())
         self._ready.set()
         self.agent.lose(self.failure or error)
+        self._kill()
+
+    def _kill(self) -> None:
         self._vmm.kill()
-        self._daemon.kill()
+        if self._daemon is not None:
+            self._daemon.kill()
 
     def _wake(self) -> None:
         try:

@@ -193,9 +193,7 @@ def describe_jail(
     if initrd and not spec.restored:
         binds.append(jail.JailBind(source=initrd, target=spec.initrd_path))
     donated = [spec.agent_fd, spec.console_fd, spec.control_fd]
-    donated += (
-        [share.fd for share in spec.shares] + [disk.fd for disk in spec.disks] + [nic.fd for nic in spec.nics]
-    )
+    donated += [share.fd for share in spec.shares] + [nic.fd for nic in spec.nics]
     return jail.Jail(
         name="qemu",
         uid=confinement.uid,

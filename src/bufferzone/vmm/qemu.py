@@ -18,6 +18,8 @@ FIRMWARE_DIRECTORY = "/firmware"
 SPARE_PORTS = 4
 #: the port that a restored VM gets its share on
 SHARE_PORT = "spare3"
+#: what the guest believes a disk to have: an image may be as large as that
+SLOT_BYTES = 64 << 30
 _MIB = 1 << 20
 
 
@@ -197,18 +199,15 @@ def share_device(share: Share, *, plugged: bool = True) -> list[str]:
 
 
 def disk_device(disk: Disk) -> list[str]:
-    """A raw image, opened by us and passed as a descriptor set."""
-    number, read_only = disk.fd, "on" if disk.read_only else "off"
+    """An empty slot: 64 GiB of zeros, below a node whose file `slot.insert` replaces."""
+    name = quote(disk.name[:20])
     return [
-        "-add-fd",
-        f"fd={disk.fd},set={number}",
-        # locking would open the image again by another name, and the set has one descriptor only
         "-blockdev",
-        f"driver=file,node-name=file{number},filename=/dev/fdset/{number},read-only={read_only},locking=off",
+        f"driver=null-co,node-name=empty-{name},size={SLOT_BYTES},read-zeroes=on,read-only=on",
         "-blockdev",
-        f"driver=raw,node-name=disk{number},file=file{number},read-only={read_only}",
+        f"driver=raw,node-name=slot-{name},file=empty-{name},read-only=on",
         "-device",
-        f"virtio-blk-pci,drive=disk{number},serial={quote(disk.name[:20])},disable-legacy=on",
+        f"virtio-blk-pci,drive=slot-{name},serial={name},disable-legacy=on",
     ]
 
 

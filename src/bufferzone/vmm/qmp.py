@@ -86,24 +86,33 @@ class Qmp:
             raise VmmError(f"QEMU refused {command}: {printable(text)}", code="qmp-refused")
         return reply.get("return")
 
-    def send_descriptor(self, name: str, fd: int, *, timeout_s: float = 10.0) -> None:
-        """Give QEMU a copy of `fd` under `name` (command getfd), for `netdev_add` and the like."""
+    def send_descriptor(
+        self,
+        name: str,
+        fd: int,
+        *,
+        command: str = "getfd",
+        arguments: dict[str, Any] | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Give QEMU a copy of `fd` under `name` (command getfd), for `netdev_add` and the like; or with
+        another `command` that takes one.
+        """
         deadline = time.monotonic() + timeout_s
         with self._lock:
             self._serial += 1
             serial = self._serial
-            message = (
-                json.dumps({"execute": "getfd", "id": serial, "arguments": {"fdname": name}}).encode() + b"\n"
-            )
-            self._wait(select.POLLOUT, deadline, "getfd")
+            order = {"execute": command, "id": serial, "arguments": arguments or {"fdname": name}}
+            message = json.dumps(order).encode() + b"\n"
+            self._wait(select.POLLOUT, deadline, command)
             try:
                 socket.send_fds(self._sock, [message], [fd])
             except OSError as error:
                 raise self._lose(f"cannot send: {error}") from error
-            while (reply := self._receive(deadline, "getfd")).get("id") != serial:
-                self._check_time(deadline, "getfd")
+            while (reply := self._receive(deadline, command)).get("id") != serial:
+                self._check_time(deadline, command)
         if "error" in reply:
-            raise VmmError("QEMU refused getfd", code="qmp-refused")
+            raise VmmError(f"QEMU refused {command}: {name}", code="qmp-refused")
 
     def status(self) -> str:
         """`running`, `paused`, `prelaunch`, `guest-panicked`, `shutdown`, ..."""

@@ -13,6 +13,10 @@ SERVICE = "bufferzone.agent.v1.Agent"
 PORT_NAME = "bufferzone.agent.0"  # name of the virtio-serial port
 SHARE_TAG = "bufferzone"  # virtiofs tag of the sandbox's share
 SHARE_PATH = "/run/bufferzone/shared"  # where the guest mounts it
+ROOT_DISK = "rootfs"  # serial number of the disk with the root file system
+ROOT_PATH = "/run/bufferzone/root"  # where the guest mounts it, with an overlay: a directory `rootfs` below
+FILES_PATH = "/run/bufferzone/files"  # copies of single files
+MOST_FILE = 64 << 10  # bytes of such a file
 CHUNK = 256 << 10  # most bytes of stdio in one call
 STDOUT, STDERR = 1, 2
 
@@ -68,6 +72,22 @@ class MountRequest(Message):
     source: str = string(2)
     target: str = string(3)
     options: list[str] = strings(4)
+
+
+class RootRequest(Message):
+    """Mount `ROOT_DISK` (`kind`: erofs or ext4), read-only, below an overlay in the guest's memory."""
+
+    kind: str = string(1)
+
+
+class FileRequest(Message):
+    """Put a regular file below `FILES_PATH`: at most `MOST_FILE` bytes, `name` is one path component."""
+
+    name: str = string(1)
+    data: bytes = blob(2)
+    mode: int = uint(3)
+    uid: int = uint(4)
+    gid: int = uint(5)
 
 
 class CreateRequest(Message):
@@ -204,6 +224,8 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Scrub": (Empty, Empty),
     "Mount": (MountRequest, Empty),
     "Network": (NetworkRequest, Empty),
+    "Root": (RootRequest, Empty),
+    "File": (FileRequest, Empty),
     "Create": (CreateRequest, PidResponse),
     "Start": (ProcessRef, Empty),
     "Exec": (ProcessRequest, PidResponse),

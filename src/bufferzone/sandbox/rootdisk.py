@@ -1,0 +1,129 @@
+"""The image behind a sandbox's root disk: where it comes from, and when it is there.
+
+A directory is packed while the VM starts, since a helper can only be forked before there are threads; an
+image file is opened once and travels as a descriptor. Both are read-only: the guest writes into its own
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from bufferzone.errors import HostError, SpecError
+from bufferzone.storage import erofs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from bufferzone.config import Settings
+    from bufferzone.oci import Spec
+    from bufferzone.wire.task import Mount
+
+#: a pod's further containers would need a disk each, and the machine has one
+_POD_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
+
+
+class RootDisk:
+    """The image: `image()` gives kind and descriptor, waiting for it where it is being packed."""
+
+    def __init__(self, stack: ExitStack, *, packing: erofs.Packing | None = None) -> None:
+        self._stack, self._packing = stack, packing
+        self._fd, self._kind, self._user = -1, "", ""
+        stack.callback(self._close)
+
+    def give_to(self, container_id: str) -> None:
+        """Reserve it; there is one container per disk, for good. Raises `HostError`."""
+        if self._user:
+            raise HostError(
+                f"the VM's only disk is in use by container {self._user}",
+                hint="rootfs = virtiofs for containers that share a VM",
+                code="disk-in-use",
+            )
+        self._user = container_id
+
+    def use(self, fd: int, name: str) -> None:
+        """Take the image behind `fd`, which becomes ours. Raises `HostError` when it is none."""
+        self._close()
+        self._fd = fd
+        self._kind = erofs.kind_of(fd, name)
+
+    def image(self) -> tuple[str, int]:
+        """(erofs or ext4, descriptor that stays ours). Raises `HostError` when packing failed."""
+        if self._fd < 0:
+            if self._packing is None:
+                raise HostError("there is no image of a root file system", code="no-image")
+            fd = self._packing.image()
+            self._packing.close()
+            self.use(fd, "the packed root file system")
+        return self._kind, self._fd
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def settle(settings: Settings, spec: Spec) -> Settings:
+    """The settings with `rootfs` decided: an image file means block, a pod's sandbox keeps sharing."""
+    if settings.rootfs_image and settings.rootfs != "block":
+        settings = settings.with_values(rootfs="block")
+    if settings.rootfs == "block" and any(spec.annotations.get(key) for key in _POD_KEYS):
+        if settings.rootfs_image or spec.annotations.get("bufferzone.rootfs") == "block":
+            raise SpecError(
+                "config.json: annotations.bufferzone.rootfs: a pod's containers share one VM with one disk",
+                hint="rootfs = virtiofs",
+            )
+        settings = settings.with_values(rootfs="virtiofs")
+    return settings
+
+
+def open_root(stack: ExitStack, settings: Settings, spec: Spec, *, uid: int) -> RootDisk | None:
+    """The disk that `settings` ask for, given back by `stack`; None: the root file system is shared.
+
+    The process must have one thread only. Raises `HostError`.
+    """
+    if settings.rootfs != "block":
+        return None
+    if settings.rootfs_image:
+        disk = RootDisk(stack)
+        disk.use(open_image(settings.rootfs_image), settings.rootfs_image)
+        return disk
+    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid)
+    stack.callback(packing.close)
+    return RootDisk(stack, packing=packing)
+
+
+def directory_of(settings: Settings) -> str:
+    """Where packed images lie while they are used, without a name: beside the guest images."""
+    return os.path.join(os.path.dirname(settings.image_store.rstrip("/")), "disks")
+
+
+def open_image(path: str) -> int:
+    """An image file for reading only; raises `HostError`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise HostError(f"cannot open {path}: {error.strerror}", code="bad-image") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise HostError(f"not a regular file: {path}", code="bad-image")
+    return fd
+
+
+def take_mounts(disk: RootDisk, mounts: list[Mount]) -> None:
+    """containerd's root file system in a sandbox with a disk: one EROFS image, or nothing.
+
+    Anything else would have to be packed, and by now the shim has threads. Raises `HostError`.
+    """
+    if not mounts:
+        return
+    if len(mounts) > 1 or mounts[0].type != "erofs" or mounts[0].target:
+        kinds = ", ".join(mount.type for mount in mounts)
+        raise HostError(
+            f"a root file system of mounts cannot become a disk: {kinds}",
+            hint="one erofs mount of an image file, or rootfs = virtiofs",
+            code="rootfs",
+        )
+    disk.use(open_image(mounts[0].source), mounts[0].source)

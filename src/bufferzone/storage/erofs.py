@@ -1,0 +1,134 @@
+"""Packs a directory into an EROFS image, and knows an image by its first bytes.
+
+mkfs.erofs reads what a container image brought, so it runs in a jail of its own: it sees the directory
+read-only, without what is mounted below it, and one file that has no name on the host. Source: mkfs.erofs(1),
+Linux fs/erofs/erofs_fs.h and fs/ext4/ext4.h (magic numbers).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+
+from bufferzone import jail
+from bufferzone.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.spawn import Child
+
+_PROGRAM = "mkfs.erofs"
+_SEARCH = "/usr/bin:/usr/sbin:/usr/local/bin:/sbin"
+_SOURCE = "/tree"
+#: name -> where its superblock's magic number lies, and the number
+_MAGIC = {"erofs": (1024, 0xE0F5E1E2.to_bytes(4, "little")), "ext4": (1024 + 56, b"\x53\xef")}
+#: files of any owner and mode are read; what the jail shows is all there is to read
+_CAPABILITIES = ("CAP_DAC_READ_SEARCH",)
+
+
+class Packing:
+    """mkfs.erofs at work. Owns the process, its words and the image's descriptor until `image`."""
+
+    def __init__(self, child: Child, image_fd: int, log_fd: int, source: str) -> None:
+        self._child, self._fd, self._log, self._source = child, image_fd, log_fd, source
+
+    def image(self) -> int:
+        """Wait for the end; a read-only descriptor of the image, the caller's. Raises `HostError`."""
+        status = self._child.wait_exit()
+        if status != 0:
+            lines = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").split("\n")
+            words = [line.strip() for line in lines if line.strip()][-1:]
+            why = "".join(c if c.isprintable() else "?" for c in (words or [f"status {status}"])[0][:300])
+            raise HostError(
+                f"cannot pack {self._source} into an image: {why}", code="pack", hint="rootfs = virtiofs"
+            )
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """End it and forget the image. May be called twice."""
+        self._child.close()
+        for fd in (self._fd, self._log):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._log = -1
+
+
+def pack(source: str, directory: str, *, uid: int) -> Packing:
+    """Start packing the directory `source` into a nameless file on the disk of `directory`, as `uid`.
+
+    The process must have one thread only. Raises `HostError`; then nothing is left.
+    """
+    program = find_program()
+    log_fd = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)
+    fd = -1
+    try:
+        fd = nameless_file(directory)
+        os.fchown(fd, uid, uid)
+        child = jail.start(
+            [program, "--quiet", f"/proc/self/fd/{fd}", _SOURCE],
+            describe_jail(program, source, fd, uid=uid, log_fd=log_fd),
+        )
+        return Packing(child, fd, log_fd, source)
+    except BaseException as error:
+        for number in (fd, log_fd):
+            if number >= 0:
+                os.close(number)
+        if isinstance(error, OSError):
+            raise HostError(f"cannot make an image in {directory}: {error.strerror}", code="pack") from error
+        raise
+
+
+def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd: int) -> jail.Jail:
+    """The jail of mkfs.erofs."""
+    libraries, links = jail.library_view()
+    return jail.Jail(
+        name=_PROGRAM,
+        uid=uid,
+        gid=uid,
+        log_fd=log_fd,
+        keep_fds=(image_fd,),
+        capabilities=_CAPABILITIES,
+        user_namespace=True,
+        binds=(
+            *libraries,
+            jail.JailBind(source=program, target=program),
+            jail.JailBind(source=source, target=_SOURCE),
+        ),
+        links=links,
+        devices=("null", "urandom"),
+        proc=("self/fd",),  # where the image's descriptor has a name
+        limits=((resource.RLIMIT_CORE, 0),),
+    )
+
+
+def nameless_file(directory: str) -> int:
+    """A new file on the file system of `directory` that is gone with its last descriptor; raises OSError."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file system without them
+        fd, path = tempfile.mkstemp(dir=directory)
+        os.unlink(path)
+        return fd
+
+
+def find_program() -> str:
+    """mkfs.erofs; raises HostError `erofs-missing`."""
+    path = shutil.which(_PROGRAM, path=_SEARCH)
+    if path is None:
+        raise HostError(
+            f"program not found: {_PROGRAM}",
+            hint="apt-get install erofs-utils, or rootfs = virtiofs",
+            code="erofs-missing",
+        )
+    return os.path.realpath(path)
+
+
+def kind_of(fd: int, name: str) -> str:
+    """`erofs` or `ext4`; raises `HostError` for anything else."""
+    for kind, (offset, magic) in _MAGIC.items():
+        if os.pread(fd, len(magic), offset) == magic:
+            return kind
+    raise HostError(f"not an EROFS or ext4 image: {name}", code="bad-image")

@@ -1,0 +1,139 @@
+"""Root file systems on a disk: what the container sees is the image, what it writes stays in the guest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bufferzone.model import ImageRef
+from vm.leftovers import Watch
+from vm.verbs import bundle, config, write_config
+from vm.warm import Warm, makers
+
+pytestmark = pytest.mark.vm
+
+MARK = "bzblock"
+NEEDED = [
+    name for name in ("mkfs.erofs", "mkfs.ext4") if shutil.which(name, path="/usr/bin:/usr/sbin") is None
+]
+BLOCK = {"bufferzone.rootfs": "block"}
+
+
+@pytest.fixture
+def warm(tmp_path: Path, guest_image: ImageRef) -> Iterator[Warm]:
+    if NEEDED:
+        pytest.skip(f"not installed: {', '.join(NEEDED)}")
+    warm = Warm(tmp_path / "warm", guest_image, templates=False, allow_annotations=["rootfs_image"])
+    watch = Watch(warm.runtime.root, mark=MARK)
+    yield warm
+    warm.runtime.close()
+    watch.assert_nothing_left()
+    disks = tmp_path / "warm" / "disks"  # where images are packed, without names
+    assert not disks.exists() or os.listdir(disks) == []
+
+
+def made(directory: Path, command: str, **changes: object) -> Path:
+    linux = {**config("")["linux"], "cgroupsPath": f"/{MARK}-test"}
+    return bundle(directory, command, **{"annotations": BLOCK, "linux": linux, **changes})
+
+
+def virtiofsd_of(warm: Warm, id: str) -> bool:
+    return (warm.runtime.root / id / "virtiofsd.log").exists()
+
+
+def test_a_directory_becomes_an_image_and_nothing_is_shared(warm: Warm, tmp_path: Path) -> None:
+    directory = made(tmp_path / "b", "cat /note; echo changed > /note; cat /note; exec sleep 1000")
+    note = directory / "rootfs" / "note"
+    note.write_text("from the host\n")
+    note.chmod(0o606)
+    os.chown(note, 1234, 1234)
+    container = warm.runtime.run("one", directory)
+    container.expect("changed")
+    assert container.seen[container.out] == b"from the host\nchanged\n"
+    assert note.read_text() == "from the host\n"
+    assert not virtiofsd_of(warm, "one")
+    note.write_text("too late\n")
+    warm.runtime.ok("exec", "one", "/bin/grep", "changed", "/note")
+    warm.runtime.ok("delete", "--force", "one")
+
+
+def test_volumes_are_shared_as_ever_and_the_files_of_engines_are_copies(warm: Warm, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
+    mounts = [
+        *config("")["mounts"],
+        {"destination": "/data", "type": "bind", "source": str(tmp_path / "volume"), "options": ["rbind"]},
+        {"destination": "/etc/hosts", "type": "bind", "source": str(tmp_path / "hosts"), "options": ["bind"]},
+    ]
+    command = "cat /etc/hosts; echo mine >> /etc/hosts; echo kept > /data/file; echo done; exec sleep 1000"
+    container = warm.runtime.run("two", made(tmp_path / "b", command, mounts=mounts))
+    container.expect("done")
+    assert container.seen[container.out].startswith(b"127.0.0.1 localhost\n")
+    assert (tmp_path / "volume" / "file").read_text() == "kept\n"
+    assert (tmp_path / "hosts").read_text() == "127.0.0.1 localhost\n"
+    assert virtiofsd_of(warm, "two")
+    warm.runtime.ok("delete", "--force", "two")
+
+
+@pytest.mark.parametrize("kind", ["erofs", "ext4"])
+def test_an_image_file_is_the_root(warm: Warm, tmp_path: Path, kind: str) -> None:
+    directory = made(tmp_path / "b", "cat /which; exec sleep 1000")
+    root, image = directory / "rootfs", tmp_path / "root.img"
+    (root / "which").write_text(f"from {kind}\n")
+    words = {
+        "erofs": ["mkfs.erofs", "--quiet", str(image), str(root)],
+        "ext4": ["mkfs.ext4", "-q", "-d", str(root), str(image), "32M"],
+    }
+    subprocess.run(words[kind], check=True, capture_output=True)
+    shutil.rmtree(root)
+    root.mkdir()
+    value = {**config("cat /which; exec sleep 1000"), "annotations": {"bufferzone.rootfs_image": str(image)}}
+    value["linux"]["cgroupsPath"] = f"/{MARK}-test"
+    write_config(directory, value)
+    before = image.read_bytes()
+    container = warm.runtime.run("three", directory)
+    container.expect(f"from {kind}")
+    warm.runtime.ok("exec", "three", "/bin/sh", "-c", "echo x > /new")
+    warm.runtime.ok("delete", "--force", "three")
+    assert image.read_bytes() == before
+
+
+def test_an_image_that_is_none_is_one_line(warm: Warm, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(bytes(8192))
+    annotations = {"bufferzone.rootfs_image": str(tmp_path / "junk")}
+    refused = warm.runtime.try_create("four", made(tmp_path / "b", "true", annotations=annotations))
+    assert refused.line == f"bufferzone: not an EROFS or ext4 image: {tmp_path}/junk"
+
+
+def test_a_template_has_the_slot_and_the_clone_has_the_image(tmp_path: Path, guest_image: ImageRef) -> None:
+    if NEEDED:
+        pytest.skip(f"not installed: {', '.join(NEEDED)}")
+    warm = Warm(tmp_path / "warm", guest_image, rootfs="block")
+    try:
+        warm.make_template()
+        for id in ("a", "b"):
+            directory = made(tmp_path / id, "cat /which; exec sleep 1000", annotations={})
+            (directory / "rootfs" / "which").write_text(f"root of {id}\n")
+            warm.runtime.run(id, directory).expect(f"root of {id}")
+            assert warm.begun(id) == "warm"
+            warm.runtime.ok("delete", "--force", id)
+        assert not makers()
+    finally:
+        warm.runtime.close()
+
+
+def test_podman_runs_it_and_refuses_to_copy(podman, nothing_left, tmp_path: Path) -> None:
+    annotation = "--annotation=bufferzone.rootfs=block"
+    podman("run", "--detach", "--name", "block", annotation, podman.image, "sleep", "1000", timeout_s=120)
+    assert "localhost" in podman("exec", "block", "cat", "/etc/hosts").text
+    assert podman("exec", "block", "sh", "-c", "echo x > /srv/new; cat /srv/new").text == "x"
+    (tmp_path / "file").write_text("from the host")
+    assert podman.any("cp", "block:/srv/plain", tmp_path / "copy").status != 0
+    assert podman.any("cp", tmp_path / "file", "block:/srv/file").status != 0
+    assert "sleep" in podman("top", "block", "args").text
+    podman("rm", "--force", "--time", "0", "block")
