@@ -208,6 +208,20 @@ def test_the_exit_of_an_exec_is_told_before_that_of_the_init(world):
     assert exits == ["TaskExit", "stopped", "TaskExit"]
 
 
+def test_an_exec_that_ended_is_freed_when_its_waiter_goes(world):
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    spec = Any_(value=b'{"args":["x"]}')
+    world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+    world.service.start(world.peer, task.StartRequest(id="c", exec_id="e"))
+    world.sandbox.agent.finish(agent.ProcessRef(id="c", exec_id="e"), 5)
+    assert world.service.wait(world.peer, task.WaitRequest(id="c", exec_id="e")).exit_status == 5
+    world.service._abandoned(world.service._table.find("c", "e"))
+    with pytest.raises(NotFoundError):
+        world.service._table.find("c", "e")
+    assert world.service._table.find("c").status == task.RUNNING
+
+
 def test_shutdown_waits_for_the_last_container(world):
     create(world)
     world.service.shutdown(world.peer, task.ShutdownRequest(id="c"))

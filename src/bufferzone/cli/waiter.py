@@ -261,9 +261,7 @@ def _stand_in(
                 _pass_on(job, control, incoming.read(), terminal)
             if client.fileno() in ready:
                 answer = client.poll_response(stream, task.SERVICE, "Wait")
-                if answer is not None:
-                    if job.exec_id:
-                        free_exec(client, job.id, job.exec_id)
+                if answer is not None:  # the shim frees an exec when our connection ends
                     return min(int(answer.exit_status), 255)
     except BufferzoneError as error:
         gone = isinstance(error, VmmError) and error.code == "shim-ended"
@@ -308,7 +306,7 @@ def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePt
 
 
 def free_exec(client: Client, id: str, exec_id: str) -> None:
-    """Let the shim forget an exec that ended or never began."""
+    """Let the shim forget an exec that never began."""
     try:
         client.call("Delete", task.DeleteRequest(id=id, exec_id=exec_id), timeout_s=_CALL_S)
     except BufferzoneError:

@@ -36,7 +36,13 @@ _MOUNTS = (
     ("mqueue", "/dev/mqueue", _SAFE, ""),
     ("tmpfs", "/run", lm.MS_NOSUID | lm.MS_NODEV, "mode=0755"),
     ("tmpfs", "/tmp", lm.MS_NOSUID | lm.MS_NODEV, "mode=1777"),
-    ("cgroup2", CGROUP_ROOT, _SAFE, "nsdelegate,memory_recursiveprot"),
+    ("cgroup2", CGROUP_ROOT, _SAFE, ""),
+)
+#: favordynmods (Linux 6.0): else a process that moves into a cgroup waits for a grace period, 8 ms of an exec
+_CGROUP_OPTIONS = (
+    "nsdelegate,memory_recursiveprot,favordynmods",
+    "nsdelegate,memory_recursiveprot",
+    "nsdelegate",
 )
 
 
@@ -83,15 +89,25 @@ def mount_api() -> None:
     for kind, target, flags, data in _MOUNTS:
         try:
             os.makedirs(target, 0o755, exist_ok=True)
-            try:
+            if kind == "cgroup2":
+                _mount_cgroup(target, flags)
+            else:
                 lm.mount(kind, target, kind, flags, data)
-            except OSError as error:
-                if error.errno != errno.EINVAL or kind != "cgroup2":
-                    raise
-                lm.mount(kind, target, kind, flags, "nsdelegate")  # memory_recursiveprot is Linux 5.7
         except OSError as error:
             if error.errno != errno.EBUSY:
                 warn(f"mount {target}: {error.strerror}")
+
+
+def _mount_cgroup(target: str, flags: int) -> None:
+    """With the first options that the kernel knows all of."""
+    for options in _CGROUP_OPTIONS[:-1]:
+        try:
+            lm.mount("cgroup2", target, "cgroup2", flags, options)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    lm.mount("cgroup2", target, "cgroup2", flags, _CGROUP_OPTIONS[-1])
 
 
 def open_stdio() -> None:

@@ -327,6 +327,8 @@ class TaskService:
     def _abandoned(self, process: Process) -> None:
         """The host process that stood for it is gone: so goes the process, as with runc."""
         if process.status == task.STOPPED:
+            if process.ref.exec_id:  # it was told the status, and left the rest to us
+                self._free(process)
             return
         self._insist(process)
         with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
