@@ -59,6 +59,7 @@ def one_round(runtime: Runtime, column: Column, id: str) -> None:
     try:
         programs.await_all([started], VERB_S, first_byte=True)
         column.add("start", started.first_ms)
+        runtime.rest()
         if runtime.is_ours:
             column.timelines.append(_timeline(runtime, id))
         column.add("first exec", _exec(runtime, id))
@@ -132,14 +133,15 @@ def grow(runtime: Runtime, column: Column, count: int, deadline: float) -> None:
     try:
         while len(ids) < count and time.monotonic() < deadline:
             ids.append(f"g{len(ids)}")
+            runtime.rest()
             started.append(runtime.start(ids[-1]))
             programs.await_all(started[-1:], VERB_S, first_byte=True)
             starts.append(started[-1].first_ms or 0.0)
             if first is None:
-                first, free = _settled(before), memory.available()
+                first, free = _settled(runtime, before), memory.available()
         _tell_growth(column, starts)
         if first is not None and free is not None and len(ids) > 1:
-            last, more = _settled(before), len(ids) - 1
+            last, more = _settled(runtime, before), len(ids) - 1
             column.memory = memory.one_more(first, last, more)
             column.memory["available"] = round((free - memory.available()) / memory.MIB / more, 1)
             column.roles = memory.by_role(first, last, more)
@@ -168,8 +170,9 @@ def _tell_growth(column: Column, starts: Sequence[float]) -> None:
     )
 
 
-def _settled(before: set[int]) -> memory.Total:
+def _settled(runtime: Runtime, before: set[int]) -> memory.Total:
     """Memory of what runs now and did not before, once it has come to rest."""
+    runtime.rest()
     time.sleep(_SETTLE_S)
     programs.reap()
     return memory.measure(pid for pid in programs.descendants() if pid not in before)

@@ -74,6 +74,15 @@ class Runtime:
         words = self.command("run", "--bundle", self.bundle, detach, id)
         return programs.Program(words, os.path.join(self.directory, f"{id}.err"))
 
+    def enter(self, size: int) -> None:
+        """Its turn begins: it will be asked for up to `size` starts at once."""
+
+    def leave(self) -> None:
+        """Its turn is over."""
+
+    def rest(self) -> None:
+        """Wait until it does nothing in the background."""
+
     def verb(self, verb: str, *words: str) -> programs.Program:
         """Run a verb to its end; raises `HostError` when it fails."""
         return programs.run(self.command(verb, *words), os.path.join(self.directory, "verb.err"), VERB_S)
@@ -113,14 +122,14 @@ def read_version(runtime: Runtime) -> str:
     return line.rpartition("version ")[2].strip() or "unknown"
 
 
-def write_program(path: str) -> str:
-    """Our `bufferzone` as the installer writes it, for the library that we run from."""
+def write_program(path: str, module: str) -> str:
+    """A command of ours as the installer writes it, for the library that we run from."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     lines = (
         f"#!{os.path.realpath(sys.executable)} -ISXutf8",
         "import sys",
         f"sys.path.insert(0, {library!r})",
-        "from bufferzone.cli.main import main",
+        f"from {module} import main",
         "sys.exit(main(sys.argv[1:]))",
     )
     with open(path, "x", encoding="utf-8") as file:

@@ -13,6 +13,7 @@ from functools import partial
 from bufferzone.bench import bundles, machine, measure, programs, report, runtimes
 from bufferzone.bench.floor import Floor
 from bufferzone.bench.measure import Column
+from bufferzone.bench.pool import PoolRuntime
 from bufferzone.errors import BufferzoneError
 
 TYPE_CHECKING = False
@@ -54,6 +55,7 @@ class Session:
         self.columns: dict[str, Column] = {}
         self.versions: dict[str, str] = {}
         self._runtimes: list[Runtime] = []
+        self._prepared: list[Runtime] = []  # those that failed too
 
     def measure(self) -> dict[str, Any]:
         """All of it; returns the report. Raises `BufferzoneError` when nothing can be measured."""
@@ -62,7 +64,7 @@ class Session:
         facts["qemu_version"] = self._qemu_version(str(facts.get("qemu", "")))
         self._rounds()
         for count in self._order.parallel:
-            self._each(f"{count} at once", partial(measure.side_by_side, count=count))
+            self._each(f"{count} at once", partial(measure.side_by_side, count=count), count)
         if self._order.sandboxes > 1:
             most = self._order.sandboxes
             self._each(f"1 to {most}", partial(measure.grow, count=most, deadline=self._end))
@@ -73,14 +75,19 @@ class Session:
     def _prepare(self) -> None:
         rootfs = os.path.join(self._directory, "rootfs")
         bundles.make_rootfs(rootfs)
-        own = runtimes.write_program(os.path.join(self._directory, "bufferzone"))
+        own = runtimes.write_program(os.path.join(self._directory, "bufferzone"), "bufferzone.cli.main")
+        bz = runtimes.write_program(os.path.join(self._directory, "bz"), "bufferzone.cli.bz.main")
         for name in self._order.only or runtimes.NAMES:
             self.columns[name] = Column(name)
             if name == runtimes.FLOOR:
                 continue
             runtime = runtimes.find(name, own)
+            if name == runtimes.POOL and not runtime.reason:
+                runtime = PoolRuntime(name, runtime.prefix)
+                runtime.bz = bz
             self.columns[name].reason = runtime.reason
             if not runtime.reason:
+                self._prepared.append(runtime)
                 runtime.prepare(os.path.join(self._directory, name), rootfs)
                 self.versions[name] = runtimes.read_version(runtime)
                 self._runtimes.append(runtime)
@@ -108,19 +115,23 @@ class Session:
                 self.columns[runtimes.FLOOR].add("start", took_ms)
                 self.columns[runtimes.FLOOR].timelines.append(timeline)
 
-    def _each(self, step: str, action: Action) -> None:
+    def _each(self, step: str, action: Action, size: int = 1) -> None:
         for runtime in list(self._runtimes):
             column = self.columns[runtime.name]
             if time.monotonic() > self._end:
                 column.reason = column.reason or f"{step}: the {self._order.minutes} minutes were over"
                 continue
             self._progress(f"{step}: {runtime.name}")
-            self._try(runtime, column, step, action)
+            self._try(runtime, column, step, action, size)
 
-    def _try(self, runtime: Runtime, column: Column, step: str, action: Action) -> None:
+    def _try(self, runtime: Runtime, column: Column, step: str, action: Action, size: int = 1) -> None:
         """A runtime that fails is measured no further; the others are."""
         try:
-            action(runtime, column)
+            try:
+                runtime.enter(size)
+                action(runtime, column)
+            finally:
+                runtime.leave()
         except BufferzoneError as error:
             self.columns[runtime.name].reason = f"{step}: {error.line()}"
             self._runtimes.remove(runtime)
@@ -136,7 +147,9 @@ class Session:
 
     def clean_up(self) -> None:
         """Delete what every runtime has, as its callers would."""
-        for runtime in self._runtimes:
+        for runtime in self._prepared:
+            with contextlib.suppress(BufferzoneError):
+                runtime.leave()
             names = os.listdir(runtime.root) if os.path.isdir(runtime.root) else []
             runtime.remove([name for name in names if os.path.isdir(os.path.join(runtime.root, name))])
 
