@@ -74,7 +74,15 @@ class Setting:
 KVM_POLICIES = ("allow", "warn", "require")
 
 TABLE: tuple[Setting, ...] = (
-    Setting("vcpus", "int", 1, "CPUs of a VM", limits=(1, 64), annotation="vcpus", open=True),
+    Setting(
+        "vcpus",
+        "int",
+        0,
+        "CPUs of a VM; not set: as many as the container's CPU limit allows, 1 without one",
+        limits=(1, 64),
+        annotation="vcpus",
+        open=True,
+    ),
     Setting(
         "memory_mib",
         "int",

@@ -27,7 +27,8 @@ def test_without_files_the_table_holds():
 
 def test_every_row_has_a_typed_attribute_and_a_default_that_fits():
     assert set(config.Settings.__annotations__) == {row.name for row in config.TABLE}
-    assert [row.key for row in config.TABLE if config.fault(row, row.default)] == []
+    faults = [row.key for row in config.TABLE if config.fault(row, row.default)]
+    assert faults == ["vcpus"]  # 0: by the container's limits, which is said by leaving it out
 
 
 def test_later_files_win(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bufferzone.errors import SpecError
-from bufferzone.guest.resources import merge, settings
+from bufferzone.guest.resources import merge, settings, touched
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,11 @@ def test_an_update_changes_what_it_names_and_keeps_the_rest() -> None:
         "cpu": {"shares": 2},
     }
     assert old == {"memory": {"limit": 10, "swap": 20}, "pids": {"limit": 5}}
+
+
+def test_a_memory_limit_alone_leaves_swap_alone_and_a_quota_keeps_its_period() -> None:
+    old = {"memory": {"limit": 1000, "swap": 1500}, "cpu": {"quota": 5, "period": 20}}
+    assert settings(touched(old, {"memory": {"limit": 2000}})) == [("memory.max", "2000")]
+    assert settings(touched(old, {"cpu": {"quota": 7}})) == [("cpu.max", "7 20")]
+    both = {"memory": {"swap": 2000}}
+    assert settings(touched(old, both)) == [("memory.max", "1000"), ("memory.swap.max", "1000")]

@@ -129,11 +129,63 @@ def test_the_spec_given_is_not_changed():
 
 
 @pytest.mark.parametrize(
-    ("limit", "memory"), [(0, 512), (64 << 20, 512), (1 << 30, 1024 + plan.OVERHEAD_MIB)]
+    ("limit", "memory"),
+    [
+        (0, 512),
+        (-1, 512),
+        (64 << 20, 512),
+        (320 << 20, 512),
+        (321 << 20, 768),
+        (1 << 30, 1536),
+        (2 << 30, 3072),
+        (4 << 30, 6144),
+        (1 << 40, 8192),  # all that this machine has
+    ],
 )
-def test_a_memory_limit_fits_into_the_vm_beside_the_guest(limit, memory):
+def test_a_memory_limit_fits_into_the_vm_beside_the_guest_in_few_sizes(limit, memory):
     value = spec(linux={"resources": {"memory": {"limit": limit}}})
-    assert plan.plan_vm(value, vcpus=1, memory_mib=512).memory_mib == memory
+    assert plan.plan_vm(value, vcpus=1, memory_mib=512, host_mib=8192).memory_mib == memory
+
+
+def test_a_size_that_somebody_set_is_taken_as_it_is_as_long_as_the_limit_fits():
+    value = spec(linux={"resources": {"memory": {"limit": 1 << 29}}})
+    assert plan.plan_vm(value, vcpus=1, memory_mib=1000).memory_mib == 1000
+    assert plan.plan_vm(spec(), vcpus=1, memory_mib=150).memory_mib == 150
+
+
+@pytest.mark.parametrize(
+    ("cpu", "vcpus"),
+    [
+        ({}, 1),
+        ({"quota": 50000, "period": 100000}, 1),
+        ({"quota": 150000, "period": 100000}, 2),
+        ({"quota": 150000}, 2),
+        ({"quota": 10000000, "period": 100000}, 4),  # all that this machine has
+        ({"quota": -1, "period": 100000}, 1),
+        ({"cpus": "0-1,3"}, 3),
+        ({"cpus": "0-1,3", "quota": 200000}, 2),
+        ({"cpus": "0-63"}, 4),
+        ({"cpus": "nonsense"}, 1),
+        ({"shares": 4096}, 1),
+    ],
+)
+def test_the_vm_has_as_many_cpus_as_the_limits_allow(cpu, vcpus):
+    value = spec(linux={"resources": {"cpu": cpu}})
+    assert plan.plan_vm(value, vcpus=0, memory_mib=512, host_cpus=4).vcpus == vcpus
+    assert plan.plan_vm(value, vcpus=3, memory_mib=512, host_cpus=4).vcpus == 3
+
+
+def test_a_pods_first_container_gets_a_vm_for_the_pod():
+    notes = {"cpu-quota": "150000", "cpu-period": "100000", "memory": str(1 << 30), "cpu-shares": "2"}
+    value = spec(annotations={f"io.kubernetes.cri.sandbox-{key}": text for key, text in notes.items()})
+    size = plan.plan_vm(value, vcpus=0, memory_mib=512, host_cpus=4, host_mib=8192)
+    assert (size.vcpus, size.memory_mib) == (2, 1536)
+
+
+def test_names_of_the_hosts_cpus_and_disks_stay_on_the_host():
+    given = {"cpu": {"cpus": "0", "mems": "0", "shares": 5}, "blockIO": {"weight": 10}, "pids": {"limit": 1}}
+    made = json.loads(decide(spec(linux={"resources": given})).guest_spec)["linux"]["resources"]
+    assert made == {"cpu": {"shares": 5}, "pids": {"limit": 1}}
 
 
 HOSTS = {"destination": "/etc/hosts", "type": "bind", "source": "/run/hosts", "options": ["bind"]}

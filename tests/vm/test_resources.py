@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,18 @@ from vm.podman import read_until
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
 
 GROW = "x=a; while :; do x=$x$x; done"
+
+#: what `runc events --stats` prints, as far as it has something to say on cgroup v2
+RUNC: dict[str, set[str]] = {
+    "cpu": {"usage", "throttling"},
+    "cpuset": set(),
+    "memory": {"cache", "usage", "swap", "kernel", "kernelTCP", "raw"},
+    "pids": {"current", "limit"},
+    "blkio": set(),
+    "hugetlb": set(),
+    "intel_rdt": set(),
+    "network_interfaces": set(),
+}
 
 
 def verb(podman, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -59,3 +72,121 @@ def test_events_tells_of_a_kill_and_ends_with_the_container(podman):
         assert second == {"type": "oom", "id": identity(podman, "told")}
         podman("kill", "told")
         assert events.wait(30) == 0
+
+
+def places(podman, name: str) -> dict[str, Path]:
+    """The container's cgroup on this host, by file: where each is found."""
+    found = Path("/sys/fs/cgroup").glob(f"*{podman.parent}/*{identity(podman, name)}/*")
+    return {path.name: path for path in found if path.is_file()}
+
+
+def host(podman, name: str, file: str) -> str:
+    """A file of the container's cgroup on this host."""
+    return places(podman, name)[file].read_text().strip()
+
+
+def cpu_time_ns(pids: list[str]) -> int:
+    """What these processes have used, by their own count in ticks of 10 ms."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(row[11]) + int(row[12]) for row in fields) * 10_000_000
+
+
+def guest(podman, name: str, file: str) -> str:
+    """The same in the guest."""
+    return str(podman("exec", name, "cat", f"/sys/fs/cgroup/{file}").text)
+
+
+@pytest.fixture(scope="module")
+def limited(podman, nothing_left):
+    """A container with limits that holds 40 MiB, and more once somebody writes into /go."""
+    words = ["--detach", "--name", "limited", "--memory", "128m", "--pids-limit", "50", "--cpus", "0.5"]
+    words += ["--cpuset-cpus", "0", "--cpu-shares", "512", "--tmpfs", "/mem:size=100m"]
+    podman(
+        "run", *words, podman.image, "sh", "-c", "dd if=/dev/zero of=/mem/a bs=1M count=40; exec sleep 1000"
+    )
+    if "memory.limit_in_bytes" not in places(podman, "limited"):
+        pytest.skip("this host has no cgroup v1 memory controller")
+    return "limited"
+
+
+def test_the_hosts_cgroup_bounds_the_whole_vm_with_room_for_its_own_needs(podman, limited):
+    names = {
+        Path(f"/proc/{pid}/comm").read_text().strip() for pid in host(podman, limited, "cgroup.procs").split()
+    }
+    assert {"bufferzone-shim", "virtiofsd"} < names
+    assert any(name.startswith("qemu") for name in names)
+    assert int(host(podman, limited, "memory.limit_in_bytes")) == (512 + 8 + 512) << 20
+    assert (host(podman, limited, "cpu.cfs_quota_us"), host(podman, limited, "cpu.shares")) == (
+        "60000",
+        "512",
+    )
+    assert int(host(podman, limited, "pids.max")) == 256 + 8 * 50
+    assert host(podman, limited, "cpuset.cpus") == "0"
+
+
+def test_the_guests_cgroup_has_the_limits_as_they_were_asked_for(podman, limited):
+    assert guest(podman, limited, "memory.max") == str(128 << 20)
+    assert guest(podman, limited, "cpu.max") == "50000 100000"
+    assert guest(podman, limited, "pids.max") == "50"
+    assert podman("exec", limited, "nproc").text == "1"
+
+
+def test_update_changes_limits_in_the_guest_and_on_the_host(podman, limited):
+    id = identity(podman, limited)
+    verb(podman, "update", "--memory", "100m", "--cpu-quota", "80000", "--pids-limit", "60", id)
+    assert guest(podman, limited, "memory.max") == str(100 << 20)
+    assert guest(podman, limited, "cpu.max") == "80000 100000"
+    assert guest(podman, limited, "pids.max") == "60"
+    assert host(podman, limited, "cpu.cfs_quota_us") == "90000"
+    assert int(host(podman, limited, "pids.max")) == 256 + 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--memory", "2g"), "the VM has 512 MiB, of which a container can have 440"),
+        (("--memory", "20m"), "unable to set memory limit to 20971520 (current usage: 4"),
+        (("--memory", "3m"), "unable to set memory limit to 3145728 (current usage: 4"),
+        (("--cpu-quota", "300000"), "cannot set the CPU limit to 3: the VM has 1"),
+        (("--cpuset-cpus", "99"), "cannot set cpuset.cpus to 99"),
+        (("--memory", "200m", "--memory-swap", "100m"), "memory+swap limit should be >= memory limit"),
+    ],
+)
+def test_an_update_that_cannot_be_is_one_line_and_changes_nothing(podman, limited, words, text):
+    def everything() -> list[str]:
+        ours = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "pids.max", "cpuset.cpus")
+        theirs = ("memory.max", "memory.swap.max", "cpu.max", "pids.max")
+        return [*(host(podman, limited, f) for f in ours), *(guest(podman, limited, f) for f in theirs)]
+
+    before = everything()
+    done = verb(podman, "update", "--pids-limit", "33", *words, identity(podman, limited), status=1)
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) <= 2  # the line, and where it has one its hint
+    assert everything() == before
+
+
+def test_podman_stats_shows_what_the_whole_vm_uses(podman, limited):
+    podman("exec", limited, "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+    form = '{"mem": "{{.MemUsage}}", "pids": {{.PIDs}}, "cpu": "{{.CPUNano}}", "limit": "{{.MemLimit}}"}'
+    shown = json.loads(podman("stats", "--no-stream", "--format", form, limited).text)
+    used = float(shown["mem"].split("MB")[0])
+    assert used == pytest.approx(int(host(podman, limited, "memory.usage_in_bytes")) / 1e6, rel=0.2)
+    assert used > 40 + 50  # what the container holds, and QEMU
+    spent = cpu_time_ns(host(podman, limited, "cgroup.procs").split())
+    assert spent > 0
+    assert int(host(podman, limited, "cpuacct.usage")) > 0.9 * spent  # QEMU, virtiofsd and shim are in it
+    assert int(host(podman, limited, "pids.current")) >= shown["pids"] > 3
+
+
+def test_events_has_the_keys_of_runc(podman, limited):
+    found = json.loads(verb(podman, "events", "--stats", identity(podman, limited)).stdout)["data"]
+    assert found.keys() == RUNC.keys()
+    for section, keys in RUNC.items():
+        assert found[section] is None or keys <= found[section].keys()
+    assert found["memory"]["usage"]["usage"] > 40 << 20
+    assert found["memory"]["usage"]["limit"] == 100 << 20
+    assert found["pids"]["limit"] == 60
+    assert found["cpu"]["usage"]["total"] == pytest.approx(
+        found["cpu"]["usage"]["user"] + found["cpu"]["usage"]["kernel"], rel=0.1
+    )
+    assert found["cpu"]["throttling"]["periods"] > 0

@@ -102,6 +102,43 @@ class Cgroup:
                 name, text = names.split("|")[choice], texts.split("|")[choice]
             self._apply_one(name, text)
 
+    def change(self, settings: list[tuple[str, str]]) -> None:
+        """`apply`, and after an error nothing has changed. A limit below what is used now is refused, in
+        runc's words: the kernel would take it and kill.
+        """
+        for name, text in settings:
+            if name == "memory.max" and text.isdigit():
+                self._make_room(int(text))
+        before = [(name, read(self.file(name)).strip()) for name, _ in settings if "|" not in name]
+        try:
+            self.apply(settings)
+        except GuestError:
+            for name, text in reversed(before):
+                try:
+                    if text:
+                        write(self.file(name), text)
+                except OSError:
+                    pass  # a table of devices
+            raise
+
+    def _make_room(self, limit: int) -> None:
+        """Have caches freed down to `limit` bytes; raises `GuestError` when more is in use."""
+        used = self._number("memory.current")
+        if used > limit:
+            try:
+                write(self.file("memory.reclaim"), str(used - limit))
+            except OSError:
+                pass  # EAGAIN: not that much could be freed; or a kernel before 5.19
+            used = self._number("memory.current")
+        if used > limit:
+            peak = self._number("memory.peak")
+            text = f"unable to set memory limit to {limit} (current usage: {used}, peak usage: {peak})"
+            raise GuestError(text, hint="nothing was changed", code="cgroup")
+
+    def _number(self, name: str) -> int:
+        text = read(self.file(name)).strip()
+        return int(text) if text.isdigit() else 0
+
     def _apply_one(self, name: str, text: str) -> None:
         try:
             write(self.file(name), text)

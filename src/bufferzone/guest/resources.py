@@ -29,6 +29,18 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def touched(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What `new` changes, with what else the same files hold: a quota is written with its period, and swap
+    is told as memory and swap together.
+    """
+    merged = merge(old, new)
+    found = {section: merged[section] for section in new if merged.get(section) is not None}
+    memory = new.get("memory")
+    if isinstance(memory, dict) and memory.get("swap") is None and "memory" in found:
+        found["memory"] = {key: value for key, value in found["memory"].items() if key != "swap"}
+    return found
+
+
 def settings(resources: dict[str, Any]) -> Settings:
     """[(file, text to write)] in the order to write them; raises `SpecError` on a contradiction."""
     return [

@@ -138,13 +138,13 @@ class Sandbox:
         container.cgroup.when("frozen", "1" if frozen else "0", done)
 
     def update(self, id: str, changes: dict[str, Any]) -> None:
-        """Change limits: absent keys stay as they are. After an error those written before it hold."""
+        """Change limits: absent keys stay as they are. After an error nothing has changed."""
         container = self.container(id)
         if container.state == "stopped":
             raise StateError("container not running: stopped", code="container-stopped")
         merged = resources.merge(container.resources, changes)
-        touched = {section: merged[section] for section in changes if merged.get(section) is not None}
-        container.cgroup.apply(resources.settings(touched))
+        touched = resources.touched(container.resources, changes)
+        container.cgroup.change(resources.settings(touched))
         container.resources = merged
 
     def delete(self, id: str, exec_id: str, then: Callable[[], None]) -> None:

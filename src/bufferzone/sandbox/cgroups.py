@@ -1,5 +1,4 @@
-"""Host cgroups: join the one the caller chose, and remove it again. Sets no limits (the guest cgroup has
-them).
+"""Host cgroups: join the one the caller chose, and remove it again. Limits are those of `limits`.
 
 Works on cgroup v1, v2 and the hybrid of both by writing files; a systemd cgroup is made at the path
 systemd would give it. Source: cgroups(7), runtime-spec config-linux "Control groups".
@@ -15,6 +14,10 @@ from bufferzone.errors import HostError, SpecError
 
 #: how long a process that has ended its work may take to leave its cgroup
 _LEAVE_S = 2.0
+#: controllers of the unified hierarchy that a container's cgroup needs from those above it
+_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+#: directories that this process made, and may limit
+_made: set[str] = set()
 
 
 def hierarchies(mountinfo: str) -> list[str]:
@@ -61,14 +64,29 @@ def _expand_slice(slice_: str) -> str:
     return "/".join("-".join(parts[: n + 1]) + ".slice" for n in range(len(parts)))
 
 
+def places(relative: str) -> list[str]:
+    """The directories of the cgroup `relative`, one for each hierarchy that has it."""
+    found = [os.path.join(mount_point, relative) for mount_point in hierarchies(_mountinfo())]
+    return [directory for directory in found if os.path.isdir(directory)]
+
+
+def is_ours(directory: str) -> bool:
+    """Whether `join` made it: the limits of any other are its maker's."""
+    return directory in _made
+
+
+def _mountinfo() -> str:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
 def join(relative: str, pid: int) -> list[str]:
     """Put `pid` into `relative` in every hierarchy, making it where needed; returns the directories made or
     used.
 
     Raises `HostError` when no hierarchy accepted it; one that is read-only is passed over.
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = hierarchies(file.read())
+    mounts = hierarchies(_mountinfo())
     joined: list[str] = []
     refused: OSError | None = None
     for mount_point in mounts:
@@ -87,7 +105,14 @@ def join(relative: str, pid: int) -> list[str]:
 
 def _make(mount_point: str, directory: str) -> None:
     """mkdir -p; a v1 cpuset starts empty and refuses tasks until it is given its parent's CPUs and nodes."""
-    os.makedirs(directory, exist_ok=True)
+    os.makedirs(os.path.dirname(directory), exist_ok=True)
+    if os.path.exists(os.path.join(mount_point, "cgroup.controllers")):
+        _hand_down(mount_point, directory)
+    try:
+        os.mkdir(directory)
+        _made.add(directory)
+    except FileExistsError:
+        pass  # its limits are its maker's
     if not os.path.exists(os.path.join(mount_point, "cpuset.cpus")):
         return
     at = mount_point
@@ -96,6 +121,24 @@ def _make(mount_point: str, directory: str) -> None:
         for name in ("cpuset.cpus", "cpuset.mems"):
             if not read_file(os.path.join(at, name)).strip():
                 write_file(os.path.join(at, name), read_file(os.path.join(parent, name)).strip())
+
+
+def _hand_down(mount_point: str, directory: str) -> None:
+    """Give every cgroup above `directory` the controllers that the one above it has, as runc does.
+
+    Before a process is in it: memory that was used before a controller came is not counted there.
+    """
+    at = mount_point
+    for part in os.path.relpath(directory, mount_point).split("/"):
+        available = read_file(os.path.join(at, "cgroup.controllers")).split()
+        enabled = read_file(os.path.join(at, "cgroup.subtree_control")).split()
+        for name in _CONTROLLERS:
+            if name in available and name not in enabled:
+                try:
+                    write_file(os.path.join(at, "cgroup.subtree_control"), f"+{name}")
+                except OSError:
+                    pass  # delegated without it, or processes are in it: the limits are refused then
+        at = os.path.join(at, part)
 
 
 def leave_and_remove(directories: list[str], pid: int) -> list[str]:

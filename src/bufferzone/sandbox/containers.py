@@ -4,6 +4,7 @@ reverse.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
@@ -14,7 +15,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, plan, rootdisk
+from bufferzone.sandbox import cgroups, limits, plan, rootdisk
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.wire import agent
@@ -85,6 +86,7 @@ class Containers:
             self._give_files(container, decided, rootfs)
             if self._sandbox.cgroup and pid != os.getpid():
                 cgroups.join(self._sandbox.cgroup, pid)
+            self._limit(container.spec)
             for name in ("prestart", "createRuntime"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
             request = agent.CreateRequest(
@@ -135,6 +137,30 @@ class Containers:
             seccomp_flags=seccomp.flags,
         )
         self.agent.call("Exec", request, agent.PidResponse)
+
+    def update(self, container: Container, changes: dict[str, Any]) -> None:
+        """Change limits, in the guest and on the host; after an error all are as they were.
+
+        Raises `CallerError` `vm-size` for more than the VM has, `SpecError` or `GuestError` for what the
+        kernel does not take.
+        """
+        old = (container.spec.get("linux") or {}).get("resources") or {}
+        limits.check_update(old, changes, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
+        merged = limits.merge(old, changes)
+        changed = {**container.spec, "linux": {**container.spec.get("linux", {}), "resources": merged}}
+        take_back = self._limit(changed)
+        text = json.dumps(limits.for_guest(changes)).encode()
+        try:
+            self.agent.call("Update", agent.UpdateRequest(id=container.id, resources=text), Empty)
+        except BaseException:
+            take_back()
+            raise
+        container.spec = changed
+
+    def _limit(self, spec: dict[str, Any]) -> Callable[[], None]:
+        """What the host's cgroup holds. Not before the VM is up, whose start is not throttled."""
+        resources, memory_mib = limits.resources_of(spec), self._sandbox.memory_mib
+        return limits.apply(self._sandbox.cgroup, resources, memory_mib, self._sandbox.log)
 
     def run_hooks(self, container: Container, name: str, state: bytes) -> None:
         """Run the hooks of one stage. A failing poststop hook is logged, the others raise."""

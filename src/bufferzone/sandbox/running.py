@@ -153,6 +153,16 @@ class Sandbox:
 
     # ---- while it is up
 
+    @property
+    def vcpus(self) -> int:
+        """CPUs of the VM."""
+        return int(self._facts["bufferzone.vcpus"])
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory of the VM."""
+        return int(self._facts["bufferzone.memory"])
+
     def facts(self) -> dict[str, str]:
         """What `state` tells of the sandbox, as annotations."""
         facts = dict(self._facts)

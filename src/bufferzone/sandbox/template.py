@@ -24,7 +24,7 @@ from bufferzone.model import ImageRef
 from bufferzone.sandbox import cgroups, network
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.machine import Channels, Machine, describe, spec_of, template_key
-from bufferzone.sandbox.plan import VmPlan
+from bufferzone.sandbox.plan import plan_vm
 from bufferzone.storage import ram, share
 from bufferzone.vmm import driver, snapshot
 from bufferzone.wire import agent
@@ -124,9 +124,8 @@ def _make_by_hand(order: dict[str, Any]) -> None:
         print(line, flush=True)
 
     settings = config.load()
-    size = VmPlan(
-        vcpus=order.get("vcpus") or settings.vcpus, memory_mib=order.get("memory_mib") or settings.memory_mib
-    )
+    vcpus, memory_mib = order.get("vcpus") or settings.vcpus, order.get("memory_mib") or settings.memory_mib
+    size = plan_vm({}, vcpus=vcpus, memory_mib=memory_mib)
     os.makedirs(order["root"], 0o711, exist_ok=True)
     machine = describe(settings, size, order["root"], tell, nic=network.has_taps())
     make(machine, templates.default_store(settings.image_store), order["run_directory"], tell)

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 
-from bufferzone.errors import BufferzoneError, StateError
+from bufferzone.errors import BufferzoneError, SpecError, StateError
+from bufferzone.oci.rules import check_resources
 from bufferzone.shim.stdio import Stdio
 from bufferzone.wire import agent, task
 from bufferzone.wire.proto import Timestamp
@@ -14,6 +15,7 @@ from bufferzone.wire.proto import Timestamp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from bufferzone.sandbox.agent import AgentClient
 
@@ -150,3 +152,14 @@ def check_spec(spec: bytes) -> None:
         raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
     if not isinstance(value, dict) or not value.get("args"):
         raise StateError("process.args: missing or empty", code="bad-spec")
+
+
+def parse_resources(text: bytes) -> dict[str, Any]:
+    """linux.resources in JSON, of the right types; raises `SpecError`."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"resources are not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SpecError("resources: expected an object")
+    return check_resources(value)

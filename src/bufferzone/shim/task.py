@@ -12,7 +12,7 @@ import threading
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
 from bufferzone.shim.oom import OomTeller
-from bufferzone.shim.process import Process, check_spec
+from bufferzone.shim.process import Process, check_spec, parse_resources
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
 from bufferzone.wire import agent, metrics, task
@@ -267,11 +267,12 @@ class TaskService:
         return Empty()
 
     def update(self, peer: Peer, request: task.UpdateTaskRequest) -> Empty:
-        """Change limits of the guest cgroup."""
+        """Change limits, in the guest and on the host."""
         process = self._table.find(request.id, "")
         process.require("update")
-        resources = request.resources.value if request.resources else b"{}"
-        self._sandbox.agent.call("Update", agent.UpdateRequest(id=request.id, resources=resources), Empty)
+        changes = parse_resources(request.resources.value if request.resources else b"{}")
+        with process.transition:
+            self._sandbox.update(self._container(request.id), changes)
         return Empty()
 
     def stats(self, peer: Peer, request: task.StatsRequest) -> task.StatsResponse:

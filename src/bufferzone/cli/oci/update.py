@@ -1,4 +1,4 @@
-"""`update`: change resource limits of a container's cgroup in the guest, from a file or from flags."""
+"""`update`: change resource limits of a container, in guest and host, from a file or from flags."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FLAGS = (
     Flag("cpu-idle", "0|1", "SCHED_IDLE", kind="int"),
     Flag("cpu-rt-period", "USEC", "realtime period", kind="int"),
     Flag("cpu-rt-runtime", "USEC", "realtime runtime", kind="int"),
-    Flag("cpuset-cpus", "LIST", "CPUs to use, those of the guest"),
-    Flag("cpuset-mems", "LIST", "memory nodes to use, those of the guest"),
+    Flag("cpuset-cpus", "LIST", "CPUs to use, those of the host"),
+    Flag("cpuset-mems", "LIST", "memory nodes to use, those of the host"),
     Flag("pids-limit", "N", "most processes", kind="int"),
     Flag("blkio-weight", "N", "IO weight", kind="int"),
     ignored("kernel-memory", "BYTES", "gone from the kernel"),
@@ -40,7 +40,7 @@ FLAGS = (
     ignored("mem-bw-schema", "TEXT", "the guest has no resctrl"),
 )
 USAGE = "[options] <container-id>"
-DESCRIPTION = "The size of the VM stays as it is: limits apply inside it."
+DESCRIPTION = "A limit beyond the size of the VM is refused. After an error nothing has changed."
 WORDS = (1, 1)
 INTERSPERSED = True
 

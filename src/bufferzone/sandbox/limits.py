@@ -1,0 +1,245 @@
+"""linux.resources for the host: which limits the cgroup that holds the VM gets, and which the guest's has.
+
+The guest's cgroup has the container's limits exactly. The host's bounds what runs the container: shim,
+virtiofsd, QEMU and waiters, with room for their own needs, so that nobody is killed or starved on the host
+because the guest uses what it was given. CPUs, memory nodes and block devices are the host's own names, so
+they are limited there alone.
+
+Pure, except `apply`. Conversions from cgroup v1 terms as runc does (opencontainers/cgroups fs2, utils).
+Source: Documentation/admin-guide/cgroup-v1/, cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.errors import CallerError, HostError
+from bufferzone.sandbox import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    #: (file, text, whether create fails when it cannot be written: nobody else holds this limit)
+    Settings = list[tuple[str, str, bool]]
+
+#: of the machine around the guest's memory. Measured under TCG: 66 MiB idle (QEMU 50, shim 12, waiter 4), 2
+#: per exec; up to 128 for translated code; the rest is for virtiofsd's inodes, page tables and many execs
+MEMORY_MIB = 512
+#: CPU time the machine may use beyond the container's: a tenth of a CPU, so that a kill is heard in time
+CPU_SHARE = 10
+#: tasks: shim, QEMU and virtiofsd idle with 22 and grow to about 150; an exec needs 7 of the host's
+TASKS, TASKS_EACH = 256, 8
+_MIB = 1 << 20
+_PODS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID", "io.kubernetes.cri.container-type")
+_THROTTLES = (
+    ("ReadBps", "read_bps", "rbps"),
+    ("WriteBps", "write_bps", "wbps"),
+    ("ReadIOPS", "read_iops", "riops"),
+    ("WriteIOPS", "write_iops", "wiops"),
+)
+
+
+def resources_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """linux.resources of a spec, as far as the host's cgroup is ours to limit.
+
+    A pod's cgroup is limited by whoever made the pod; what its first container asks for is not the pod's.
+    """
+    if any((spec.get("annotations") or {}).get(key) for key in _PODS):
+        return {}
+    return (spec.get("linux") or {}).get("resources") or {}
+
+
+def for_guest(resources: dict[str, Any]) -> dict[str, Any]:
+    """The guest's part: without the names of the host's CPUs, memory nodes and disks."""
+    kept = {key: value for key, value in resources.items() if key != "blockIO"}
+    if isinstance(kept.get("cpu"), dict):
+        kept["cpu"] = {key: value for key, value in kept["cpu"].items() if key not in ("cpus", "mems")}
+    return kept
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with the keys of `new`; absent and null keys stay as they are."""
+    merged = dict(old)
+    for section, value in new.items():
+        if isinstance(value, dict) and isinstance(merged.get(section), dict):
+            merged[section] = {**merged[section], **{k: v for k, v in value.items() if v is not None}}
+        elif value is not None:
+            merged[section] = value
+    return merged
+
+
+def check_update(old: dict[str, Any], new: dict[str, Any], *, vcpus: int, memory_mib: int) -> None:
+    """Refuse what the VM, whose size was fixed at its start, cannot give: `CallerError` `vm-size`."""
+    limit = int((new.get("memory") or {}).get("limit") or 0)
+    most = memory_mib - _guest_own_mib(memory_mib)
+    if limit > most * _MIB:
+        raise CallerError(
+            f"cannot set the memory limit to {limit}: the VM has {memory_mib} MiB, of which a container can"
+            f" have {most}",
+            hint="the size of a VM is fixed at its start: create the container with the larger limit, or with"
+            " annotation bufferzone.memory",
+            code="vm-size",
+        )
+    cpus = cpus_of(merge(old, {"cpu": new.get("cpu") or {}}))
+    if "quota" in (new.get("cpu") or {}) and cpus > vcpus and cpus > cpus_of(old):
+        raise CallerError(
+            f"cannot set the CPU limit to {cpus:g}: the VM has {vcpus}",
+            hint="the size of a VM is fixed at its start: create the container with the larger limit, or with"
+            " annotation bufferzone.vcpus",
+            code="vm-size",
+        )
+
+
+def _guest_own_mib(memory_mib: int) -> int:
+    """What kernel and agent take: 64 MiB of 512, and a 64th for the kernel's page table of all memory."""
+    return 64 + memory_mib // 64
+
+
+def cpus_of(resources: dict[str, Any]) -> float:
+    """The CPUs that quota and period allow; 0 without a limit."""
+    cpu = resources.get("cpu") or {}
+    quota, period = int(cpu.get("quota") or 0), int(cpu.get("period") or 0) or 100000
+    return quota / period if quota > 0 else 0.0
+
+
+def cgroup_v1(resources: dict[str, Any], memory_mib: int) -> Settings:
+    """For the v1 hierarchies; a file belongs to the one that has it. Empty for what was not asked for."""
+    cpu, block = resources.get("cpu") or {}, resources.get("blockIO") or {}
+    found: Settings = []
+    if limit := _memory(resources, memory_mib):
+        found.append(("memory.limit_in_bytes", str(limit), False))
+    if cpu.get("shares"):
+        found.append(("cpu.shares", str(int(cpu["shares"])), False))
+    if "quota" in cpu or "period" in cpu:
+        quota, period = _quota(cpu)
+        found += [("cpu.cfs_period_us", str(period), False), ("cpu.cfs_quota_us", str(quota), False)]
+    if tasks := _tasks(resources):
+        found.append(("pids.max", tasks, False))
+    found += _cpuset(cpu)
+    if block.get("weight"):
+        found.append(("blkio.bfq.weight", str(int(block["weight"])), True))
+    for key, name, _ in _THROTTLES:
+        for device, rate in _rates(block, key):
+            found.append((f"blkio.throttle.{name}_device", f"{device} {rate}", True))
+    return found
+
+
+def cgroup_v2(resources: dict[str, Any], memory_mib: int) -> Settings:
+    """For the unified hierarchy."""
+    cpu, block = resources.get("cpu") or {}, resources.get("blockIO") or {}
+    found: Settings = []
+    if limit := _memory(resources, memory_mib):
+        found.append(("memory.max", "max" if limit < 0 else str(limit), False))
+    if cpu.get("shares"):
+        shares = min(max(int(cpu["shares"]), 2), 262144)
+        found.append(("cpu.weight", str(1 + (shares - 2) * 9999 // 262142), False))
+    if "quota" in cpu or "period" in cpu:
+        quota, period = _quota(cpu)
+        found.append(("cpu.max", f"{'max' if quota < 0 else quota} {period}", False))
+    if tasks := _tasks(resources):
+        found.append(("pids.max", tasks, False))
+    found += _cpuset(cpu)
+    if block.get("weight"):
+        found.append(("io.bfq.weight", str(int(block["weight"])), True))
+    for key, _, name in _THROTTLES:
+        for device, rate in _rates(block, key):
+            found.append(("io.max", f"{device} {name}={rate or 'max'}", True))
+    return found
+
+
+def _memory(resources: dict[str, Any], memory_mib: int) -> int:
+    """Bytes: all of the VM's memory, whose rest the guest's kernel uses; -1 no limit, 0 not asked."""
+    limit = int((resources.get("memory") or {}).get("limit") or 0)
+    return (memory_mib + memory_mib // 64 + MEMORY_MIB) * _MIB if limit > 0 else limit
+
+
+def _quota(cpu: dict[str, Any]) -> tuple[int, int]:
+    quota, period = int(cpu.get("quota") or 0), int(cpu.get("period") or 0) or 100000
+    return (quota + period // CPU_SHARE if quota > 0 else -1), period
+
+
+def _tasks(resources: dict[str, Any]) -> str:
+    limit = (resources.get("pids") or {}).get("limit")
+    if limit is None:
+        return ""
+    return str(TASKS + TASKS_EACH * int(limit)) if int(limit) > 0 else "max"
+
+
+def _cpuset(cpu: dict[str, Any]) -> Settings:
+    return [(f"cpuset.{key}", str(cpu[key]), True) for key in ("cpus", "mems") if cpu.get(key)]
+
+
+def _rates(block: dict[str, Any], key: str) -> list[tuple[str, int]]:
+    entries = block.get(f"throttle{key}Device") or []
+    return [(f"{e.get('major')}:{e.get('minor')}", int(e.get("rate") or 0)) for e in entries]
+
+
+def apply(
+    relative: str, resources: dict[str, Any], memory_mib: int, log: Callable[[str], None]
+) -> Callable[[], None]:
+    """Limit the cgroup `relative` in every hierarchy where we made it; returns what takes it back.
+
+    Raises `HostError` for a limit that only the host can hold and that cannot be set, and nothing has
+    changed; others, which the guest holds anyway, are one line in the log.
+    """
+    places = [place for place in cgroups.places(relative) if cgroups.is_ours(place)] if relative else []
+    writer = _Writer(log)
+    try:
+        for place in places:
+            unified = os.path.exists(os.path.join(place, "cgroup.controllers"))
+            writer.write(place, (cgroup_v2 if unified else cgroup_v1)(resources, memory_mib))
+        for name, text, needed in cgroup_v1(resources, memory_mib):
+            if needed and not writer.done & _names(name):
+                what = f"cgroup: cannot set {name} to {text}"
+                if not places:
+                    why = "the container has no cgroup of its own on the host"
+                    raise HostError(f"{what}: {why}", hint="set linux.cgroupsPath", code="cgroup")
+                raise HostError(f"{what}: the host's controller is not available", code="cgroup")
+    except HostError:
+        writer.take_back()
+        raise
+    return writer.take_back
+
+
+def _names(name: str) -> set[str]:
+    """The file on cgroup v1, and what it is called on v2."""
+    if name.startswith("blkio.throttle."):
+        return {name, "io.max"}
+    return {name, name.replace("blkio.", "io.")}
+
+
+class _Writer:
+    """Writes limits and remembers what was there."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.done: set[str] = set()
+        self._log = log
+        self._before: list[tuple[str, str]] = []
+
+    def write(self, place: str, settings: Settings) -> None:
+        """Write those that the directory has a file for."""
+        for name, text, needed in settings:
+            path = os.path.join(place, name)
+            if not os.path.exists(path):
+                continue
+            try:
+                before = cgroups.read_file(path).strip()
+                cgroups.write_file(path, text)
+            except OSError as error:
+                line = f"cgroup: cannot set {name} to {text}: {(error.strerror or '').lower()}"
+                if needed:
+                    raise HostError(line, code="cgroup") from error
+                self._log(f"{line}; the guest keeps to the container's own limit")
+                continue
+            self.done.add(name)
+            self._before.append((path, before))
+
+    def take_back(self) -> None:
+        """Write what was there, in reverse; a table of devices keeps the lines that were added."""
+        for path, text in reversed(self._before):
+            try:
+                cgroups.write_file(path, text)
+            except OSError:
+                pass  # a table, or the cgroup is gone
