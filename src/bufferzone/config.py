@@ -272,6 +272,15 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+#: rows that change nothing about a VM that waits for a container
+_NO_SHAPE = ("pool.size", "pool.idle_s", "boot_timeout_s", "allow_annotations")
+
+
+def shape_of(settings: Settings) -> dict[str, Any]:
+    """The settings that a waiting VM must have been made with, by attribute."""
+    return {row.name: getattr(settings, row.name) for row in TABLE if row.key not in _NO_SHAPE}
+
+
 def fault(row: Setting, value: Any) -> str:
     """Why `value` does not fit the row; empty when it does."""
     types: dict[str, type] = {"int": int, "bool": bool, "list": list}

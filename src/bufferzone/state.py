@@ -5,6 +5,7 @@
     ROOT/ID/leftovers.json   what a clean-up has to end when the shim was killed
     ROOT/ID/sandbox          the id of the container whose shim serves this one too (absent: its own shim)
     ROOT/ID/shim.sock        the shim's socket
+    ROOT/@pool/              the pool of waiting VMs, if there is one
 
 A status other than `stopped` is true only while the owner lives. No json, re or typing on the `state` path:
 the file is ours, one top-level key per line, so truth is applied by replacing two lines.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 OCI_VERSION = "1.2.0"
 STATE, OWNER, LEFTOVERS, SANDBOX, SOCKET = "state.json", "owner", "leftovers.json", "sandbox", "shim.sock"
+POOL = "@pool"  # beside the containers, with a name that no id can be
 MAX_ID = 255
 
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")

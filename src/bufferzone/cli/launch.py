@@ -9,12 +9,15 @@ import time
 from bufferzone import errors, state
 from bufferzone.cli import signals
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import identity
 from bufferzone.log import quote
+from bufferzone.oci.host import settings_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from bufferzone.config import Settings
     from bufferzone.oci import Spec
 
 _SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
@@ -62,7 +65,11 @@ def user_name(uid: int) -> str:
 def _command(directory: str, bundle: str, program: str, *more: str) -> list[str]:
     root, id = os.path.split(directory)
     arguments = ["-id", id, "-root", root, "-bundle", bundle, *more]
-    return [sys.executable or "/usr/bin/python3", "-I", "-S", "-Xutf8", program or _SHIM, *arguments]
+    return [*_python(program), *arguments]
+
+
+def _python(program: str) -> list[str]:
+    return [sys.executable or "/usr/bin/python3", "-I", "-S", "-Xutf8", program or _SHIM]
 
 
 def _environment() -> dict[str, str]:
@@ -71,9 +78,8 @@ def _environment() -> dict[str, str]:
     return {"PATH": path, "LANG": "C.UTF-8", **kept}
 
 
-def _spawn(command: list[str], directory: str, ready: int) -> int:
+def _spawn(command: list[str], log: str, ready: int) -> int:
     """Start a program of ours in its own session: stdio /dev/null and the log, `ready` as 3, nothing else."""
-    log = os.path.join(directory, _LOG)
     actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
@@ -97,15 +103,54 @@ def _spawn(command: list[str], directory: str, ready: int) -> int:
         raise HostError(f"cannot start the shim: {error.strerror}", code="shim-start") from error
 
 
-def start_shim(directory: str, bundle: str, program: str) -> int:
-    """Start the shim of a new container and wait until its socket listens; returns its pid, our child.
+def start_shim(directory: str, spec: Spec, program: str) -> int:
+    """Start the shim of a new container and wait until its socket listens; returns its pid.
 
-    Raises what the shim reports, or `HostError` with the last line of its log when it died, reaped.
+    One that waits in the pool is taken, if there is one; else it is our child. Raises what the shim reports,
+    or `HostError` with the last line of its log when it died, reaped.
     """
+    settings = settings_of(spec)
+    if not wants_pool(settings):
+        return _start_shim(directory, spec.bundle, program)
+    from bufferzone.cli import pool
+
+    try:
+        pid = pool.claim(directory, spec, settings)
+        return pid or _start_shim(directory, spec.bundle, program)
+    except pool.NoKeeper:
+        pid = _start_shim(directory, spec.bundle, program)
+        try:
+            start_keeper(os.path.dirname(directory), pool.to_json(pool.shape(spec, settings)), program)
+        except HostError:
+            pass  # the container is there; the next start tries again
+        return pid
+
+
+def wants_pool(settings: Settings) -> bool:
+    """Whether VMs of these settings wait for containers: root's, that share their root file system."""
+    shared = settings.rootfs == "virtiofs" and not settings.rootfs_image
+    return bool(settings.pool_size and settings.templates and shared and identity.is_real_root())
+
+
+def start_keeper(root: str, shape: str, program: str) -> int:
+    """Start the pool's keeper for containers below `root`; returns its pid, our child.
+
+    `shape` (JSON) is what it begins with. It ends at once when there is one already. Raises `HostError`.
+    """
+    directory = os.path.join(root, state.POOL)
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"cannot create {directory}: {error.strerror}", code="state-dir") from error
+    command = [*_python(program), "-root", root, "-shape", shape, "pool"]
+    return _spawn(command, os.path.join(directory, "keeper.log"), -1)
+
+
+def _start_shim(directory: str, bundle: str, program: str) -> int:
     reader, writer = os.pipe()
     try:
         command = _command(directory, bundle, program, "-ready-fd", str(_READY_FD), "serve")
-        pid = _spawn(command, directory, writer)
+        pid = _spawn(command, os.path.join(directory, _LOG), writer)
     except BaseException:
         os.close(reader)
         raise
@@ -182,7 +227,7 @@ def last_log_line(directory: str) -> str:
 
 def clean_up(directory: str, bundle: str, program: str) -> None:
     """Run the shim's `delete` action after the shim died; raises `HostError` with what it said."""
-    pid = _spawn(_command(directory, bundle, program, "delete"), directory, -1)
+    pid = _spawn(_command(directory, bundle, program, "delete"), os.path.join(directory, _LOG), -1)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status != 0:
         last = last_log_line(directory)

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from bufferzone.oci import Spec
 
 
+def settings_of(spec: Spec) -> config.Settings:
+    """The settings of one container; raises `SpecError` for one that is refused."""
+    return apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
+
+
 def check_host(spec: Spec) -> None:
     """Raise `SpecError` for a volume or network namespace that is not there, or a setting that is refused."""
-    settings = apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
+    settings = settings_of(spec)
     for index, mount in enumerate(spec.mounts):
         if mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options", [])):
             where = f"mounts[{index}].source"

@@ -51,7 +51,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
-        tap = _park(log)
+        tap = park(log)
         machine = describe(settings, size, os.path.dirname(directory), log, nic=tap is not None)
         warm = _Warm(stack, machine, settings, log)
         left = Leftovers(directory)
@@ -83,7 +83,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             timeline=timeline,
             cgroup=cgroup,
             boot_timeout_s=settings.boot_timeout_s,
-            facts=_facts(settings, machine, started.restored),
+            facts=facts_of(settings, machine, "warm" if started.restored else "cold"),
             log=log,
             restored=started.restored,
             then=warm.boot_ended,
@@ -92,7 +92,7 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
         yield sandbox
 
 
-def _park(log: Callable[[str], None]) -> wire.Tap | None:
+def park(log: Callable[[str], None]) -> wire.Tap | None:
     """The tap of the VM's NIC; without one the VM has none, which only a container with a network misses."""
     try:
         return wire.park()
@@ -299,7 +299,8 @@ class Leftovers:
         state.write_leftovers(self._directory, left)
 
 
-def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, str]:
+def facts_of(settings: Settings, machine: Machine, start: str) -> dict[str, str]:
+    """What `state` tells of a sandbox; `start` is cold, warm or pool."""
     return {
         "bufferzone.accelerator": machine.accelerator,
         "bufferzone.kvm": settings.kvm,
@@ -307,7 +308,7 @@ def _facts(settings: Settings, machine: Machine, restored: bool) -> dict[str, st
         "bufferzone.vcpus": str(machine.vcpus),
         "bufferzone.memory": str(machine.memory_mib),
         "bufferzone.rootfs": settings.rootfs,
-        "bufferzone.start": "warm" if restored else "cold",
+        "bufferzone.start": start,
     }
 
 

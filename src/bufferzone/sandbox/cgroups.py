@@ -12,6 +12,10 @@ import time
 
 from bufferzone.errors import HostError, SpecError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: how long a process that has ended its work may take to leave its cgroup
 _LEAVE_S = 2.0
 #: controllers of the unified hierarchy that a container's cgroup needs from those above it
@@ -101,6 +105,44 @@ def join(relative: str, pid: int) -> list[str]:
     if mounts and not joined and refused is not None:
         raise HostError(f"cannot join cgroup {relative}: {refused.strerror}", code="cgroup")
     return joined
+
+
+def follow(leader: int, pids: Iterable[int]) -> None:
+    """Put `pids` where the process `leader` is in every hierarchy; what refuses is passed over."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mountinfo = file.read()
+    try:
+        places = places_of(read_file(f"/proc/{leader}/cgroup"), mountinfo)
+    except OSError as error:
+        raise HostError(f"the caller is gone: {error.strerror}", code="cgroup") from error
+    for directory in places:
+        for pid in pids:
+            try:
+                write_file(os.path.join(directory, "cgroup.procs"), str(pid))
+            except OSError:
+                break  # read-only, or full by the caller's own limit: it stays where the pool is
+
+
+def places_of(cgroup: str, mountinfo: str) -> list[str]:
+    """The directories of the cgroups that the text of a /proc/PID/cgroup names, as far as they are mounted.
+
+    Source: cgroups(7), "/proc/pid/cgroup".
+    """
+    mounts = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if kind and kind[0] in ("cgroup", "cgroup2"):
+            mounts.append((kind[0], set(kind[-1].split(",")), fields[3], fields[4]))
+    found = []
+    for line in cgroup.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for kind_, options, root, mount_point in mounts:
+            v1 = bool(controllers) and kind_ == "cgroup" and options.issuperset(controllers.split(","))
+            if (v1 or (not controllers and kind_ == "cgroup2")) and f"{path}/".startswith(root.rstrip("/")):
+                found.append(mount_point + path.removeprefix(root.rstrip("/")))
+                break
+    return found
 
 
 def _make(mount_point: str, directory: str) -> None:

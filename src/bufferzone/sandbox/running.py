@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 
-from bufferzone.errors import BufferzoneError, GuestError, VmmError
+from bufferzone.errors import BufferzoneError, VmmError
+from bufferzone.sandbox.waking import mount_share, say_hello
 from bufferzone.vmm import slot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: how long QEMU may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
-#: how long a guest may take to find a device that was plugged while it was stopped: about 50 ms under TCG
-_PLUG_S = 10.0
 
 
 class Sandbox:
@@ -57,10 +55,11 @@ class Sandbox:
         log: Callable[[str], None],
         restored: bool,
         then: Callable[[bool], None],
+        mounted: bool = False,
     ) -> None:
         """`daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
-        `restored`: QEMU was greeted and the guest is awake already; `then` is told whether the
-        sandbox became ready.
+        `restored`: QEMU was greeted and the guest is awake already, `mounted`: with its share; `then` is
+        told whether the sandbox became ready.
         """
         self.id = sandbox_id
         self.agent = agent_client
@@ -73,7 +72,7 @@ class Sandbox:
         self._vmm, self._daemon, self._timeline = vmm, daemon, timeline
         self._daemon_log = daemon_log
         self._boot_timeout_s = boot_timeout_s
-        self._facts, self._restored, self._then = facts, restored, then
+        self._facts, self._restored, self._mounted, self._then = facts, restored, mounted, then
         self._ready = threading.Event()
         self._lock = threading.Lock()
         self._stopping = False
@@ -101,18 +100,12 @@ class Sandbox:
         try:
             if not self._restored:
                 self._vmm.greet()
-            hello = agent.HelloRequest(entropy=os.urandom(64), hostname=self.id[:63])
-            answer = self.agent.call("Hello", hello, agent.HelloResponse, timeout_s=self._boot_timeout_s)
-            # taken at once: what lies between is the way back of the answer, a few milliseconds
-            monotonic_ns = min(answer.monotonic_ns, 1 << 62)  # whatever a guest says fits the message
-            clock = agent.ClockRequest(offset_ns=time.time_ns() - monotonic_ns)
-            self.agent.call("Clock", clock, Empty, timeout_s=self._boot_timeout_s)
+            answer = say_hello(self.agent, self.id, self._boot_timeout_s)
             if not self._restored:  # else they are the template's
                 self._timeline.add_guest(answer.phases)
-            if self.share is not None:
+            if self.share is not None and not self._mounted:
                 self._timeline.enter("mount the share")
-                mount = agent.MountRequest(kind="virtiofs", source=agent.SHARE_TAG, target=agent.SHARE_PATH)
-                self._mount(mount)
+                mount_share(self.agent, self._boot_timeout_s, plugged=self._restored)
             self._timeline.finish()
             self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
             self._facts["bufferzone.vmm"] = f"qemu {self._vmm.version}"
@@ -130,18 +123,6 @@ class Sandbox:
                 self._then(self.failure is None)
             finally:
                 self._ready.set()
-
-    def _mount(self, request: agent.MountRequest) -> None:
-        """Mount the share; a restored guest discovers the device it was just given at its own pace."""
-        end = time.monotonic() + _PLUG_S
-        while True:
-            try:
-                self.agent.call("Mount", request, Empty, timeout_s=self._boot_timeout_s)
-                return
-            except GuestError:
-                if not self._restored or time.monotonic() > end:
-                    raise
-                select.select([], [], [], 0.005)
 
     def mount_root(self, disk: RootDisk) -> None:
         """Give the guest the image it already has a device for, and have it mounted; raises what went

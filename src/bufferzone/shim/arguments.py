@@ -1,4 +1,4 @@
-"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the three flags of our
+"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the four flags of our
 own.
 """
 
@@ -18,9 +18,10 @@ _WITH_VALUE = (
     "debug-socket",
     "root",
     "ready-fd",
+    "shape",
 )
 _SWITCHES = ("debug", "v", "info", "version")
-ACTIONS = ("serve", "start", "delete", "info", "version", "template")
+ACTIONS = ("serve", "start", "delete", "info", "version", "template", "pool", "wait")
 
 
 class Arguments:
@@ -30,6 +31,7 @@ class Arguments:
         self.action = ""
         self.debug = False
         self.namespace = self.address = self.id = self.bundle = self.root = self.ready_fd = ""
+        self.shape = ""
         self.publish_binary = self.socket = self.debug_socket = ""
 
     @property

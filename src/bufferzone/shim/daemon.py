@@ -28,6 +28,8 @@ from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bufferzone.sandbox.running import Sandbox
     from bufferzone.shim.arguments import Arguments
     from bufferzone.shim.server import Handler, Peer, Service
@@ -54,7 +56,7 @@ def serve(arguments: Arguments) -> int:
         )
     )
     try:
-        listener = _listen(directory)
+        listener = listen(directory)
         state.write_owner(directory, os.getpid())
         _run(arguments, directory, listener, ready, cli=True)
     except BufferzoneError as error:
@@ -91,11 +93,11 @@ def start(arguments: Arguments) -> int:
 
 def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
     os.setsid()
-    log = _open_log(os.path.join(bundle, "log"))
+    logged = _open_log(os.path.join(bundle, "log"))
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    _log_to(log if log >= 0 else null)
+    _log_to(logged if logged >= 0 else null)
     os.set_inheritable(ready, False)
     arguments.bundle = bundle
     try:
@@ -122,27 +124,45 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
 
 def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: int, *, cli: bool) -> None:
     """Boot, serve, wait, close."""
+    be_a_shim()
+    spec = oci.load(arguments.bundle)
+
+    def tell() -> None:
+        os.write(ready, b"ready\n")
+        os.close(ready)
+
+    with boot(arguments.id, spec, directory, log) as sandbox:
+        run_sandbox(arguments, sandbox, listener, tell, cli=cli)
+
+
+def be_a_shim() -> None:
+    """What a shim's process is from its beginning: its name, deaf to what would end it by accident."""
     process.set_name("bufferzone-shim")
     for number in (signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    spec = oci.load(arguments.bundle)
-    with boot(arguments.id, spec, directory, _log) as sandbox:
-        _lift_descriptor_limit()  # not before: helpers get the caller's
-        sandbox.start_threads()
-        publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, _log)
-        records = Records(arguments.state_root, sandbox.facts)
-        containers = Containers(sandbox, records.text)
-        tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
-        server = Server(listener, _services(tasks, sandbox), _log)
-        server.start()
-        threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
-        signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
-        os.write(ready, b"ready\n")
-        os.close(ready)
-        sandbox.wait_end(tasks.is_unused, _UNUSED_S)
-        server.stop_accepting()
-        server.drain(2.0)
-        publisher.close()
+
+
+def run_sandbox(
+    arguments: Arguments, sandbox: Sandbox, listener: socket.socket, tell: Callable[[], None], *, cli: bool
+) -> None:
+    """From the first thread to the end of a sandbox; `tell` is called once it is served. Closes nothing of
+    the VM.
+    """
+    _lift_descriptor_limit()  # not before: helpers get the caller's
+    sandbox.start_threads()
+    publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
+    records = Records(arguments.state_root, sandbox.facts)
+    containers = Containers(sandbox, records.text)
+    tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
+    server = Server(listener, _services(tasks, sandbox), log)
+    server.start()
+    threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
+    tell()
+    sandbox.wait_end(tasks.is_unused, _UNUSED_S)
+    server.stop_accepting()
+    server.drain(2.0)
+    publisher.close()
 
 
 def _lift_descriptor_limit() -> None:
@@ -172,7 +192,7 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     }
 
 
-def _listen(directory: str) -> socket.socket:
+def listen(directory: str) -> socket.socket:
     """Listen on the state directory's socket; paths longer than sun_path go through /proc/self/fd."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.umask(0o077)
@@ -216,7 +236,7 @@ def _log_to(fd: int) -> None:
     os.dup2(fd, 2)
 
 
-def _log(text: str) -> None:
+def log(text: str) -> None:
     """One line to the log, with the time; control bytes are escaped, since some of it is the guest's."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = text.encode("unicode_escape", "backslashreplace").decode("ascii")
@@ -226,7 +246,7 @@ def _log(text: str) -> None:
 
 def _say(ready: int, error: BufferzoneError) -> None:
     """Hand an error to whoever waits for `ready`."""
-    _log(error.line())
+    log(error.line())
     form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
     with contextlib.suppress(OSError):  # told ready already, or the verb is gone
         os.write(ready, json.dumps(form).encode() + b"\n")

@@ -52,6 +52,29 @@ class Tree:
             ) from error
         self._names: list[str] = []
 
+    def lift(self) -> None:
+        """Get ready to follow this process into another mount namespace; `land` is due there.
+
+        The copy stays in the tree's peer group, so that what is added later goes on to appear in virtiofsd's
+        namespace. Raises HostError.
+        """
+        try:
+            copy = mnt.open_tree("", at=self.fd)
+        except OSError as error:
+            raise HostError(f"cannot move the shared tree: {error.strerror}", code="share-failed") from error
+        os.close(self.fd)
+        self.fd, self.path = copy, ""
+
+    def land(self, path: str) -> None:
+        """Mount the lifted tree on the existing directory `path`; raises HostError."""
+        try:
+            mnt.move_mount(self.fd, path)
+        except OSError as error:
+            raise HostError(
+                f"cannot mount the shared tree on {path}: {error.strerror}", code="share-failed"
+            ) from error
+        self.path = path
+
     def add(self, bind: Bind) -> None:
         """Bind `bind.source` (symbolic links followed, as runc does) to `bind.name`.
 
@@ -96,7 +119,8 @@ class Tree:
             os.close(self.fd)
             self.fd = -1
             try:
-                mnt.unmount(self.path, mnt.MNT_DETACH)
+                if self.path:
+                    mnt.unmount(self.path, mnt.MNT_DETACH)
             except OSError as error:
                 raise HostError(f"cannot unmount the shared tree {self.path}: {error.strerror}") from error
 

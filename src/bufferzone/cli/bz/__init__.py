@@ -7,5 +7,6 @@ VERBS = {
     "setup": "build the guest image if it is missing or its inputs changed",
     "template": "list, make or remove the templates that VMs start from",
     "bench": "measure times and sizes beside those of other runtimes",
+    "pool": "show, start or stop the VMs that wait for containers",
     "ps": "show the containers of this user and the VM each runs in",
 }

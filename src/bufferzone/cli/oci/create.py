@@ -100,7 +100,7 @@ def check_console(options: Options, terminal: bool, *, detached: bool) -> None:
 
 def boot_detached(options: Options, directory: str, spec: Spec) -> int:
     """Start the shim and the waiter; returns the waiter's pid."""
-    launch.start_shim(directory, spec.bundle, options.shim)
+    launch.start_shim(directory, spec, options.shim)
     return waiter.detach(job_of(options, directory, spec))
 
 

@@ -55,7 +55,7 @@ def _detached(options: Options, directory: str, spec: Spec) -> int:
 
 
 def _attached(options: Options, directory: str, spec: Spec) -> int:
-    launch.start_shim(directory, spec.bundle, options.shim)
+    launch.start_shim(directory, spec, options.shim)
     job = create.job_of(options, directory, spec)
 
     def started(client: Client) -> None:

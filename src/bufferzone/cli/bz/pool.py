@@ -1,0 +1,94 @@
+"""`bz pool`: the VMs that wait for containers. They come and go by themselves; this is for looking, for a
+pool ahead of the first start, and for its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+from bufferzone import config, state
+from bufferzone.cli import container, launch
+from bufferzone.client import connect_unix
+from bufferzone.errors import HostError, NotFoundError, UsageError
+from bufferzone.linux import identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.cli.flags import Options
+
+FLAGS = ()
+USAGE = "ls | start | stop"
+DESCRIPTION = (
+    "With pool.size = N in the settings, N VMs per shape wait, frozen, for the next containers. ls shows "
+    "them, start begins with the settings' shape ahead of the first container, stop ends those that wait: "
+    "running containers are not touched."
+)
+WORDS = (1, 1)
+INTERSPERSED = True
+
+_ANSWER_S = 30.0
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Do what the word says."""
+    actions = {"ls": _list, "start": _start, "stop": _stop}
+    if words[0] not in actions:
+        raise UsageError(f"no such action: {words[0]!a}", hint="ls, start or stop")
+    actions[words[0]](state.runtime_root(options.root))
+    return 0
+
+
+def _ask(root: str, what: str) -> bytes:
+    """The keeper's answer, up to the end of the connection; raises `NotFoundError` when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_ANSWER_S)
+        try:
+            connect_unix(sock, os.path.join(root, state.POOL, "keeper.sock"))
+        except OSError as error:
+            hint = "bz pool start, or the next container, where pool.size is set"
+            raise NotFoundError(f"no pool is kept below {root}", hint=hint, code="no-pool") from error
+        try:
+            sock.sendall(json.dumps({"do": what}).encode() + b"\n")
+            answer = b""
+            while data := sock.recv(1 << 16):
+                answer += data
+            return answer
+        except OSError as error:
+            raise HostError(f"the pool's keeper does not answer: {error}", code="pool-keeper") from error
+
+
+def _list(root: str) -> None:
+    rows = [["PID", "STATE", "VCPUS", "MEMORY", "AGE"]]
+    try:
+        found: dict[str, Any] = json.loads(_ask(root, "list"))
+    except NotFoundError:
+        found = {"vms": []}
+    for vm in found["vms"]:
+        size = f"{vm['memory_mib']} MiB"
+        rows.append([str(vm["pid"]), vm["state"], str(vm["vcpus"]), size, f"{vm['age_s']:.0f} s"])
+    container.print_table(rows)
+
+
+def _start(root: str) -> None:
+    settings = config.load()
+    if not identity.is_real_root():
+        raise HostError("VMs wait for root's containers alone", hint="run as root")
+    if not launch.wants_pool(settings):
+        raise HostError(
+            "the settings want no pool",
+            hint=f"pool.size = 2 in {config.DIRECTORY}/config.toml",
+            code="no-pool",
+        )
+    shape = {"settings": config.shape_of(settings), "spec": {}}
+    launch.start_keeper(root, json.dumps(shape), "")
+
+
+def _stop(root: str) -> None:
+    try:
+        _ask(root, "stop")
+    except NotFoundError:
+        pass  # as wished

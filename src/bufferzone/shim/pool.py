@@ -1,0 +1,91 @@
+"""The keeper's process: small, one per state root, there while `pool.size` says so and starts come.
+
+Started by the first `create` that finds none, or by `bz pool start`. It outlives the container whose start
+began it, and those that wait do not outlive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+
+from bufferzone import config, state
+from bufferzone.errors import HostError
+from bufferzone.linux import process
+from bufferzone.sandbox import cgroups
+from bufferzone.shim import daemon
+from bufferzone.shim.keeper import Keeper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.config import Settings
+    from bufferzone.shim.arguments import Arguments
+
+_LOCK = "lock"
+_CONTROL_FD = 3
+
+
+def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
+    """Starts waiters for the state root `root`."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+
+    def spawn(settings: Settings, directory: str) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        shape = json.dumps(config.shape_of(settings))
+        flags = ["-root", root, "-bundle", directory, "-shape", shape, "-ready-fd", str(_CONTROL_FD)]
+        log = os.path.join(directory, "shim.log")
+        with theirs:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-Xutf8", program, *flags, "wait"],
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD),
+                ],
+                setsid=True,
+            )
+        return pid, ours
+
+    return spawn
+
+
+def keep(arguments: Arguments) -> int:
+    """The keeper's process for -root; returns the exit status. -shape is what it begins with: `settings` and
+    `spec` as JSON. A second one for the same root ends at once.
+    """
+    os.chdir("/")
+    os.umask(0o077)
+    process.set_name("bufferzone-pool")
+    with contextlib.suppress(HostError):
+        cgroups.join("", os.getpid())  # it outlives the container whose start began it
+    directory = os.path.join(arguments.root, state.POOL)
+    os.makedirs(directory, 0o700, exist_ok=True)
+    lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    _remove_old(directory)
+    keeper = Keeper(directory, config.load, _spawn(arguments.root), daemon.log)
+    try:
+        keeper.add_shape(**json.loads(arguments.shape))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        keeper.run()
+    finally:
+        keeper.close()
+    return 0
+
+
+def _remove_old(directory: str) -> None:
+    """What a keeper that was killed has left: its waiters died with it."""
+    for entry in os.scandir(directory):
+        if entry.name.isdigit():
+            state.remove(entry.path)
