@@ -6,12 +6,16 @@ or lies around at the end is removed with it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vm.podman import DROP_IN, ROOT, TIMEOUT_S, Done, remove_tree
@@ -23,6 +27,7 @@ PROGRAMS = {
     "newgidmap": "uidmap",
     "podman": "podman",
     "unshare": "util-linux",
+    "setpriv": "util-linux",
 }
 _PROGRAM = """#!/usr/bin/python3 -IS
 import sys
@@ -40,12 +45,29 @@ def missing() -> str:
     return ""
 
 
-class User:
-    """`bz-test-PID`: `home`, `runtime` (XDG_RUNTIME_DIR) and a readable copy of the package in `programs`."""
+_numbers = itertools.count()
+#: /dev/net/tun as udev makes it, in a mount namespace of the test's: on a machine without udev it is root's
+_TUN = """
+mount -t tmpfs -o mode=755 tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200 && echo ready
+exec sleep 3600
+"""
 
-    def __init__(self) -> None:
-        self.name = f"bz-test-{os.getpid()}"
-        self.directory = Path(tempfile.mkdtemp(prefix="bufferzone-rootless-"))
+
+class User:
+    """`bz-test-PID-N`: `home`, `runtime` (XDG_RUNTIME_DIR) and a readable copy of the package in `programs`.
+
+    `tun`: it may open /dev/net/tun, as on any Debian with udev.
+    """
+
+    def __init__(self, *, tun: bool = False) -> None:
+        self.name = f"bz-test-{os.getpid()}-{next(_numbers)}"
+        self._tun: subprocess.Popen[bytes] | None = None
+        if tun:
+            words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _TUN]
+            self._tun = subprocess.Popen(words, stdout=subprocess.PIPE)
+            assert self._tun.stdout is not None
+            assert self._tun.stdout.readline() == b"ready\n"
+        self.directory = Path(tempfile.mkdtemp(prefix="bzr-"))  # slirp4netns has sockets below it
         self.directory.chmod(0o755)
         self.home, self.runtime = self.directory / "home", self.directory / "run"
         self.programs = self.directory / "bin"
@@ -98,12 +120,12 @@ class User:
 
     def run(self, *words: object, env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> Done:
         """A command as the user, without any privilege of ours."""
+        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        if self._tun is not None:
+            become = ["nsenter", f"--mount=/proc/{self._tun.pid}/ns/mnt", f"--wd={self.home}", *become]
         done = subprocess.run(
-            [str(word) for word in words],
+            [*become, *(str(word) for word in words)],
             env=self.environment() if env is None else env,
-            user=self.uid,
-            group=self.gid,
-            extra_groups=(),
             cwd=self.home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -124,6 +146,9 @@ class User:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        if self._tun is not None:
+            self._tun.kill()
+            self._tun.communicate()
         subprocess.run(["userdel", "--force", self.name], check=False, capture_output=True)
         remove_tree(self.directory)
 
@@ -196,3 +221,11 @@ def descendants(pid: int) -> list[int]:
     for one in found:
         found += parents.get(one, [])
     return found
+
+
+def until(true: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    """Wait until `true()`; fails naming `what`."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        select.select([], [], [], 0.1)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import time
 
 import pytest
 
 from vm.conftest import _image
-from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of
+from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
 
@@ -120,7 +118,7 @@ def test_the_second_start_of_a_shape_is_warm(podman, user):
     templates = user.home / ".local/share/bufferzone/templates"
     before = set(templates.glob("*/meta.json"))
     identity = podman(*run, "sleep", "100").text
-    _until(lambda: set(templates.glob("*/meta.json")) - before, "a template")
+    until(lambda: set(templates.glob("*/meta.json")) - before, "a template")
     second = podman(*run, "sleep", "100").text
     ran = {name: user.run(user.programs / "bufferzone", "state", name).text for name in (identity, second)}
     assert [json.loads(ran[n])["annotations"]["bufferzone.start"] for n in ran] == ["cold", "warm"]
@@ -134,12 +132,5 @@ def test_nothing_is_left_once_the_containers_are_gone(podman, user):
         names = {pid: name_of(pid) for pid in user.processes()}
         return {pid: name for pid, name in names.items() if not name.startswith(("catatonit", "podman"))}
 
-    _until(lambda: not ours(), f"the end of {ours()}")
+    until(lambda: not ours(), f"the end of {ours()}")
     assert [path.name for path in user.state.iterdir()] == ["kvm-probe.json"]
-
-
-def _until(true, what, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        select.select([], [], [], 0.1)

@@ -9,7 +9,7 @@ import time
 
 from bufferzone import state
 from bufferzone.bench import figures, memory, programs
-from bufferzone.bench.runtimes import VERB_S
+from bufferzone.bench.runtimes import COLD, VERB_S
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.wire import shim
@@ -61,6 +61,7 @@ def one_round(runtime: Runtime, column: Column, id: str) -> None:
         column.add("start", started.first_ms)
         runtime.rest()
         if runtime.is_ours:
+            _check_kind(runtime, id)
             column.timelines.append(_timeline(runtime, id))
         column.add("first exec", _exec(runtime, id))
         for _ in range(REPEATS):
@@ -76,6 +77,13 @@ def one_round(runtime: Runtime, column: Column, id: str) -> None:
     finally:
         started.close()
         programs.reap()
+
+
+def _check_kind(runtime: Runtime, id: str) -> None:
+    """What was to start warm and started cold is told as what it is."""
+    begun = json.loads(runtime.verb("state", id).output)["annotations"].get("bufferzone.start", "unknown")
+    if (begun == "cold") != (runtime.name == COLD):
+        raise HostError(f"{runtime.name}: the sandbox started {begun}")
 
 
 def _exec(runtime: Runtime, id: str) -> float | None:

@@ -91,10 +91,13 @@ class Session:
                 runtime.prepare(os.path.join(self._directory, name), rootfs)
                 self.versions[name] = runtimes.read_version(runtime)
                 self._runtimes.append(runtime)
-        self._warm_up()
+        self._warm_up(bz)
 
-    def _warm_up(self) -> None:
-        """One round of each that does not count: files are cached then, and the template is made."""
+    def _warm_up(self, bz: str) -> None:
+        """The template, and one round of each that does not count: files are cached then."""
+        if {runtimes.WARM, runtimes.POOL, runtimes.FLOOR} & self.columns.keys():
+            self._progress("a template")
+            programs.run([bz, "template", "make"], os.path.join(self._directory, "bz.err"), runtimes.VERB_S)
         for runtime in list(self._runtimes):
             self._try(runtime, Column(""), "warm-up", partial(measure.one_round, id="warm-up"))
         if runtimes.FLOOR in self.columns:

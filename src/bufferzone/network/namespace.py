@@ -20,12 +20,23 @@ if TYPE_CHECKING:
 
 def inside(fd: int, work: Callable[[], Result]) -> Result:
     """Run `work` in the network namespace that `fd` stands for; raises what it raises, or OSError."""
+
+    def there() -> Result:
+        process.setns(fd, process.CLONE_NEWNET)
+        return work()
+
+    return _in_a_thread(there)
+
+
+def _in_a_thread(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread that changes its namespaces and ends: nobody has to find the way back, which is
+    closed to who is root of a user namespace.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            process.setns(fd, process.CLONE_NEWNET)
             results.append(work())
         except BaseException as error:  # raised again by the caller
             errors.append(error)
@@ -39,17 +50,14 @@ def inside(fd: int, work: Callable[[], Result]) -> Result:
 
 
 def fresh(work: Callable[[], Result]) -> tuple[int, Result]:
-    """Run `work` in a new network namespace; its descriptor and the result. For a process of one thread."""
-    here = open_path("/proc/self/ns/net")
-    try:
+    """Run `work` in a new network namespace; its descriptor and the result."""
+
+    def there() -> tuple[int, Result]:
         process.unshare(process.CLONE_NEWNET)
-        try:
-            result = work()
-            return open_path("/proc/self/ns/net"), result
-        finally:
-            process.setns(here, process.CLONE_NEWNET)
-    finally:
-        os.close(here)
+        result = work()
+        return open_path("/proc/thread-self/ns/net"), result
+
+    return _in_a_thread(there)
 
 
 def open_path(path: str) -> int:

@@ -27,7 +27,7 @@ class Tap:
 
 def park() -> Tap:
     """Make a tap in a namespace of its own: the VMM has it from the start, and it moves when there is
-    something to join. For a process of one thread. Raises `HostError`.
+    something to join. Raises `HostError`.
     """
     try:
         where, fd = namespace.fresh(lambda: tap.create(_PARKED))
@@ -114,4 +114,6 @@ def _index(netlink: Netlink, name: str) -> int:
 
 def _no_tap(error: OSError) -> HostError:
     hint = "modprobe tun" if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO) else ""
+    if error.errno == errno.EACCES:
+        hint = f"ordinary users need the mode that udev gives it: chmod 0666 {tap.DEVICE}"
     return HostError(f"cannot make a tap with {tap.DEVICE}: {error.strerror}", hint=hint, code="no-tap")

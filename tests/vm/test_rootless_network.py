@@ -1,0 +1,98 @@
+"""The network of an ordinary user's containers: outbound and published ports, with root nowhere."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import shutil
+import socket
+import threading
+
+import pytest
+
+from vm.conftest import _image
+from vm.rootless import RootlessPodman, User, missing, until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
+needs_slirp = pytest.mark.skipif(
+    shutil.which("slirp4netns") is None, reason="slirp4netns is not installed: apt-get install slirp4netns"
+)
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the host answers")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    """ADDRESS:PORT of a web server on this machine, on an address that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: finds the address of the default route
+        except OSError:
+            pytest.skip("this machine has no route to anywhere")
+        address = probe.getsockname()[0]
+    with http.server.HTTPServer((address, 0), _Answer) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield f"{address}:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def podman(guest_image):
+    user = User(tun=True)
+    try:
+        if user.run("unshare", "--user", "true").status != 0:
+            pytest.skip("ordinary users may not make user namespaces here")
+        user.settings(f'image = "{guest_image.directory}"\n')
+        podman = RootlessPodman(user)
+        podman.image, file = _image(user.directory)
+        file.chmod(0o644)
+        podman("load", "--input", file)
+        yield podman
+        podman.any("rm", "--all", "--force", "--time", "0", timeout_s=120)
+    finally:
+        user.remove()
+
+
+@needs_slirp
+def test_a_container_behind_slirp4netns_reaches_a_server(podman, server):
+    run = ("run", "--rm", "--network", "slirp4netns", podman.image)
+    assert podman(*run, "wget", "-q", "-O", "-", f"http://{server}/").text == "the host answers"
+
+
+@needs_slirp
+def test_a_port_that_slirp4netns_publishes_leads_into_the_guest(podman):
+    port = free_port()
+    network = ("--network", "slirp4netns:port_handler=slirp4netns", "--publish", f"127.0.0.1:{port}:80")
+    serve = "echo from the guest >/index.html; exec httpd -f -p 80 -h /"
+    podman("run", "--detach", "--name", "web", *network, podman.image, "sh", "-c", serve)
+    until(lambda: _page(port) == b"from the guest\n", "the web server")
+    podman("rm", "--force", "--time", "0", "web")
+    assert _page(port) == b""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _page(port: int) -> bytes:
+    """The front page, empty when nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/index.html")
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return b""
+    finally:
+        connection.close()
