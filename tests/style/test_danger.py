@@ -28,7 +28,7 @@ STARTS_PROGRAMS = {
     "guest/launch.py": "inside the VM: a container's process",
     "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
     "guest/process.py": "inside the VM: the exec of the container's process",
-    "guest/modprobe.py": "inside the VM: modprobe, for a template and for a NIC; posix_spawn only",
+    "guest/modprobe.py": "inside the VM: modprobe, for a template, a NIC, the balloon; posix_spawn only",
 }
 
 _STARTS = re.compile(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vm.podman import read_until
+from vm.verbs import await_true
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
 
@@ -190,3 +191,22 @@ def test_events_has_the_keys_of_runc(podman, limited):
         found["cpu"]["usage"]["user"] + found["cpu"]["usage"]["kernel"], rel=0.1
     )
     assert found["cpu"]["throttling"]["periods"] > 0
+
+
+@pytest.mark.parametrize("templates", ["true", "false"], ids=["warm", "cold"])
+def test_memory_that_the_guest_frees_goes_back_to_the_host(podman, templates):
+    name = f"frees-{templates}"
+    words = ["--detach", "--name", name, "--annotation", f"bufferzone.templates={templates}"]
+    podman("run", *words, "--tmpfs", "/mem:size=300m", podman.image, "sleep", "1000")
+    if "memory.stat" not in places(podman, name):
+        pytest.skip("this host has no cgroup v1 memory controller")
+
+    def held() -> int:
+        rows = dict(row.split() for row in host(podman, name, "memory.stat").splitlines())
+        return int(rows["shmem"]) >> 20  # MiB of the VM's memory: a memfd, or a file on a tmpfs
+
+    podman("exec", name, "dd", "if=/dev/zero", "of=/mem/a", "bs=1M", "count=200")
+    most = held()
+    assert most > 200
+    podman("exec", name, "rm", "/mem/a")
+    await_true(lambda: held() < most - 150, "150 of 200 MiB back on the host", 40)

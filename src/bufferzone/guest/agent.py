@@ -10,6 +10,7 @@ from bufferzone.errors import CallerError, GuestError
 from bufferzone.guest import block, processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
+from bufferzone.guest.modprobe import begin
 from bufferzone.guest.mounts import describe
 from bufferzone.guest.network import take_over
 from bufferzone.guest.sandbox import Sandbox
@@ -132,6 +133,8 @@ class Agent:
 
     def _start(self, request: wire.ProcessRef, reply: Reply) -> None:
         self._sandbox.process(request.id, request.exec_id).start(reply)
+        if not self._hosted:
+            begin("virtio_balloon")  # there in a restored VM; it gives back memory, and no start waits for it
 
     def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
         process = loads(request.process, "process.json")

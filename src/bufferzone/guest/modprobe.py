@@ -9,12 +9,21 @@ from bufferzone.guest.loop import warn
 _MODPROBE = "/sbin/modprobe"
 
 
-def modprobe(name: str) -> None:
-    """Load a module with what it needs, and wait for that; what cannot be loaded is warned of."""
+def begin(name: str) -> int:
+    """Start loading a module with what it needs, unless it is there; the pid, which PID 1 reaps, or 0."""
+    if os.path.isdir(f"/sys/module/{name}"):
+        return 0
     try:
-        pid = os.posix_spawn(_MODPROBE, [_MODPROBE, name], {})
+        return os.posix_spawn(_MODPROBE, [_MODPROBE, name], {})
     except OSError as error:
         warn(f"{_MODPROBE}: {error.strerror}")
+        return 0
+
+
+def modprobe(name: str) -> None:
+    """The same, and wait for its end; what cannot be loaded is warned of."""
+    pid = begin(name)
+    if not pid:
         return
     try:
         os.waitpid(pid, 0)
