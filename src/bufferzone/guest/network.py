@@ -11,30 +11,41 @@ import os
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import nic
 from bufferzone.guest.cgroup import write
+from bufferzone.guest.loop import warn
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink
 from bufferzone.wire.network import MOST_INTERFACES, MOST_ROWS
+
+#: the driver looks at its link in a work queue, and drops packets until then
+_CARRIER_S = 1.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.wire.network import Interface
 
 
+_taken = False
+
+
 def take_over(interfaces: list[Interface]) -> None:
-    """Make the NICs these interfaces.
+    """Make the NICs these interfaces; what an earlier call made of them is forgotten.
 
     Raises `GuestError` with code `no-nic` while one of them has not been found yet; then nothing was changed.
     """
+    global _taken
     check(interfaces)
+    if _taken:
+        _taken = False
+        nic.unbind_all()
     nic.bind_all()
     found = nic.by_mac()
     missing = [interface.nic for interface in interfaces if interface.nic not in found]
     if missing:
         raise GuestError(f"no NIC with the MAC {missing[0]}", code="no-nic")
+    _taken = True
     with Netlink() as netlink:
         indexes = [found[interface.nic] for interface in interfaces]
-        for number, index in enumerate(indexes):  # out of each other's way, as eth0 may become eth1
-            rtnetlink.set_link(netlink, index, rtnetlink.name(f"nic.{number}"))
+        _make_way(netlink, interfaces, indexes)
         for interface, index in zip(interfaces, indexes, strict=True):
             try:
                 _configure(netlink, index, interface)
@@ -42,6 +53,18 @@ def take_over(interfaces: list[Interface]) -> None:
                 raise GuestError(f"interface {interface.name}: {error.strerror}", code="network") from error
         for interface, index in zip(interfaces, indexes, strict=True):
             _add_routes(netlink, index, interface)
+        up = [index for interface, index in zip(interfaces, indexes, strict=True) if interface.up]
+        if not rtnetlink.await_running(netlink, up, _CARRIER_S):
+            warn("a NIC has no carrier")
+
+
+def _make_way(netlink: Netlink, interfaces: list[Interface], indexes: list[int]) -> None:
+    """Rename the NICs that have a name which another is to get: eth0 may become eth1."""
+    names = {link.index: link.name for link in rtnetlink.links(netlink)}
+    wanted = {interface.name: index for interface, index in zip(interfaces, indexes, strict=True)}
+    for index, name in names.items():
+        if wanted.get(name, index) != index:
+            rtnetlink.set_link(netlink, index, rtnetlink.name(f"nic.{index}"))
 
 
 def _configure(netlink: Netlink, index: int, interface: Interface) -> None:

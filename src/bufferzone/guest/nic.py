@@ -32,10 +32,23 @@ def load_unbound() -> None:
 def bind_all() -> None:
     """Give every NIC its driver. Raises OSError."""
     load_unbound()
+    for device in _devices(bound=False):
+        write(f"{_DRIVER}/bind", device)
+
+
+def unbind_all() -> None:
+    """Take the driver from every NIC: its interface is gone, and comes back as if never used."""
+    for device in _devices(bound=True):
+        write(f"{_DRIVER}/unbind", device)
+
+
+def _devices(*, bound: bool) -> list[str]:
+    found = []
     for device in os.listdir(f"{_BUS}/devices"):
         path = f"{_BUS}/devices/{device}"
-        if int(read(f"{path}/device"), 16) == _NETWORK_CARD and not os.path.exists(f"{path}/driver"):
-            write(f"{_DRIVER}/bind", device)
+        if int(read(f"{path}/device"), 16) == _NETWORK_CARD and os.path.exists(f"{path}/driver") == bound:
+            found.append(device)
+    return found
 
 
 def by_mac() -> dict[str, int]:

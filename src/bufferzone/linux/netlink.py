@@ -6,6 +6,7 @@ Source: netlink(7), linux/netlink.h. Host byte order; attributes are padded to f
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import struct
 
@@ -60,11 +61,14 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 class Netlink:
-    """A NETLINK_ROUTE socket of the network namespace that the calling thread is in. For one thread."""
+    """A NETLINK_ROUTE socket of the network namespace that the calling thread is in. For one thread.
 
-    def __init__(self) -> None:
+    `groups` is a mask of RTMGRP_*: then changes are told, for `await_message`.
+    """
+
+    def __init__(self, groups: int = 0) -> None:
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
-        self._socket.bind((0, 0))
+        self._socket.bind((0, groups))
         self._socket.settimeout(_TIMEOUT_S)
         self._serial = 0
         for option in (_EXT_ACK, _STRICT_CHECK):
@@ -100,6 +104,18 @@ class Netlink:
             if whole:
                 break
         return found
+
+    def await_message(self, timeout_s: float) -> bool:
+        """Wait until a change is told; False when `timeout_s` passed first."""
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.recv(_RECEIVE)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # more was told than was heard: something changed
+                raise
+        return True
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._serial += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import struct
+import time
 
 from bufferzone.linux.netlink import CREATE, REPLACE, Netlink, attribute, attributes, nested, number, text
 
@@ -19,6 +20,8 @@ NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH = 20, 22, 24, 26, 28, 30
 ETHERNET, LOOPBACK = 1, 772  # ARPHRD_*
 UP = 1  # IFF_UP
+_RUNNING = 0x40
+_LINK_CHANGES = 1  # RTMGRP_LINK
 MAIN_TABLE = 254
 KERNEL = 2  # RTPROT_KERNEL
 UNICAST = 1
@@ -289,6 +292,19 @@ def add_neighbour(netlink: Netlink, index: int, neighbour: Neighbour) -> None:
     head = _NEIGHBOUR.pack(family_of(neighbour.address), 0, index, PERMANENT, 0, 0)
     body = head + attribute(1, neighbour.address) + attribute(2, neighbour.mac)
     netlink.request(_NEWNEIGH, body, CREATE | REPLACE)
+
+
+def await_running(netlink: Netlink, indexes: list[int], timeout_s: float) -> bool:
+    """Wait until packets can leave by these interfaces; False when `timeout_s` passed first."""
+    with Netlink(groups=_LINK_CHANGES) as changes:
+        end = time.monotonic() + timeout_s
+        while True:
+            running = {link.index for link in links(netlink) if link.flags & _RUNNING}
+            if running.issuperset(indexes):
+                return True
+            left = end - time.monotonic()
+            if left <= 0 or not changes.await_message(left):
+                return False
 
 
 def _uint(data: bytes | None) -> int:

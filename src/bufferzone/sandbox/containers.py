@@ -48,6 +48,12 @@ class Container:
         self.namespace = -1  # its network namespace, -1: none to wire
 
     @property
+    def namespace_path(self) -> str:
+        """Where its network namespace can be found from outside."""
+        entry = network_entry(self.spec)
+        return (entry[1] if entry else "") or f"/proc/{self.pid}/ns/net"
+
+    @property
     def rootfs(self) -> str:
         """The root file system's host path."""
         path = str(self.spec["root"]["path"])
@@ -96,6 +102,10 @@ class Containers:
                 seccomp_flags=container.seccomp.flags,
             )
             self.agent.call("Create", request, agent.PidResponse)
+            if container.namespace >= 0:
+                # most callers have made the network by now, and take their time until they start
+                self._sandbox.network.prepare(container.namespace, container.namespace_path)
+                undo.callback(self._sandbox.network.leave, container.namespace)
             self._filters[container_id] = container.seccomp
             container.undo = undo.pop_all()
         return container
@@ -103,10 +113,7 @@ class Containers:
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
         if container.namespace >= 0:
-            entry = network_entry(container.spec)
-            path = (entry[1] if entry else "") or f"/proc/{container.pid}/ns/net"
-            self._sandbox.network.attach(container.namespace, path)
-            container.undo.callback(self._sandbox.network.part)
+            self._sandbox.network.attach(container.namespace, container.namespace_path)
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
     def _give_files(self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount]) -> None:

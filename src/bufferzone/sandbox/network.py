@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from functools import partial
 
@@ -66,9 +67,10 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
 
 
 class Network:
-    """Taps and wires of a sandbox. `record(namespace, interfaces)` notes what a killed shim would leave.
+    """Taps and wires of a sandbox. `record(identity, path, interfaces)` notes what a killed shim would leave.
 
-    Owns `tap` (None: this machine has none) and gives everything back in `close`.
+    The first namespace with an interface in it is the sandbox's. `tap` (None: this machine has none) is
+    owned; `close` gives everything back. Thread-safe.
     """
 
     def __init__(
@@ -79,47 +81,62 @@ class Network:
         record: Callable[[list[int], str, list[str]], None],
     ) -> None:
         self._tap, self._vmm, self._agent, self._record = tap, vmm, agent_client, record
+        self._lock = threading.Lock()
         self._namespace = -1
-        self._joined: list[str] = []
-        self._used = False
+        self._nics: dict[str, str] = {}  # interface -> the MAC that its NIC shows by itself
+        self._told = messages.NetworkRequest()
+        self._failure: BufferzoneError | None = None
         if tap is not None:
             os.close(tap.fd)  # the VMM has it; with the VMM the tap goes
 
+    def prepare(self, fd: int, path: str) -> None:
+        """Begin with what is in the namespace already, while the caller gets ready to start; `attach` tells
+        what went wrong.
+        """
+        fd = os.dup(fd)
+
+        def work() -> None:
+            try:
+                self.attach(fd, path)
+            except BufferzoneError:
+                pass  # kept for `attach`
+            finally:
+                os.close(fd)
+
+        threading.Thread(target=work, name="network", daemon=True).start()
+
     def attach(self, fd: int, path: str) -> None:
-        """Wire the interfaces that are in the namespace `fd` now; later calls do nothing.
+        """Make the interfaces that are in the namespace `fd` now the VM's.
 
         `path` is where the namespace may be found later, empty if it goes with the container. Raises
-        `HostError`, `GuestError` or `VmmError`; then nothing is joined.
+        `HostError`, `GuestError` or `VmmError`, and the same ever after; then nothing is joined.
         """
-        if self._used:
-            return
-        found = namespace.inside(fd, lambda: interfaces.scan(messages.MOST_INTERFACES))
-        if not found:
-            return
-        self._used = True
-        self._namespace = os.dup(fd)
-        try:
-            self._join(found, path)
-            self._tell(found)
-        except BaseException as error:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._namespace >= 0 and not os.path.sameopenfile(self._namespace, fd):
+                return
+            try:
+                self._attach(fd, path)
+            except (BufferzoneError, OSError) as error:
+                words = f"the network: {error}"
+                known = error if isinstance(error, BufferzoneError) else HostError(words, code="network")
+                self._failure = known
+                self._part()
+                raise known from error
+
+    def leave(self, fd: int) -> None:
+        """The container of the namespace `fd` is gone: if it was the sandbox's, `part`."""
+        with self._lock:
+            ours = self._namespace >= 0 and os.path.sameopenfile(self._namespace, fd)
+        if ours:
             self.part()
-            if isinstance(error, OSError):
-                raise HostError(f"the network: {error.strerror}", code="network") from error
-            raise
 
     def part(self) -> None:
-        """Take the interfaces and the VM apart."""
-        if self._namespace < 0:
-            return
-        fd, self._namespace = self._namespace, -1
-        try:
-            for name in self._joined:
-                namespace.inside(fd, partial(wire.part, name))
-        except (OSError, BufferzoneError):
-            pass  # the namespace is being taken down itself
-        finally:
-            self._joined.clear()
-            os.close(fd)
+        """Take the interfaces and the VM apart, for good."""
+        with self._lock:
+            self._failure = self._failure or HostError("the network was taken apart", code="network")
+            self._part()
 
     def close(self) -> None:
         """Part, and forget the namespace the tap waited in."""
@@ -128,43 +145,70 @@ class Network:
             os.close(self._tap.namespace_fd)
             self._tap = None
 
-    def _join(self, found: tuple[Interface, ...], path: str) -> None:
-        tap, fd = self._tap, self._namespace
+    def _part(self) -> None:
+        if self._namespace < 0:
+            return
+        fd, self._namespace = self._namespace, -1
+        try:
+            for name in self._nics:
+                namespace.inside(fd, partial(wire.part, name))
+        except (OSError, BufferzoneError):
+            pass  # the namespace is being taken down itself
+        finally:
+            os.close(fd)
+
+    def _attach(self, fd: int, path: str) -> None:
+        found = namespace.inside(fd, lambda: interfaces.scan(messages.MOST_INTERFACES))
+        gone = self._nics.keys() - {interface.name for interface in found}
+        if gone:
+            raise HostError(f"interface {min(gone)}: it went while the container was created", code="network")
+        new = [interface for interface in found if interface.name not in self._nics]
+        if new:
+            self._join(fd, path, new)
+        self._tell(found)
+
+    def _join(self, fd: int, path: str, new: list[Interface]) -> None:
+        tap = self._tap
         if tap is None:
-            names = ", ".join(interface.name for interface in found)
+            names = ", ".join(interface.name for interface in new)
             raise HostError(
                 f"the VM has no NIC for {names}: {wire.DEVICE} cannot be used",
                 hint="modprobe tun, and let the runtime open it",
                 code="no-tap",
             )
+        if self._namespace < 0:
+            self._namespace = os.dup(fd)
         seen = os.fstat(fd)
-        self._record([seen.st_dev, seen.st_ino], path, [interface.name for interface in found])
-        for number, interface in enumerate(found):
+        self._record([seen.st_dev, seen.st_ino], path, [interface.name for interface in new])
+        for interface in new:
+            number = len(self._nics)
             name = f"bz{os.getpid()}.{number}"
-            if number == 0:
-                wire.move(tap.namespace_fd, fd, name, interface.mtu)
+            self._nics[interface.name] = interface.mac.hex(":") if number else messages.FIRST_MAC
+            if number:
+                self._plug(fd, number, name, interface)
             else:
-                self._plug(number, name, interface)
-            self._joined.append(interface.name)
+                wire.move(tap.namespace_fd, fd, name, interface.mtu)
             namespace.inside(fd, partial(wire.join, interface.name, name))
 
-    def _plug(self, number: int, name: str, interface: Interface) -> None:
-        tap = namespace.inside(self._namespace, lambda: wire.create(name, interface.mtu))
+    def _plug(self, fd: int, number: int, name: str, interface: Interface) -> None:
+        tap = namespace.inside(fd, lambda: wire.create(name, interface.mtu))
         try:
-            nic.plug(self._vmm, tap, number=number, mac=interface.mac.hex(":"))
+            nic.plug(self._vmm, tap, number=number, mac=self._nics[interface.name])
         finally:
             os.close(tap)
 
     def _tell(self, found: tuple[Interface, ...]) -> None:
-        """Have the guest take the interfaces over; it finds plugged NICs at its own pace."""
-        macs = [messages.FIRST_MAC, *(interface.mac.hex(":") for interface in found[1:])]
+        """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
         request = messages.NetworkRequest(
-            interfaces=[_message(mac, interface) for mac, interface in zip(macs, found, strict=True)]
+            interfaces=[_message(self._nics[interface.name], interface) for interface in found]
         )
+        if request == self._told:
+            return
         end = time.monotonic() + _PLUG_S
         while True:
             try:
                 self._agent.call("Network", request, Empty)
+                self._told = request
                 return
             except GuestError as error:
                 if error.code != "no-nic" or time.monotonic() > end:
