@@ -35,6 +35,12 @@ def _image(directory: Path) -> tuple[str, Path]:
     return name, path
 
 
+def load_image(podman: Podman) -> None:
+    """Give Podman the tests' image: `podman.image`."""
+    podman.image, file = _image(podman.directory)
+    podman("load", "--input", file)
+
+
 @pytest.fixture(scope="session")
 def podman():
     """Podman with the image `podman.image`; everything of it is gone afterwards."""
@@ -42,8 +48,7 @@ def podman():
     directory.chmod(0o711)
     podman = Podman(directory)
     try:
-        podman.image, file = _image(directory)
-        podman("load", "--input", file)
+        load_image(podman)
         yield podman
     finally:
         podman.close()

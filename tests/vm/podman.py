@@ -69,16 +69,21 @@ class Podman:
         self.program.chmod(0o755)
         (directory / "home").mkdir()
         self.image = ""
+        self.before: tuple[str, ...] = ()  # words in front of `podman`
+        self.settings = DROP_IN
 
     def argv(self, *words: object) -> list[str]:
         """The command line; `run` and `create` get what every container of ours has."""
         places = ("root", "runroot", "tmpdir")
         ours = [word for name in places for word in (f"--{name}", str(self.directory / name))]
+        ours += ["--network-config-dir", str(self.directory / "networks")]
         ours += ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", str(self.program)]
         rest = [str(word) for word in words]
         if rest[0] in ("run", "create"):
-            rest[1:1] = ["--network", "none", "--cgroup-parent", self.parent]
-        return ["podman", *ours, *rest]
+            rest[1:1] = ["--cgroup-parent", self.parent]
+            if "--network" not in rest:
+                rest[1:1] = ["--network", "none"]
+        return [*self.before, "podman", *ours, *rest]
 
     def environment(self) -> dict[str, str]:
         return {
@@ -86,7 +91,7 @@ class Podman:
             "HOME": str(self.directory / "home"),
             "LANG": "C.UTF-8",
             "TERM": "xterm",
-            "CONTAINERS_CONF": str(DROP_IN),
+            "CONTAINERS_CONF": str(self.settings),
         }
 
     def start(self, *words: object, **more: Any) -> subprocess.Popen[bytes]:

@@ -97,10 +97,17 @@ def join(interface_name: str, tap_name: str) -> None:
             ) from error
 
 
-def part(interface_name: str) -> None:
-    """Take our traffic control off the interface, as if it never was; nothing there is fine."""
+def part(interface_name: str, tap_name: str = "") -> None:
+    """Take our traffic control off the interface, as if it never was; nothing there is fine.
+
+    `tap_name` is the tap it was joined with, if that may live still: what another VM uses by now is left.
+    """
     with Netlink() as netlink:
-        for link in rtnetlink.links(netlink):
+        links = rtnetlink.links(netlink)
+        mark = f"{MARK} {interface_name}"
+        if any(link.alias == mark and link.name != tap_name for link in links):
+            return
+        for link in links:
             if link.name == interface_name and tc.priorities(netlink, link.index) == {tc.OURS}:
                 tc.remove(netlink, link.index)
 

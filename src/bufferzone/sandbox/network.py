@@ -84,6 +84,7 @@ class Network:
         self._lock = threading.Lock()
         self._namespace = -1
         self._nics: dict[str, str] = {}  # interface -> the MAC that its NIC shows by itself
+        self._joined: dict[str, str] = {}  # interface -> tap
         self._told = messages.NetworkRequest()
         self._failure: BufferzoneError | None = None
         if tap is not None:
@@ -150,8 +151,8 @@ class Network:
             return
         fd, self._namespace = self._namespace, -1
         try:
-            for name in self._nics:
-                namespace.inside(fd, partial(wire.part, name))
+            for interface, tap in self._joined.items():
+                namespace.inside(fd, partial(wire.part, interface, tap))
         except (OSError, BufferzoneError):
             pass  # the namespace is being taken down itself
         finally:
@@ -189,6 +190,7 @@ class Network:
             else:
                 wire.move(tap.namespace_fd, fd, name, interface.mtu)
             namespace.inside(fd, partial(wire.join, interface.name, name))
+            self._joined[interface.name] = name
 
     def _plug(self, fd: int, number: int, name: str, interface: Interface) -> None:
         tap = namespace.inside(fd, lambda: wire.create(name, interface.mtu))

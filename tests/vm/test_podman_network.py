@@ -1,0 +1,206 @@
+"""Podman's networks, with netavark and with CNI: everything in a network namespace that stands for the host.
+
+What Podman does to firewall, bridges and sysctls it does in there, and all of it goes with that namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from vm import netns
+from vm.conftest import Clean, load_image
+from vm.netns import World, ip
+from vm.podman import DROP_IN, Podman, remove_tree
+from vm.verbs import await_true
+
+#: what each needs in place
+BACKENDS = {
+    "netavark": ("/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns"),
+    "cni": ("/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/usr/lib/cni/dnsname"),
+}
+SUBNET, SUBNET6 = "10.213.40.0/24", "fd13:40::/64"
+GATEWAY, GATEWAY6 = "10.213.40.1", "fd13:40::1"
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+    pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="this machine has no /dev/net/tun"),
+    pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed"),
+]
+
+
+class Networked:
+    """Podman in the namespace `outside` of a world, with the networks `one` (both families) and `two`."""
+
+    def __init__(self, directory: Path, world: World, backend: str) -> None:
+        self.podman = Podman(directory)
+        self.world = world
+        self.podman.settings = directory / "containers.conf"
+        text = DROP_IN.read_text() + f'\n[network]\nnetwork_backend = "{backend}"\n'
+        self.podman.settings.write_text(text)
+        self.podman.before = ("nsenter", f"--net=/run/netns/{world.outside}")
+        self.clean = Clean(self.podman)
+
+    def start(self) -> None:
+        create = ("network", "create", "--subnet")
+        self.podman(*create, SUBNET, "--ipv6", "--subnet", SUBNET6, "one")
+        self.podman(*create, "10.213.41.0/24", "two")
+
+    def run(self, *words: object, network: str = "one", status: int = 0) -> str:
+        """`podman run --rm` with the image's busybox; its output."""
+        return self.podman("run", "--rm", "--network", network, *words, status=status).text
+
+    def close(self) -> None:
+        self.podman.any("rm", "--all", "--force", "--time", "0", timeout_s=120)
+        for name in ("one", "two"):
+            self.podman.any("network", "rm", name)
+
+
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
+def net(request):
+    missing = [path for path in BACKENDS[request.param] if not os.path.exists(path)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    directory = Path(tempfile.mkdtemp(prefix="bufferzone-podman-"))
+    directory.chmod(0o711)
+    try:
+        with World() as world:
+            found = Networked(directory, world, request.param)
+            try:
+                load_image(found.podman)
+                found.start()
+                yield found
+            finally:
+                found.close()
+                found.podman.close()
+            found.clean.check()
+    finally:
+        remove_tree(directory)
+
+
+def test_a_container_reaches_its_gateway_with_both_families(net):
+    script = f"ping -c 2 {GATEWAY} && ping -c 2 {GATEWAY6}; ls /sys/class/net"
+    text = net.run(net.podman.image, "sh", "-c", script)
+    assert text.count("2 packets received") == 2
+    assert text.endswith("eth0\nlo")
+
+
+def test_it_has_the_address_and_mac_that_podman_tells(net):
+    net.podman("run", "--detach", "--name", "told", "--network", "one", net.podman.image, "sleep", "1000")
+    try:
+        told = net.podman.inspect("told")["NetworkSettings"]["Networks"]["one"]
+        text = net.podman("exec", "told", "ip", "address", "show", "eth0").text
+        assert f"inet {told['IPAddress']}/24" in text
+        assert f"inet6 {told['GlobalIPv6Address']}/64" in text
+        assert told["MacAddress"] in text
+    finally:
+        net.podman("rm", "--force", "--time", "0", "told")
+
+
+def test_a_published_port_is_reachable_from_the_host(net):
+    serve = "mkdir /tmp/w; echo it is me > /tmp/w/page; exec httpd -f -p 80 -h /tmp/w"
+    words = ("--name", "web", "--network", "one", "-p", "18080:80", net.podman.image, "sh", "-c", serve)
+    net.podman("run", "--detach", *words)
+    try:
+        for address in ("127.0.0.1", GATEWAY):
+            assert b"it is me\n" in _get(net.world, address, 18080)
+    finally:
+        net.podman("rm", "--force", "--time", "0", "web")
+
+
+def _get(world: World, address: str, port: int) -> bytes:
+    def try_it() -> bytes:
+        try:
+            with world.connect(address, port) as sock:
+                sock.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+                parts = []
+                while part := sock.recv(4096):
+                    parts.append(part)
+                return b"".join(parts)
+        except (TimeoutError, ConnectionError):
+            return b""
+
+    found = await_true(try_it, f"an answer of {address}:{port}")
+    assert isinstance(found, bytes)
+    return found
+
+
+def test_containers_of_one_network_find_each_other_by_name(net):
+    net.podman("run", "--detach", "--name", "named", "--network", "one", net.podman.image, "sleep", "1000")
+    try:
+        address = net.podman.inspect("named")["NetworkSettings"]["Networks"]["one"]["IPAddress"]
+        script = f"nslookup named; ping -c 2 {address}"
+        text = net.run(net.podman.image, "sh", "-c", script)
+        assert f"Address: {address}" in text.replace("Address 1:", "Address:")
+        assert "2 packets received" in text
+    finally:
+        net.podman("rm", "--force", "--time", "0", "named")
+
+
+def test_two_networks_are_two_interfaces(net):
+    script = f"ping -c 1 {GATEWAY} && ping -c 1 10.213.41.1; ls /sys/class/net"
+    text = net.run("--network", "two", net.podman.image, "sh", "-c", script)
+    assert text.count("1 packets received") == 2
+    assert text.endswith("eth0\neth1\nlo")
+
+
+def test_an_mtu_of_9000_is_the_vms_too(net):
+    net.podman("network", "create", "--subnet", "10.213.42.0/24", "--opt", "mtu=9000", "large")
+    try:
+        script = "cat /sys/class/net/eth0/mtu; ping -c 1 -s 8900 10.213.42.1"
+        text = net.run(net.podman.image, "sh", "-c", script, network="large")
+        assert text.startswith("9000\n")
+        assert "1 packets received" in text
+    finally:
+        net.podman("network", "rm", "large")
+
+
+def test_a_namespace_by_path(net):
+    net.world.link("eth0", "10.213.7.2/24")
+    try:
+        text = net.run(net.podman.image, "ping", "-c", "2", "10.213.7.1", network=f"ns:{net.world.path}")
+        assert "2 packets received" in text
+        assert netns.left_in(net.world.inside) == []
+    finally:
+        ip("-n", net.world.inside, "link", "delete", "eth0")
+
+
+def test_the_network_of_another_container_is_refused_in_one_line(net):
+    net.podman("run", "--detach", "--name", "owner", "--network", "one", net.podman.image, "sleep", "1000")
+    try:
+        words = ("run", "--rm", "--network", "container:owner", net.podman.image, "true")
+        done = net.podman.any(*words)
+        assert done.status != 0
+        assert "interface eth0: another VM uses it already" in done.complaint
+        assert "2 packets received" in net.podman("exec", "owner", "ping", "-c", "2", GATEWAY).text
+    finally:
+        net.podman("rm", "--all", "--force", "--time", "0")
+
+
+def test_the_hosts_network_is_refused_with_a_hint(net):
+    done = net.podman.any("run", "--rm", "--network", "host", net.podman.image, "true")
+    assert done.status != 0
+    assert "a VM cannot use the host's network" in done.complaint
+    assert "use a bridge network or none" in done.complaint
+
+
+def test_restart_gives_a_network_again(net):
+    words = ("--name", "again", "--network", "one", net.podman.image, "ping", "-c", "1", GATEWAY)
+    assert "1 packets received" in net.podman("run", *words).text
+    try:
+        done = net.podman("start", "--attach", "again")
+        assert "1 packets received" in done.text
+    finally:
+        net.podman("rm", "again")
+
+
+def test_nothing_of_ours_is_left_among_the_hosts_interfaces(net):
+    links = subprocess.run(
+        ["tc", "-n", net.world.outside, "qdisc"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "ingress" not in links
+    assert "bz" not in ip("-n", net.world.outside, "-o", "link", "show", "type", "tun")
