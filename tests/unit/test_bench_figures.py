@@ -200,7 +200,10 @@ def test_quick_changes_what_was_not_said():
     assert order()["sandboxes"] == 50
 
 
-@pytest.mark.parametrize("words", [("--only", "docker"), ("--runs", "0"), ("--sandboxes", "-1")])
+@pytest.mark.parametrize(
+    "words",
+    [("--only", "docker"), ("--runs", "0"), ("--sandboxes", "-1"), ("--plot", "/nonexistent/picture.png")],
+)
 def test_a_wish_that_cannot_be_met_is_refused_before_anything_starts(words):
     with pytest.raises(UsageError):
         order(*words)

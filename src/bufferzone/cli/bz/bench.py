@@ -64,6 +64,8 @@ def order_of(options: Options) -> dict[str, object]:
         if not least <= numbers[name] <= most:
             raise UsageError(f"--{name}: must be {least} to {most}, got {numbers[name]}")
     plot = os.path.abspath(options.plot) if options.plot else ""
+    if plot and not os.path.isdir(os.path.dirname(plot)):
+        raise UsageError(f"--plot: no such directory: {os.path.dirname(plot)!a}")
     parallel = _QUICK_PARALLEL if options.quick else _PARALLEL
     shape = {"json": options.json, "profile": options.profile, "plot": plot}
     return {"only": only, "parallel": parallel, **numbers, **shape}
