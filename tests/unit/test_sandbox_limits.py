@@ -1,11 +1,13 @@
 """Limits of the host's cgroup: what is written where, taken back, refused. Directories stand for cgroups."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bufferzone.errors import CallerError, HostError
+from bufferzone.errors import CallerError, GuestError, HostError
 from bufferzone.sandbox import cgroups, limits
+from bufferzone.sandbox.containers import Container, Containers
 
 MIB = 1 << 20
 EVERYTHING = {
@@ -184,3 +186,47 @@ def test_controllers_are_handed_down_to_a_new_cgroup_of_the_unified_hierarchy(tm
     assert written == [(top, "+memory"), (top, "+pids"), (below, "+memory")]
     assert cgroups.is_ours(str(tmp_path / "a" / "b"))
     assert not cgroups.is_ours(str(tmp_path / "a"))
+
+
+class Sandbox:
+    """What an update needs; `refusal` is what the guest says."""
+
+    def __init__(self, refusal=None):
+        self.cgroup, self.vcpus, self.memory_mib, self.log = "c", 1, 512, print
+        self.agent, self.refusal, self.asked = self, refusal, []
+
+    def call(self, method, request, reply):
+        self.asked.append((method, json.loads(request.resources)))
+        if self.refusal:
+            raise self.refusal
+
+
+@pytest.fixture
+def container():
+    return Container("c", "/b", {"linux": {"resources": {"pids": {"limit": 5}}}}, 1)
+
+
+def test_an_update_reaches_guest_and_host_and_is_remembered(tmp_path, monkeypatch, container):
+    host, sandbox = Host(tmp_path, monkeypatch, *V1), Sandbox()
+    Containers(sandbox, None).update(container, {"cpu": {"shares": 7, "cpus": "0"}})
+    assert sandbox.asked == [("Update", {"cpu": {"shares": 7}})]
+    assert sorted(host.found()) == ["cpu.shares", "cpuset.cpus", "pids.max"]
+    assert container.spec["linux"]["resources"] == {
+        "pids": {"limit": 5},
+        "cpu": {"shares": 7, "cpus": "0"},
+    }
+
+
+def test_an_update_that_the_guest_refuses_leaves_the_host_as_it_was(tmp_path, monkeypatch, container):
+    host = Host(tmp_path, monkeypatch, *V1)
+    with pytest.raises(GuestError):
+        Containers(Sandbox(GuestError("no")), None).update(container, {"cpu": {"shares": 7}})
+    assert host.found() == {}
+    assert container.spec["linux"]["resources"] == {"pids": {"limit": 5}}
+
+
+def test_an_update_beyond_the_vm_is_not_even_asked(tmp_path, monkeypatch, container):
+    host, sandbox = Host(tmp_path, monkeypatch, *V1), Sandbox()
+    with pytest.raises(CallerError):
+        Containers(sandbox, None).update(container, {"memory": {"limit": 1 << 40}, "cpu": {"shares": 7}})
+    assert (sandbox.asked, host.found()) == ([], {})

@@ -12,6 +12,8 @@ import subprocess
 
 import pytest
 
+from vm.podman import read_until
+
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(
@@ -168,6 +170,20 @@ def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, i
     containerd.ctr("task", "rm", "-f", "task1")
     containerd.ctr("containers", "rm", "task1")
     assert containerd.ctr("containers", "ls", "-q").stdout == b""
+
+
+def test_an_out_of_memory_kill_is_an_event_before_the_exit(containerd, image):
+    command = ["ctr", "-a", containerd.socket, "-n", "bz-test", "events"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as events:
+        script = "x=a; while :; do x=$x$x; done"
+        words = ["run", "--rm", "--runtime", RUNTIME, "--memory-limit", str(64 << 20), image, "oom1"]
+        done = containerd.ctr(*words, "sh", "-c", script, check=False)
+        seen = read_until(events.stdout, b"/tasks/delete").decode()
+        events.terminate()
+    topics = [word for word in seen.split() if word.startswith("/tasks/")]
+    assert done.returncode == 137
+    assert topics.index("/tasks/oom") < topics.index("/tasks/exit")
+    assert topics.count("/tasks/oom") == 1
 
 
 def test_a_failing_create_says_why_and_leaves_no_shim(containerd, image):
