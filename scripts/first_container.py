@@ -29,7 +29,7 @@ class Failed(Exception):
 def main() -> int:
     try:
         image = load_image()
-        print(f"quickstart: podman --runtime bufferzone run --rm --network none {image} uname -a", flush=True)
+        print(f"quickstart: podman --runtime bufferzone run --rm {image} uname -a", flush=True)
         kernel, info, seconds = run_container(image)
     except Failed as error:
         print(f"quickstart: {error}", file=sys.stderr)
@@ -68,7 +68,7 @@ def run_container(image: str) -> tuple[str, dict[str, object], float]:
     """Run it; returns the kernel release it reported, what its sandbox said, and seconds until the answer."""
     with tempfile.TemporaryDirectory() as folder:
         id_file = os.path.join(folder, "id")
-        command = [*PODMAN, "run", "--rm", "-i", "--network", "none", "--cidfile", id_file, image]
+        command = [*PODMAN, "run", "--rm", "-i", "--cidfile", id_file, image]
         begin = time.monotonic()
         process = subprocess.Popen(
             [*command, "sh", "-c", "uname -r; uname -a; cat"],

@@ -6,11 +6,14 @@ import subprocess
 
 import pytest
 
+from bufferzone.config import Settings
 from bufferzone.errors import HostError, SpecError
 from bufferzone.guest import network as guest_network
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink, attribute, attributes, number
 from bufferzone.network import interfaces, namespace, tc, wire
+from bufferzone.oci import host
+from bufferzone.sandbox.network import namespace_of
 from bufferzone.wire import network as messages
 
 NAME = f"bzu{os.getpid()}"
@@ -193,3 +196,37 @@ def test_the_guest_refuses_what_is_no_interface(wrong):
 def test_the_guest_takes_no_more_than_fit():
     with pytest.raises(SpecError, match="5 interfaces, at most 4"):
         guest_network.check([interface(name=f"eth{n}") for n in range(5)])
+
+
+def spec(*entries):
+    return {"linux": {"namespaces": [{"type": "pid"}, *entries]}}
+
+
+@pytest.mark.parametrize("entries", [(), ({"type": "network", "path": "/proc/self/ns/net"},)])
+def test_the_hosts_network_is_refused_unless_the_settings_give_none_instead(entries):
+    with pytest.raises(SpecError, match="a VM cannot use the host's network") as caught:
+        host.check_network(spec(*entries), Settings())
+    assert 'host_network = "none"' in caught.value.hint
+    host.check_network(spec(*entries), Settings(host_network="none"))
+    assert namespace_of(spec(*entries), os.getpid()) == -1
+
+
+def test_a_network_namespace_of_its_own_is_nobodys_until_a_process_stands_for_it():
+    own = spec({"type": "network"})
+    host.check_network(own, Settings())
+    assert namespace_of(own, os.getpid()) == -1
+    assert namespace_of(own, os.getppid()) == -1  # a caller that stays where we are has made none
+    gone = spec({"type": "network", "path": "/run/netns/none-such"})
+    with pytest.raises(SpecError, match=r"linux\.namespaces\[1\]\.path: no such file"):
+        namespace_of(gone, os.getpid())
+    with pytest.raises(SpecError, match=r"linux\.namespaces\[1\]\.path: no such file"):
+        host.check_network(gone, Settings())
+
+
+@real
+def test_a_namespace_by_path_is_opened(netns):
+    fd = namespace_of(spec({"type": "network", "path": f"/run/netns/{NAME}"}), os.getpid())
+    try:
+        assert os.path.sameopenfile(fd, netns)
+    finally:
+        os.close(fd)
