@@ -103,12 +103,15 @@ def _spawn(command: list[str], log: str, ready: int) -> int:
         raise HostError(f"cannot start the shim: {error.strerror}", code="shim-start") from error
 
 
-def start_shim(directory: str, spec: Spec, program: str) -> int:
+def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "") -> int:
     """Start the shim of a new container and wait until its socket listens; returns its pid.
 
     One that waits in the pool is taken, if there is one; else it is our child. Raises what the shim reports,
-    or `HostError` with the last line of its log when it died, reaped.
+    or `HostError` with the last line of its log when it died, reaped. With `restore_from`, the directory of a
+    checkpoint, the VM is the one that was saved there.
     """
+    if restore_from:
+        return _start_shim(directory, spec.bundle, program, restore_from)
     settings = settings_of(spec)
     if not wants_pool(settings):
         return _start_shim(directory, spec.bundle, program)
@@ -146,10 +149,11 @@ def start_keeper(root: str, shape: str, program: str) -> int:
     return _spawn(command, os.path.join(directory, "keeper.log"), -1)
 
 
-def _start_shim(directory: str, bundle: str, program: str) -> int:
+def _start_shim(directory: str, bundle: str, program: str, restore_from: str = "") -> int:
     reader, writer = os.pipe()
     try:
-        command = _command(directory, bundle, program, "-ready-fd", str(_READY_FD), "serve")
+        more = ["-restore-from", restore_from] if restore_from else []
+        command = _command(directory, bundle, program, *more, "-ready-fd", str(_READY_FD), "serve")
         pid = _spawn(command, os.path.join(directory, _LOG), writer)
     except BaseException:
         os.close(reader)

@@ -29,7 +29,7 @@ GLOBAL = (
     ignored("systemd-cgroup", "", "cgroupsPath tells by its form who manages it"),
     ignored("cgroup-manager", "NAME", "crun's; the guest manages its own cgroups"),
     ignored("rootless", "true|false|auto", "found out by itself"),
-    ignored("criu", "PATH", "checkpoints are not supported yet"),
+    ignored("criu", "PATH", "a checkpoint is a whole VM"),
 )
 
 _FAILED, _EXEC_FAILED = 1, 255  # runc's
@@ -81,7 +81,7 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     own, rest = parse(module.FLAGS, words, interspersed=module.INTERSPERSED)
     if own.help:
         _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
-        return _FAILED if name == "checkpoint" else 0  # podman takes a good exit of this for support
+        return 0
     own.__dict__.update(root=options.root, debug=options.debug, shim=options.shim, verb=verb)
     check_words(verb, rest, *module.WORDS)
     return int(module.run(own, rest))

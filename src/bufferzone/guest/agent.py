@@ -7,7 +7,7 @@ import time
 
 from bufferzone import __version__
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import block, processes
+from bufferzone.guest import adopt, block, nic, processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.modprobe import begin
@@ -77,6 +77,9 @@ class Agent:
             self._sandbox.reaped(pid, status)
 
     def _hello(self, request: wire.HelloRequest, reply: Reply) -> Message:
+        if self._server.held:
+            self._server.renew()
+            reply.renew()
         if not self._hosted:
             if len(request.entropy) < _MIN_ENTROPY:
                 raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
@@ -130,6 +133,27 @@ class Agent:
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:
         spec = loads(request.spec, "config.json")
         self._sandbox.create(request.id, spec, (request.seccomp, request.seccomp_flags), reply)
+
+    def _hold(self, request: Message, reply: Reply) -> None:
+        reply.hold()
+
+    def _release(self, request: Message, reply: Reply) -> Message:
+        """Go on as if nothing had been: reads that found bytes meanwhile are answered now."""
+        self._server.release()
+        for container in self._sandbox.containers.values():
+            for process in container.processes():
+                process.go_on()
+        self._tell_oom()
+        return Empty()
+
+    def _adopt(self, request: wire.AdoptRequest, reply: Reply) -> Message:
+        container = self._sandbox.adopt(request.id, request.new_id)
+        pid = container.init.pid if container.init is not None else 0
+        if request.hostname and pid:
+            adopt.set_hostname(pid, request.hostname)
+        if not self._hosted:
+            nic.unbind_all()
+        return wire.PidResponse(pid=pid)
 
     def _start(self, request: wire.ProcessRef, reply: Reply) -> None:
         self._sandbox.process(request.id, request.exec_id).start(reply)

@@ -230,6 +230,11 @@ class Process:
         else:
             reply.ok(wire.ReadResponse())  # stderr of a terminal
 
+    def go_on(self) -> None:
+        """The connection is held no longer."""
+        for output in self._outputs.values():
+            output.go_on()
+
     def close_output(self, stream: int) -> None:
         """Nobody reads `stream` any more: who writes to it gets EPIPE."""
         if stream in self._outputs:

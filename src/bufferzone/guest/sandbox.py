@@ -54,8 +54,7 @@ class Sandbox:
 
         A failure leaves nothing behind.
         """
-        if not id or len(id) > 255 or not _NAME.issuperset(id) or id in (".", ".."):
-            raise CallerError(f"invalid container id: {id!r}")
+        check_id(id)
         if id in self.containers:
             raise ExistsError(f"container with given ID already exists: {id}")
         task = Task(id, spec, spec.get("process") or {})
@@ -147,6 +146,17 @@ class Sandbox:
         container.cgroup.change(resources.settings(touched))
         container.resources = merged
 
+    def adopt(self, id: str, new_id: str) -> Container:
+        """Give a container of a restored VM its new name."""
+        container = self.container(id)
+        if new_id != id and new_id in self.containers:
+            raise ExistsError(f"container with given ID already exists: {new_id}")
+        check_id(new_id)
+        del self.containers[id]
+        self.containers[new_id] = container
+        container.id = new_id
+        return container
+
     def delete(self, id: str, exec_id: str, then: Callable[[], None]) -> None:
         """Free a container that is stopped or was never started, or a finished exec; `then` is called
         when it is gone.
@@ -200,6 +210,12 @@ class Sandbox:
         if kills > container.oom_kills:
             container.oom_kills = kills
             self._on_oom(container.id)
+
+
+def check_id(id: str) -> None:
+    """Raises `CallerError` unless it can name a container and its cgroup."""
+    if not id or len(id) > 255 or not _NAME.issuperset(id) or id in (".", ".."):
+        raise CallerError(f"invalid container id: {id!r}")
 
 
 def _close(task: Task) -> None:

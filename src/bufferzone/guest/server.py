@@ -38,12 +38,21 @@ class Reply:
 
     @property
     def awaited(self) -> bool:
-        """Whether there is still somebody to answer."""
-        return not self.done and self._session == self._server.session
+        """Whether there is somebody to answer now: not after the connection ended, nor while it is held."""
+        return not self.done and self._session == self._server.session and not self._server.held
+
+    def renew(self) -> None:
+        """This is the first request of a new connection: it is to be answered over that."""
+        self._session = self._server.session
 
     def ok(self, message: Message) -> None:
         """Answer with `message`."""
         self._send(ttrpc.Response(payload=message.encode()))
+
+    def hold(self) -> None:
+        """Answer with an empty message, and nothing else leaves after it; see `Server.hold`."""
+        self.done = True
+        self._server.hold(ttrpc.encode_frame(self._stream, ttrpc.RESPONSE, ttrpc.Response().encode()))
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error."""
@@ -78,6 +87,8 @@ class Server:
         self._queue: list[memoryview] = []
         self._queued = 0
         self.session = 0
+        self.held = False
+        self._later: list[bytes] = []  # replies given while held
         self._receiving = False
         self._finished: Callable[[], None] | None = None
         os.set_blocking(fd, False)
@@ -87,10 +98,37 @@ class Server:
         """Queue a frame of `session`; frames of an earlier connection are dropped."""
         if session != self.session:
             return
+        if self.held:
+            self._later.append(frame)
+            return
         self._queue.append(memoryview(frame))
         self._queued += len(frame)
         if len(self._queue) == 1:
             self._flush()
+
+    def hold(self, frame: bytes) -> None:
+        """Send `frame` and nothing after it until `release` or `renew`: the VM is about to be saved.
+
+        The host sends nothing meanwhile. So what is under way between it and us ends with this frame, in both
+        directions, and a saved VM can go on with this connection or with another.
+        """
+        self.held = True  # before the host can know of it
+        self._queue.append(memoryview(frame))
+        self._queued += len(frame)
+        self._flush()
+
+    def release(self) -> None:
+        """Go on with the same connection."""
+        self.held = False
+        later, self._later = self._later, []
+        for frame in later:
+            self.send(self.session, frame)
+
+    def renew(self) -> None:
+        """Whoever speaks now is another host: forget the connection that was held."""
+        self.held = False
+        self._later.clear()
+        self._disconnected()
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call `then` once every queued reply has left."""

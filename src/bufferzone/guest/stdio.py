@@ -44,6 +44,11 @@ class Output:
         self._pending = (reply, min(limit or CHUNK, CHUNK))
         self._ready(0)
 
+    def go_on(self) -> None:
+        """Somebody may be waiting for bytes that were left while the connection was held."""
+        if self._fd >= 0 and self._pending is not None:
+            self._ready(0)
+
     def drain(self) -> None:
         """The process has ended: after what is there comes end of file.
 
@@ -109,6 +114,8 @@ class Input:
             raise GuestError("standard input is closed", code="stdin-closed")
         if self._pending is not None and self._pending[0].awaited:
             raise StateError("another write is pending", code="write-pending")
+        if self._pending is not None:  # of an earlier connection, which ended in the middle of it
+            data = bytes(self._pending[1]) + data
         self._pending = (reply, memoryview(data))
         self._ready(0)
 

@@ -10,14 +10,15 @@ import select
 import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
 from bufferzone.wire import agent, ttrpc
-from bufferzone.wire.proto import DecodeError, Message
+from bufferzone.wire.proto import DecodeError, Empty, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     Reply = TypeVar("Reply", bound=Message)
@@ -115,6 +116,42 @@ class AgentClient:
                 f"the agent's answer to {method} is malformed: {error}", code="agent-bytes"
             ) from error
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While in this context nothing is under way in either direction, and nobody else sends.
+
+        Every answer that the agent gave before has arrived; what it has to say after is said afterwards. So a
+        VM saved now can go on with another connection, and this one too. Raises as `call` does.
+        """
+        if not self._send_lock.acquire(timeout=_LIMIT_S):
+            raise VmmError("the agent takes nothing", code="agent-timeout")
+        try:
+            self._ask_locked("Hold")
+            try:
+                yield
+            finally:
+                with suppress(VmmError):  # the VM was ended meanwhile, or is about to be
+                    self._ask_locked("Release")
+        finally:
+            self._send_lock.release()
+
+    def _ask_locked(self, method: str) -> None:
+        """Call `method`, which takes and gives nothing, while the send lock is ours."""
+        call, end = _Call(), time.monotonic() + _LIMIT_S
+        stream, frame = self._register(call, method, Empty())
+        try:
+            sent = self._send_locked(frame, end)
+        except OSError as error:
+            raise VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost") from error
+        if not sent or not call.done.wait(_left(end)):
+            with self._lock:
+                self._calls.pop(stream, None)
+            raise VmmError(f"the agent did not answer {method} in time", code="agent-timeout")
+        if call.error is not None:
+            raise call.error
+        if call.response is not None and call.response.status is not None:
+            raise _error_of(call.response.status)
+
     def lose(self, reason: VmmError) -> None:
         """End the connection for `reason`: every pending and later call raises it. The first reason stays."""
         with self._lock:
@@ -151,22 +188,25 @@ class AgentClient:
         if not self._send_lock.acquire(timeout=-1 if end is None else max(0.0, end - time.monotonic())):
             return False
         try:
-            poll = select.poll()
-            poll.register(self._sock, select.POLLOUT)
-            rest = memoryview(self._unsent + frame)
-            while rest:
-                left = _left(end)
-                if not poll.poll(None if left is None else left * 1000):
-                    self._unsent = bytes(rest if len(rest) < len(frame) else rest[: len(rest) - len(frame)])
-                    return len(rest) < len(frame)
-                try:
-                    rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
-                except BlockingIOError:
-                    pass
-            self._unsent = b""
-            return True
+            return self._send_locked(frame, end)
         finally:
             self._send_lock.release()
+
+    def _send_locked(self, frame: bytes, end: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        rest = memoryview(self._unsent + frame)
+        while rest:
+            left = _left(end)
+            if not poll.poll(None if left is None else left * 1000):
+                self._unsent = bytes(rest if len(rest) < len(frame) else rest[: len(rest) - len(frame)])
+                return len(rest) < len(frame)
+            try:
+                rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                pass
+        self._unsent = b""
+        return True
 
     def _read_forever(self) -> None:
         while self._read_once():

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from bufferzone import config, jail, oci, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
 from bufferzone.oci import host
-from bufferzone.sandbox import cgroups, containers, plan, rootdisk, template
+from bufferzone.sandbox import cgroups, containers, plan, revive, rootdisk, template
 from bufferzone.sandbox.agent import AgentClient
+from bufferzone.sandbox.capture import Capture
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
 from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.running import Sandbox
@@ -32,17 +34,25 @@ if TYPE_CHECKING:
     from bufferzone.errors import BufferzoneError
     from bufferzone.model import Share, VmSpec
     from bufferzone.oci import Spec
+    from bufferzone.sandbox import saved
     from bufferzone.sandbox.machine import Machine
     from bufferzone.spawn import Child
     from bufferzone.vmm.driver import Vmm
 
 
 @contextmanager
-def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], None]) -> Iterator[Sandbox]:
+def boot(
+    container_id: str,
+    spec: Spec,
+    directory: str,
+    log: Callable[[str], None],
+    restored: saved.Saved | None = None,
+) -> Iterator[Sandbox]:
     """Start the VM for `spec`'s sandbox and yield it, booting still; on leaving, nothing of it is left.
 
-    `directory` is the state directory. Raises `CallerError` for wishes that cannot be met, `HostError` and
-    `VmmError` when a step fails. The process must have one thread only.
+    With `restored` the VM is that of a checkpoint, with its container. `directory` is the state directory.
+    Raises `CallerError` for wishes that cannot be met, `HostError` and `VmmError` when a step fails. The
+    process must have one thread only.
     """
     timeline = Timeline()
     settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
@@ -51,23 +61,22 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
-        tap = park(log)
-        machine = describe(settings, size, os.path.dirname(directory), log, nic=tap is not None)
-        warm = _Warm(stack, machine, settings, log)
+        tap = None if restored is not None and not restored.machine.nic else park(log)
+        warm = None
+        if restored is not None:
+            machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
+        else:
+            machine = describe(settings, size, os.path.dirname(directory), log, nic=tap is not None)
+            warm = _Warm(stack, machine, settings, log)
         left = Leftovers(directory)
         if cgroup:
-            joined = cgroups.join(cgroup, os.getpid())
-            stack.callback(cgroups.leave_and_remove, joined, os.getpid())
-            left.add_cgroups(joined)
+            _join(stack, cgroup, left)
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
-        disk = rootdisk.open_root(stack, settings, spec, uid=uids.helper)
-        tree = None
-        if disk is None or containers.needs_share(spec):
-            tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
+        disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
+        tree = _share(stack, directory) if disk is None or containers.needs_share(spec) else None
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
-        started = starter.start(stack, warm)
-        warm.let_go()
+        started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
         network = Network(tap, started.vmm, agent_client, left.add_network)
         stack.callback(network.close)
@@ -80,16 +89,38 @@ def boot(container_id: str, spec: Spec, directory: str, log: Callable[[str], Non
             disk=disk,
             agent_client=agent_client,
             network=network,
+            capture=Capture(started.vmm, agent_client, network, machine, starter.memory_fd, disk, tree),
+            adopts="" if restored is None else restored.container,
             timeline=timeline,
             cgroup=cgroup,
             boot_timeout_s=settings.boot_timeout_s,
-            facts=facts_of(settings, machine, "warm" if started.restored else "cold"),
+            facts=facts_of(settings, machine, started.start if restored is None else "restored"),
             log=log,
             restored=started.restored,
-            then=warm.boot_ended,
+            then=(lambda well: None) if warm is None else warm.boot_ended,
         )
         stack.callback(sandbox.close)
         yield sandbox
+
+
+def _join(stack: ExitStack, cgroup: str, left: Leftovers) -> None:
+    joined = cgroups.join(cgroup, os.getpid())
+    stack.callback(cgroups.leave_and_remove, joined, os.getpid())
+    left.add_cgroups(joined)
+
+
+def _share(stack: ExitStack, directory: str) -> share.Tree:
+    return stack.enter_context(share.Tree(make_directory(directory, "share")))
+
+
+def _start(stack: ExitStack, starter: Starter, warm: _Warm | None, restored: saved.Saved | None) -> Started:
+    """Start the VM: a new one, or that of a checkpoint."""
+    if restored is not None:
+        return starter.restore(stack, restored, partial(revive.revive, restored))
+    assert warm is not None
+    started = starter.start(stack, warm)
+    warm.let_go()
+    return started
 
 
 def park(log: Callable[[str], None]) -> wire.Tap | None:
@@ -160,6 +191,7 @@ class Started:
 
     def __init__(self, vmm: Vmm, daemon: Child | None, channels: Channels, *, restored: bool) -> None:
         self.vmm, self.daemon, self.channels, self.restored = vmm, daemon, channels, restored
+        self.start = "warm" if restored else "cold"
 
 
 class Starter:
@@ -180,6 +212,7 @@ class Starter:
         self._name, self._machine, self._directory = name, machine, directory
         self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
         self.daemon_log: console.Reader | None = None
+        self.memory_fd = -1
 
     def start(self, stack: ExitStack, warm: _Warm) -> Started:
         """Start; what it takes is given back by `stack`. A template that fails is worth one warning."""
@@ -205,8 +238,16 @@ class Starter:
         self._timeline.enter("boot the guest")
         return Started(vmm, daemon, channels, restored=False)
 
-    def restore(self, stack: ExitStack, found: templates.Template) -> Started:
-        """Start from the template, the guest running when this returns; raises `VmmError` or `HostError`."""
+    def restore(
+        self,
+        stack: ExitStack,
+        found: templates.Template | saved.Saved,
+        before: Callable[[Vmm, int], None] = lambda vmm, memory_fd: None,
+    ) -> Started:
+        """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`.
+
+        `before` gets QEMU and the memory's descriptor just before the guest runs.
+        """
         daemon, shared = self._virtiofsd(stack)
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
@@ -216,13 +257,15 @@ class Starter:
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)
-        self._timeline.enter("load the template")
+        what = "load the template" if isinstance(found, templates.Template) else "load the checkpoint"
+        self._timeline.enter(what)
         vmm.greet()
         try:
             snapshot.load(vmm, found.state_fd)
         except VmmError as error:
             vmm.watch()  # reads what QEMU said; the threads are gone before something is forked again
-            raise vmm.failure("load the template") from error
+            raise vmm.failure(what) from error
+        before(vmm, memory_fd)
         for one in shared:
             snapshot.plug_share(vmm, one, qemu.SHARE_PORT)
         snapshot.resume(vmm)
@@ -234,6 +277,7 @@ class Starter:
         size = self._machine.memory_mib << 20
         memory, fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
         stack.callback(os.close, fd)
+        self.memory_fd = fd
         return memory, fd
 
     def _virtiofsd(self, stack: ExitStack) -> tuple[Child | None, tuple[Share, ...]]:
@@ -300,14 +344,14 @@ class Leftovers:
 
 
 def facts_of(settings: Settings, machine: Machine, start: str) -> dict[str, str]:
-    """What `state` tells of a sandbox; `start` is cold, warm or pool."""
+    """What `state` tells of a sandbox; `start` is cold, warm, pool or restored."""
     return {
         "bufferzone.accelerator": machine.accelerator,
         "bufferzone.kvm": settings.kvm,
         "bufferzone.image": machine.image.digest,
         "bufferzone.vcpus": str(machine.vcpus),
         "bufferzone.memory": str(machine.memory_mib),
-        "bufferzone.rootfs": settings.rootfs,
+        "bufferzone.rootfs": "block" if machine.block else "virtiofs",
         "bufferzone.start": start,
     }
 

@@ -4,14 +4,15 @@ reverse.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from bufferzone import oci
-from bufferzone.errors import HostError
+from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
 from bufferzone.oci.host import network_entry
@@ -23,7 +24,7 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from bufferzone.model import FileCopy
@@ -45,6 +46,7 @@ class Container:
         self.seccomp = _NO_FILTER
         self.hooks: dict[str, Any] = {}
         self.undo = ExitStack()
+        self.adopted = False  # from a checkpoint: it ran before, and is frozen until it is started
         self.namespace = -1  # its network namespace, -1: none to wire
 
     @property
@@ -89,19 +91,14 @@ class Containers:
             if container.namespace >= 0:
                 undo.callback(os.close, container.namespace)
             self._sandbox.wait_ready()
-            self._give_files(container, decided, rootfs)
+            if not self._sandbox.adopts:
+                self._give_files(container, decided, rootfs)
             if self._sandbox.cgroup and pid != os.getpid():
                 cgroups.join(self._sandbox.cgroup, pid)
             self._limit(container.spec)
             for name in ("prestart", "createRuntime"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
-            request = agent.CreateRequest(
-                id=container_id,
-                spec=decided.guest_spec,
-                seccomp=container.seccomp.program,
-                seccomp_flags=container.seccomp.flags,
-            )
-            self.agent.call("Create", request, agent.PidResponse)
+            self._make(container, decided)
             if container.namespace >= 0:
                 # most callers have made the network by now, and take their time until they start
                 self._sandbox.network.prepare(container.namespace, container.namespace_path)
@@ -110,11 +107,60 @@ class Containers:
             container.undo = undo.pop_all()
         return container
 
+    def _make(self, container: Container, decided: plan.ContainerPlan) -> None:
+        """The guest's half: made anew, or taken over from the VM of a checkpoint, frozen still."""
+        if self._sandbox.adopts:
+            hostname = str(container.spec.get("hostname") or "")
+            adopted = agent.AdoptRequest(id=self._sandbox.adopts, new_id=container.id, hostname=hostname)
+            self.agent.call("Adopt", adopted, agent.PidResponse)
+            container.adopted = True
+            return
+        request = agent.CreateRequest(
+            id=container.id,
+            spec=decided.guest_spec,
+            seccomp=container.seccomp.program,
+            seccomp_flags=container.seccomp.flags,
+        )
+        self.agent.call("Create", request, agent.PidResponse)
+
+    def checkpoint(
+        self, container: Container, directory: str, *, frozen: bool, ended: Callable[[], None] | None
+    ) -> None:
+        """Save the VM with the container, which goes on as it was unless `ended` is given, or on failure.
+
+        `ended` is called once the checkpoint is complete; it has to end the VM.
+        """
+        capture = self._sandbox.capture
+        if capture is None:
+            raise StateError("its VM came from the pool", code="not-saveable")
+        capture.check()
+        facts = {
+            "container": container.id,
+            "terminal": bool(container.spec["process"].get("terminal")),
+            "spec": hashlib.sha256(json.dumps(container.spec, sort_keys=True).encode()).hexdigest(),
+            "created": time.time_ns(),
+        }
+        still = nullcontext() if frozen else self._frozen(agent.ProcessRef(id=container.id))
+        capture.save(directory, facts, still=still, ended=ended)
+        if ended is None:
+            stood_ms = capture.stopped_s * 1000
+            self._sandbox.log(f"saved: the VM stood still for {stood_ms:.0f} ms")
+
+    @contextmanager
+    def _frozen(self, ref: agent.ProcessRef) -> Iterator[None]:
+        self.agent.call("Pause", ref, Empty)
+        try:
+            yield
+        finally:
+            with suppress(VmmError):  # it has ended with the checkpoint
+                self.agent.call("Resume", ref, Empty)
+
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
         if container.namespace >= 0:
             self._sandbox.network.attach(container.namespace, container.namespace_path)
-        self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
+        method = "Resume" if container.adopted else "Start"
+        self.agent.call(method, agent.ProcessRef(id=container.id), Empty)
 
     def _give_files(self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount]) -> None:
         """Root file system and volumes: shared, or on the disk with copies of single files."""

@@ -9,6 +9,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from bufferzone.errors import HostError
 from bufferzone.image import current, store, templates
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
+    from typing import Any
 
     from bufferzone.config import Settings
     from bufferzone.sandbox.plan import VmPlan
@@ -151,6 +153,36 @@ def spec_of(
 
 def template_key(machine: Machine) -> str:
     """The name of the template for this shape: image, QEMU and firmware files, command line, CPU."""
+    return _key(machine, [_identity(machine.kernel), _identity(machine.initrd)])
+
+
+def saved_key(machine: Machine) -> str:
+    """What a host must have to run a VM of this shape that was saved: as for a template, but for the files
+    that a kernel is booted from.
+    """
+    return _key(machine, [])
+
+
+def from_fields(value: dict[str, Any]) -> Machine:
+    """The machine that `dataclasses.asdict` was given; raises KeyError or TypeError."""
+    image = {**value["image"], "arguments": tuple(value["image"]["arguments"])}
+    arguments = tuple(value["kernel_arguments"])
+    return Machine(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
+
+
+def check_accelerator(
+    machine: Machine, settings: Settings, directory: str, log: Callable[[str], None]
+) -> None:
+    """Raise `HostError` unless this host would run a VM the way that `machine` was run."""
+    chosen = _accelerator(settings, directory, log).name
+    if chosen != machine.accelerator:
+        raise HostError(
+            f"the saved VM ran under {machine.accelerator}, here it would run under {chosen}",
+            code="checkpoint-mismatch",
+        )
+
+
+def _key(machine: Machine, boot: list[list[object]]) -> str:
     program = driver.find_program()
     firmware, binds = driver.find_firmware()
     blank = spec_of(machine, "template", (3, 4, 5), in_file=True, tap=6)
@@ -158,7 +190,7 @@ def template_key(machine: Machine) -> str:
         {
             "version": TEMPLATE_VERSION,
             "image": machine.image.digest,
-            "boot": [_identity(machine.kernel), _identity(machine.initrd)],
+            "boot": boot,
             "argv": qemu.argv(program, blank, firmware=firmware),
             "files": [_identity(program), *(_identity(str(bind.source)) for bind in binds)],
             "cpu": _cpu() if machine.accelerator == "kvm" else "",

@@ -133,6 +133,11 @@ class Network:
         if ours:
             self.part()
 
+    @property
+    def plugged(self) -> int:
+        """How many NICs the VM got besides the one that it has from the start."""
+        return max(0, len(self._joined) - 1)
+
     def part(self) -> None:
         """Take the interfaces and the VM apart, for good."""
         with self._lock:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
     from bufferzone.oci import Spec
+    from bufferzone.sandbox.saved import Saved
     from bufferzone.wire.task import Mount
 
 #: a pod's further containers would need a disk each, and the machine has one
@@ -79,11 +80,18 @@ def settle(settings: Settings, spec: Spec) -> Settings:
     return settings
 
 
-def open_root(stack: ExitStack, settings: Settings, spec: Spec, *, uid: int) -> RootDisk | None:
-    """The disk that `settings` ask for, given back by `stack`; None: the root file system is shared.
+def open_root(
+    stack: ExitStack, settings: Settings, spec: Spec, restored: Saved | None, *, uid: int
+) -> RootDisk | None:
+    """The disk that `settings` ask for, or a checkpoint's, given back by `stack`; None: the root file system
+    is shared.
 
     The process must have one thread only. Raises `HostError`.
     """
+    if restored is not None:
+        disk = RootDisk(stack)
+        disk.use(os.dup(restored.disk_fd), "the checkpoint's disk")
+        return disk
     if settings.rootfs != "block":
         return None
     if settings.rootfs_image:

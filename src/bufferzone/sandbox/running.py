@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.capture import Capture
     from bufferzone.sandbox.network import Network
     from bufferzone.sandbox.rootdisk import RootDisk
     from bufferzone.sandbox.timeline import Timeline
@@ -56,14 +57,19 @@ class Sandbox:
         restored: bool,
         then: Callable[[bool], None],
         mounted: bool = False,
+        capture: Capture | None = None,
+        adopts: str = "",
     ) -> None:
-        """`daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
+        """`adopts`: the guest's container that waits to be taken over, in a VM of a checkpoint.
+        `daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
         `restored`: QEMU was greeted and the guest is awake already, `mounted`: with its share; `then` is
         told whether the sandbox became ready.
         """
         self.id = sandbox_id
         self.agent = agent_client
         self.network = network
+        self.capture = capture
+        self.adopts = adopts
         self.share = share
         self.disk = disk
         self.cgroup = cgroup

@@ -20,10 +20,9 @@ from bufferzone import config, jail
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.image import templates
 from bufferzone.linux import mount
-from bufferzone.model import ImageRef
 from bufferzone.sandbox import cgroups, network
 from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.machine import Channels, Machine, describe, spec_of, template_key
+from bufferzone.sandbox.machine import Channels, Machine, describe, from_fields, spec_of, template_key
 from bufferzone.sandbox.plan import plan_vm
 from bufferzone.storage import ram, share
 from bufferzone.vmm import driver, snapshot
@@ -107,16 +106,10 @@ def run_maker(order_fd: int) -> int:
     value = json.loads(order)
     if "machine" in value:
         os.nice(10)  # somebody's container is starting
-        make(_machine_from(value["machine"]), value["store"], value["run_directory"])
+        make(from_fields(value["machine"]), value["store"], value["run_directory"])
     else:
         _make_by_hand(value)
     return 0
-
-
-def _machine_from(value: dict[str, Any]) -> Machine:
-    image = {**value["image"], "arguments": tuple(value["image"]["arguments"])}
-    arguments = tuple(value["kernel_arguments"])
-    return Machine(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
 
 
 def _make_by_hand(order: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ _WITH_VALUE = (
     "root",
     "ready-fd",
     "shape",
+    "restore-from",
 )
 _SWITCHES = ("debug", "v", "info", "version")
 ACTIONS = ("serve", "start", "delete", "info", "version", "template", "pool", "wait")
@@ -32,6 +33,7 @@ class Arguments:
         self.debug = False
         self.namespace = self.address = self.id = self.bundle = self.root = self.ready_fd = ""
         self.shape = ""
+        self.restore_from = ""
         self.publish_binary = self.socket = self.debug_socket = ""
 
     @property

@@ -20,6 +20,7 @@ from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
+from bufferzone.sandbox.saved import open_saved
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
@@ -131,7 +132,10 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         os.write(ready, b"ready\n")
         os.close(ready)
 
-    with boot(arguments.id, spec, directory, log) as sandbox:
+    restored = open_saved(arguments.restore_from) if arguments.restore_from else None
+    with boot(arguments.id, spec, directory, log, restored) as sandbox:
+        if restored is not None:
+            restored.close()
         run_sandbox(arguments, sandbox, listener, tell, cli=cli)
 
 

@@ -30,6 +30,7 @@ ALLOWED = {
     "resume": (task.PAUSED,),
     "update": (task.CREATED, task.RUNNING, task.PAUSED),
     "delete": (task.CREATED, task.STOPPED),
+    "checkpoint": (task.RUNNING, task.PAUSED),
 }
 
 
@@ -55,6 +56,7 @@ class Process:
         self.oom_kills = 0  # of the whole container, by the time of the end
         self.exited = threading.Event()
         self.transition = threading.Lock()  # held while the status changes and the change is told
+        self.saved = False  # it ends because it goes on from a checkpoint
         self.spec = b""  # an exec's process, until it is started
 
     @property
@@ -98,7 +100,7 @@ class Process:
             reply = client.call("Wait", self.ref, agent.WaitResponse)
             status, self.oom_kills = min(reply.exit_status, 255), reply.oom_kills
         except BufferzoneError as error:
-            failure, status = error.line(), KILLED
+            failure, status = "" if self.saved else error.line(), KILLED
         self.end(status, failure, finished)
 
     def end(self, status: int, failure: str, finished: Callable[[Process, str], None]) -> None:

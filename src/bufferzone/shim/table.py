@@ -51,6 +51,12 @@ class Table:
             every = list(self._processes.values())
         return [p for p in every if p.ref.id == container_id and p.status != task.STOPPED]
 
+    def others(self, process: Process) -> bool:
+        """Whether there is any other process, ended and not yet deleted ones of other containers included."""
+        with self._lock:
+            every = [other for other in self._processes.values() if other is not process]
+        return any(other.ref.id != process.ref.id or other.status != task.STOPPED for other in every)
+
     def all_stopped(self) -> bool:
         """Whether every process has ended, or there is none."""
         with self._lock:

@@ -11,6 +11,7 @@ import os
 import threading
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
+from bufferzone.shim.checkpoint import Checkpoints
 from bufferzone.shim.oom import OomTeller
 from bufferzone.shim.process import Process, check_spec, parse_resources
 from bufferzone.shim.stdio import open_stdio
@@ -54,6 +55,7 @@ class TaskService:
         self._ended = ended
         self._table = Table()
         self.oom = OomTeller(self._table, publisher)
+        self._checkpoints = Checkpoints(self._table, containers, publisher)
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
@@ -70,6 +72,7 @@ class TaskService:
             "ResizePty": self.resize_pty,
             "CloseIO": self.close_io,
             "Update": self.update,
+            "Checkpoint": self._checkpoints.checkpoint,
             "Wait": self.wait,
             "Stats": self.stats,
             "Connect": self.connect,

@@ -104,6 +104,16 @@ class CreateRequest(Message):
     seccomp_flags: int = uint(4)
 
 
+class AdoptRequest(Message):
+    """Take over the container `id` of a restored VM: it is called `new_id` from now on, and its hostname is
+    `hostname` unless that is empty. It stays frozen until `Resume`.
+    """
+
+    id: str = string(1)
+    new_id: str = string(2)
+    hostname: str = string(3)
+
+
 class ProcessRequest(Message):
     """Start one more process in a container; `process` is JSON in the shape of OCI config.json's process."""
 
@@ -227,6 +237,9 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Root": (RootRequest, Empty),
     "File": (FileRequest, Empty),
     "Create": (CreateRequest, PidResponse),
+    "Hold": (Empty, Empty),
+    "Release": (Empty, Empty),
+    "Adopt": (AdoptRequest, PidResponse),
     "Start": (ProcessRef, Empty),
     "Exec": (ProcessRequest, PidResponse),
     "Signal": (SignalRequest, Empty),

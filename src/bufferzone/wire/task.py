@@ -152,6 +152,12 @@ class CheckpointTaskRequest(Message):
     options: Any_ | None = message(3, Any_)
 
 
+class CheckpointOptions(Message):
+    """runc's options of a checkpoint as containerd sends them; the others concern CRIU."""
+
+    exit: bool = boolean(1)
+
+
 class UpdateTaskRequest(Message):
     id: str = string(1)
     resources: Any_ | None = message(2, Any_)
@@ -269,6 +275,11 @@ class TaskPaused(Message):
     container_id: str = string(1)
 
 
+class TaskCheckpointed(Message):
+    container_id: str = string(1)
+    checkpoint: str = string(2)
+
+
 class TaskResumed(Message):
     container_id: str = string(1)
 
@@ -284,6 +295,7 @@ TOPICS: dict[type[Message], str] = {
     TaskExecStarted: "/tasks/exec-started",
     TaskPaused: "/tasks/paused",
     TaskResumed: "/tasks/resumed",
+    TaskCheckpointed: "/tasks/checkpointed",
 }
 
 

@@ -8,5 +8,6 @@ VERBS = {
     "template": "list, make or remove the templates that VMs start from",
     "bench": "measure times and sizes beside those of other runtimes",
     "pool": "show, start or stop the VMs that wait for containers",
+    "fork": "make running copies of a running container",
     "ps": "show the containers of this user and the VM each runs in",
 }

@@ -23,6 +23,6 @@ VERBS = {
     "events": ("events", "print resource usage of a container"),
     "spec": ("spec", "write a config.json to start from"),
     "features": ("features", "print what this runtime supports, as JSON"),
-    "checkpoint": ("checkpoint", "not supported yet"),
-    "restore": ("checkpoint", "not supported yet"),
+    "checkpoint": ("checkpoint", "save a running container with its whole VM"),
+    "restore": ("restore", "go on from a checkpoint"),
 }

@@ -1,35 +1,70 @@
-"""`checkpoint` and `restore`: refused in one line; their help exits with 1, which podman takes for "no"."""
+"""`checkpoint`: save a running container with its VM into a directory; it ends then, unless it is left."""
 
 from __future__ import annotations
 
+import os
+
+from bufferzone import state
+from bufferzone.cli import container
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.errors import CallerError
+from bufferzone.errors import CallerError, HostError
+from bufferzone.wire import task
+from bufferzone.wire.proto import Any_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
-# Not lsm-mount-context: podman tries it bare and takes "flag needs an argument" for support.
-_VALUES = """
-image-path work-path parent-path status-fd page-server manage-cgroups-mode empty-ns console-socket
-pid-file lsm-profile
-"""
-_SWITCHES = """
-leave-running tcp-established tcp-skip-in-flight link-remap ext-unix-sk shell-job lazy-pages file-locks
-pre-dump auto-dedup no-subreaper no-pivot
-"""
-FLAGS: tuple[Flag, ...] = (
-    ignored("bundle b", "DIR", "runc's"),
-    ignored("detach d", "", "runc's"),
-    *(ignored(name, "VALUE", "runc's") for name in _VALUES.split()),
-    *(ignored(name, "", "runc's") for name in _SWITCHES.split()),
+IMAGE = Flag("image-path", "DIR", "the checkpoint's directory", default="checkpoint")
+#: flags that a caller may give without wanting what a VM cannot do
+_VALUES = "work-path status-fd manage-cgroups-mode empty-ns"
+_SWITCHES = "tcp-established tcp-skip-in-flight ext-unix-sk shell-job file-locks link-remap"
+IGNORED = (
+    *(ignored(name, "VALUE", "CRIU's") for name in _VALUES.split()),
+    *(ignored(name, "", "CRIU's: the whole VM is saved") for name in _SWITCHES.split()),
+    ignored("auto-dedup", "", "CRIU's"),
+)
+_REFUSED = ("parent-path", "page-server", "lazy-pages", "pre-dump")
+FLAGS = (
+    IMAGE,
+    Flag("leave-running", "", "the container goes on"),
+    Flag("parent-path", "DIR", "refused: every checkpoint is whole"),
+    Flag("page-server", "ADDRESS", "refused: a checkpoint is a directory"),
+    Flag("lazy-pages", "", "refused: memory is saved at once"),
+    Flag("pre-dump", "", "refused: every checkpoint is whole"),
+    *IGNORED,
 )
 USAGE = "[options] <container-id>"
-DESCRIPTION = "Not supported yet: the flags are accepted so that the refusal is the same for every call."
-WORDS = (0, -1)
+DESCRIPTION = """Saves memory, devices and disk of the VM. Its container has to have its root file system on a
+disk (annotation bufferzone.rootfs=block) and no volumes. Connections to the outside are lost."""
+WORDS = (1, 1)
 INTERSPERSED = True
 
 
 def run(options: Options, words: list[str]) -> int:
-    """Refuse."""
-    raise CallerError(f"{options.verb} is not supported yet", code="unsupported")
+    """Save it."""
+    for name in _REFUSED:
+        if getattr(options, name.replace("-", "_")):
+            raise CallerError(f"--{name} is not supported: a checkpoint is one whole VM", code="unsupported")
+    directory = container.find(options, words[0])
+    save(directory, state.absolute(options.image_path), leave_running=bool(options.leave_running))
+    return 0
+
+
+def save(directory: str, path: str, *, leave_running: bool) -> None:
+    """Have the shim of the container in the state `directory` save it to `path`."""
+    options = task.CheckpointOptions(exit=not leave_running)
+    request = task.CheckpointTaskRequest(
+        id=directory.rpartition("/")[2],
+        path=path,
+        options=Any_(type_url="runc.options.v1.CheckpointOptions", value=options.encode()),
+    )
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot write the checkpoint {path}: {error.strerror}", code="no-dir") from error
+    try:
+        container.ask(directory, "Checkpoint", request, "checkpoint", fds=[fd])
+    finally:
+        os.close(fd)

@@ -98,9 +98,9 @@ def check_console(options: Options, terminal: bool, *, detached: bool) -> None:
         )
 
 
-def boot_detached(options: Options, directory: str, spec: Spec) -> int:
+def boot_detached(options: Options, directory: str, spec: Spec, restore_from: str = "") -> int:
     """Start the shim and the waiter; returns the waiter's pid."""
-    launch.start_shim(directory, spec, options.shim)
+    launch.start_shim(directory, spec, options.shim, restore_from)
     return waiter.detach(job_of(options, directory, spec))
 
 

@@ -30,11 +30,17 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Run it."""
+    return run_from(options, words, "")
+
+
+def run_from(options: Options, words: list[str], checkpoint: str) -> int:
+    """Run it from the beginning, or from the checkpoint in a directory."""
     id = state.check_id(words[0])
     spec = create.checked_spec(options, detached=options.detach)
     directory = launch.new_container(state.runtime_root(options.root), id, spec)
     try:
-        return _detached(options, directory, spec) if options.detach else _attached(options, directory, spec)
+        go = _detached if options.detach else _attached
+        return go(options, directory, spec, checkpoint)
     except BaseException as error:
         ending.discard(directory, options.shim, error)
         raise
@@ -44,18 +50,18 @@ def _start(client: Client, id: str) -> None:
     client.call("Start", task.StartRequest(id=id))
 
 
-def _detached(options: Options, directory: str, spec: Spec) -> int:
+def _detached(options: Options, directory: str, spec: Spec, checkpoint: str) -> int:
     from bufferzone.client import Client
 
-    pid = create.boot_detached(options, directory, spec)
+    pid = create.boot_detached(options, directory, spec, checkpoint)
     create.write_pid_file(options, pid)
     with Client.connect(directory) as client:
         _start(client, os.path.basename(directory))
     return 0
 
 
-def _attached(options: Options, directory: str, spec: Spec) -> int:
-    launch.start_shim(directory, spec, options.shim)
+def _attached(options: Options, directory: str, spec: Spec, checkpoint: str) -> int:
+    launch.start_shim(directory, spec, options.shim, checkpoint)
     job = create.job_of(options, directory, spec)
 
     def started(client: Client) -> None:

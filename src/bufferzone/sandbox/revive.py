@@ -1,0 +1,51 @@
+"""What stands between a checkpoint and its VM that runs again: does it fit here, is it what was saved."""
+
+from __future__ import annotations
+
+from bufferzone.errors import HostError
+from bufferzone.sandbox import containers
+from bufferzone.sandbox.machine import check_accelerator
+from bufferzone.vmm import slot
+from bufferzone.wire.agent import ROOT_DISK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.config import Settings
+    from bufferzone.network import wire
+    from bufferzone.oci import Spec
+    from bufferzone.sandbox.machine import Machine
+    from bufferzone.sandbox.saved import Saved
+    from bufferzone.vmm.driver import Vmm
+
+
+def machine_of(
+    restored: Saved,
+    settings: Settings,
+    spec: Spec,
+    root: str,
+    log: Callable[[str], None],
+    tap: wire.Tap | None,
+) -> Machine:
+    """The machine of a checkpoint, if it can be had here with this bundle; raises `HostError`."""
+    machine = restored.machine
+    check_accelerator(machine, settings, root, log)
+    problem = ""
+    if machine.nic and tap is None:
+        problem = "its VM has a NIC, and this host cannot make one"
+    elif spec.terminal != restored.terminal:
+        problem = f"process.terminal was {str(restored.terminal).lower()} when it was made"
+    elif containers.needs_share(spec):
+        problem = "the bundle has volumes, and a saved VM has none"
+    if problem:
+        raise HostError(
+            f"the checkpoint {restored.directory} does not fit: {problem}", code="checkpoint-mismatch"
+        )
+    return machine
+
+
+def revive(restored: Saved, vmm: Vmm, memory_fd: int) -> None:
+    """Before the guest of a checkpoint runs on: its memory is what was saved, its disk is back."""
+    restored.check_memory(memory_fd)
+    slot.insert(vmm, ROOT_DISK, restored.disk_fd)

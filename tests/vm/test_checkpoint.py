@@ -1,0 +1,288 @@
+"""Checkpoint, restore and fork: processes go on where they were, what must differ differs, failures are one
+line and lose nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bufferzone.model import ImageRef
+from bufferzone.sandbox import saved
+from vm.leftovers import Watch
+from vm.verbs import BOOT_S, Container, await_end, await_true, bundle, config
+from vm.warm import Warm
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(
+        shutil.which("mkfs.erofs", path="/usr/bin:/usr/sbin") is None, reason="not installed: mkfs.erofs"
+    ),
+]
+
+MARK = "bzcheckpoint"
+BLOCK = {"bufferzone.rootfs": "block"}
+#: counts in memory, one line for each number
+COUNTER = 'i=0; echo old > /file; while :; do i=$((i+1)); echo "n $i."; sleep 0.1; done'
+
+
+@pytest.fixture
+def warm(tmp_path: Path, guest_image: ImageRef) -> Iterator[Warm]:
+    warm = Warm(tmp_path / "warm", guest_image, templates=False)
+    watch = Watch(warm.runtime.root, mark=MARK)
+    yield warm
+    warm.runtime.close()
+    watch.assert_nothing_left()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    linux = {**config("")["linux"], "cgroupsPath": f"/{MARK}-test"}
+    return bundle(tmp_path / "bundle", COUNTER, annotations=BLOCK, linux=linux)
+
+
+def numbers(container: Container) -> list[int]:
+    """What it has counted so far; whole lines only."""
+    words = container.seen.get(container.out, b"").decode().split("n ")
+    return [int(word.split(".")[0]) for word in words if "." in word]
+
+
+def restore(warm: Warm, id: str, directory: Path, image: Path, *flags: str) -> Container:
+    """`restore --detach`, with pipes of our own."""
+    pid_file = image.parent / f"{id}.pid"
+    out, out_there = os.pipe()
+    err, err_there = os.pipe()
+    words = ["restore", "--detach", "--image-path", str(image), "--bundle", str(directory)]
+    verb = subprocess.Popen(
+        warm.runtime.command(*words, "--pid-file", str(pid_file), *flags, id),
+        stdin=subprocess.DEVNULL,
+        stdout=out_there,
+        stderr=err_there,
+    )
+    os.close(out_there)
+    os.close(err_there)
+    container = Container(id, 0, out, err)
+    warm.runtime._open.append(container)
+    assert verb.wait(BOOT_S) == 0, container.errors()
+    container.pid = int(pid_file.read_text())
+    return container
+
+
+def refusal(warm: Warm, directory: Path, image: Path) -> str:
+    """The one line of a restore that must not work; nothing of it is left."""
+    done = warm.runtime.verb("restore", "-d", "--image-path", str(image), "-b", str(directory), "refused")
+    assert done.status == 1
+    assert not (warm.runtime.root / "refused").exists()
+    return done.line.removeprefix("bufferzone: ")
+
+
+def test_a_restored_container_goes_on_with_the_next_number(warm: Warm, made: Path, tmp_path: Path) -> None:
+    first = warm.runtime.run("one", made)
+    first.expect("n 5.")
+    warm.runtime.ok("checkpoint", "--image-path", str(tmp_path / "image"), "one")
+    assert first.wait() == 137
+    first.output()
+    assert warm.runtime.status("one") == "stopped"
+    assert first.errors() == ""
+    last = numbers(first)[-1]
+    assert numbers(first) == list(range(1, last + 1))
+    warm.runtime.ok("delete", "one")
+    second = restore(warm, "one", made, tmp_path / "image")
+    second.expect(f"n {last + 4}.")
+    assert numbers(second)[:4] == [last + 1, last + 2, last + 3, last + 4]
+    state = warm.runtime.state("one")
+    assert (state["status"], state["annotations"]["bufferzone.start"]) == ("running", "restored")
+    assert warm.runtime.ok("exec", "one", "/bin/cat", "/file").out == "old\n"
+    warm.runtime.ok("pause", "one")
+    warm.runtime.ok("resume", "one")
+    warm.runtime.ok("kill", "one", "KILL")
+    assert second.wait() == 137
+    warm.runtime.ok("delete", "one")
+
+
+def test_left_running_it_goes_on_and_the_checkpoint_serves_twice(
+    warm: Warm, made: Path, tmp_path: Path
+) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 3.")
+    image = tmp_path / "image"
+    for _ in range(2):  # the second replaces the first
+        warm.runtime.ok("checkpoint", "--leave-running", "--image-path", str(image), "one")
+        last = numbers(container)[-1]
+        container.expect(f"n {last + 3}.")
+    assert numbers(container) == list(range(1, numbers(container)[-1] + 1))
+    for id in ("two", "three"):
+        restore(warm, id, made, image).expect(".")
+    for id in ("one", "two", "three"):
+        assert warm.runtime.status(id) == "running"
+        warm.runtime.ok("delete", "--force", id)
+
+
+def test_input_and_output_that_are_under_way_are_not_lost(warm: Warm, made: Path, tmp_path: Path) -> None:
+    command = 'sleep 3; while read line; do echo "got $line."; done'
+    directory = bundle(tmp_path / "cat", command, annotations=BLOCK)
+    read_end, write_end = os.pipe()
+    verb, container = warm.runtime.begin_create("one", directory, stdin=read_end)
+    assert verb.wait(BOOT_S) == 0
+    os.close(read_end)
+    warm.runtime.ok("start", "one")
+    os.write(write_end, b"first\nsecond\n")
+    warm.runtime.ok("checkpoint", "--image-path", str(tmp_path / "image"), "one")
+    seen = container.output()
+    second = restore(warm, "two", directory, tmp_path / "image")
+    text = seen + second.output()  # its stdin is /dev/null, so it ends
+    assert text == "got first.\ngot second.\n"
+    os.close(write_end)
+    warm.runtime.ok("delete", "two")
+    warm.runtime.ok("delete", "one")
+
+
+def test_forks_share_the_past_and_nothing_else(warm: Warm, made: Path, tmp_path: Path) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 5.")
+    forked = warm.bz("fork", "--output", str(tmp_path), "one", "two", "three")
+    assert (forked.status, forked.out) == (0, "two\nthree\n"), forked.err
+    first = []
+    for id in ("two", "three"):
+        path = tmp_path / f"{id}.out"
+        await_true(lambda path=path: path.read_text().count(".") > 2, "lines of a fork")
+        first.append(path.read_text().split()[1])
+    assert first[0] == first[1] != "1."
+    every = ("one", "two", "three")
+    random = {warm.runtime.ok("exec", id, "/bin/cat", "/proc/sys/kernel/random/uuid").out for id in every}
+    assert len(random) == 3
+    names = [warm.runtime.ok("exec", id, "/bin/cat", "/proc/sys/kernel/hostname").out for id in every[1:]]
+    assert names == ["two\n", "three\n"]
+    warm.runtime.ok("exec", "two", "/bin/sh", "-c", "echo mine > /file")
+    files = [warm.runtime.ok("exec", id, "/bin/cat", "/file").out for id in every]
+    assert files == ["old\n", "mine\n", "old\n"]
+    log = (warm.runtime.root / "one" / "shim.log").read_text()
+    stood_ms = int(log.partition("stood still for ")[2].split()[0])
+    assert stood_ms < 2000  # tens on an idle machine
+    for id in every:
+        assert warm.runtime.status(id) == "running"
+        warm.runtime.ok("kill", id, "KILL")
+        warm.runtime.await_status(id, "stopped")
+        warm.runtime.ok("delete", id)
+    assert [path.name for path in warm.runtime.root.glob(".fork-*")] == []
+
+
+def test_what_cannot_be_saved_is_one_line_and_runs_on(warm: Warm, made: Path, tmp_path: Path) -> None:
+    container = warm.runtime.run("one", made)
+    shared = warm.runtime.run("shared", bundle(tmp_path / "shared", COUNTER))
+    image = tmp_path / "image"
+    refused = warm.runtime.verb("checkpoint", "--image-path", str(image), "shared")
+    assert refused.line == (
+        "bufferzone: cannot checkpoint container shared: its root file system is shared with virtiofs, which "
+        "QEMU cannot save (hint: create it with --annotation bufferzone.rootfs=block and without volumes)"
+    )
+    runner = subprocess.Popen(warm.runtime.command("exec", "one", "/bin/sleep", "1000"))
+    await_true(lambda: b"sleep\x001000" in process_table(warm, "one"), "the exec")
+    refused = warm.runtime.verb("checkpoint", "--image-path", str(image), "one")
+    assert "an exec or another container is in its VM" in refused.line
+    runner.send_signal(signal.SIGTERM)
+    runner.wait(30)
+    assert not image.exists() or os.listdir(image) == []
+    for each in (container, shared):
+        each.expect("n 3.")
+        warm.runtime.ok("delete", "--force", each.id)
+
+
+def process_table(warm: Warm, id: str) -> bytes:
+    done = warm.runtime.verb("ps", "--format", "table", id)
+    return done.out.encode().replace(b" ", b"\x00")
+
+
+def test_a_full_disk_fails_the_checkpoint_and_not_the_container(
+    warm: Warm, made: Path, tmp_path: Path
+) -> None:
+    container = warm.runtime.run("one", made)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "small", str(small)], check=True)
+    try:
+        failed = warm.runtime.verb("checkpoint", "--image-path", str(small), "one")
+        assert failed.line == f"bufferzone: cannot write the checkpoint {small}: No space left on device"
+        assert os.listdir(small) == []
+        container.expect("n 3.")
+        last = numbers(container)[-1]
+        container.expect(f"n {last + 3}.")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    warm.runtime.ok("delete", "--force", "one")
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp_path: Path) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 2.")
+    image = tmp_path / "image"
+    warm.runtime.ok("checkpoint", "--image-path", str(image), "one")
+    warm.runtime.ok("delete", "one")
+    manifest = image / saved.MANIFEST
+    good = manifest.read_text()
+    assert image.stat().st_mode & 0o777 == 0o700
+    value = json.loads(good)
+    for key, other in (("version", "0.0.1"), ("key", "0" * 32)):
+        manifest.write_text(json.dumps({**value, key: other}))
+        assert "was made " in refusal(warm, made, image)
+    manifest.write_text(good[:100])
+    assert f"the checkpoint {image} is damaged: {saved.MANIFEST}" in refusal(warm, made, image)
+    manifest.unlink()
+    assert refusal(warm, made, image).startswith(f"no checkpoint in {image}: {saved.MANIFEST} is missing")
+    manifest.write_text(good)
+    for name in (saved.STATE, saved.DISK, saved.MEMORY):
+        path = image / name
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        assert (
+            refusal(warm, made, image) == f"the checkpoint {image} is damaged: {name} is not what was written"
+        )
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(byte)
+    restore(warm, "one", made, image).expect("n ")
+    warm.runtime.ok("delete", "--force", "one")
+
+
+def test_a_shim_killed_while_it_saves_leaves_no_checkpoint(warm: Warm, made: Path, tmp_path: Path) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 2.")
+    image = tmp_path / "image"
+    verb = subprocess.Popen(
+        warm.runtime.command("checkpoint", "--image-path", str(image), "one"), stderr=subprocess.DEVNULL
+    )
+    await_true(lambda: (image / saved.MEMORY).exists(), "the first file of the checkpoint")
+    pids = warm.runtime.helper_pids("one")
+    os.kill(pids["shim"], signal.SIGKILL)
+    assert verb.wait(30) != 0
+    for pid in pids.values():
+        await_end(pid)
+    assert warm.runtime.status("one") == "stopped"
+    warm.runtime.ok("delete", "--force", "one")
+    assert refusal(warm, made, image).startswith(f"no checkpoint in {image}")
+
+
+@pytest.mark.skipif(shutil.which("criu") is None, reason="not installed: criu, which podman looks for")
+def test_podman_checkpoints_and_restores(podman, nothing_left) -> None:
+    command = ("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done")
+    annotation = "--annotation=bufferzone.rootfs=block"
+    podman("run", "--detach", "--name", "saved", annotation, podman.image, *command, timeout_s=120)
+    await_true(lambda: len(podman("logs", "saved").lines) > 3, "some numbers")
+    podman("container", "checkpoint", "saved", timeout_s=120)
+    assert podman.inspect("saved")["State"]["Status"] == "exited"
+    count = len(podman("logs", "saved").lines)
+    podman("container", "restore", "saved", timeout_s=120)
+    await_true(lambda: len(podman("logs", "saved").lines) > count + 3, "more numbers")
+    found = [int(line) for line in podman("logs", "saved").lines]
+    assert found == list(range(1, len(found) + 1))
+    podman("rm", "--force", "--time", "0", "saved")
