@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from bufferzone import state
 from bufferzone.model import ImageRef
 from vm.leftovers import Watch, descendants, is_alive, name_of
+from vm.podman import Podman, Terminal
 from vm.verbs import BOOT_S, await_end, await_true, bundle, config, kill
 from vm.warm import Warm
 
@@ -190,6 +192,56 @@ def test_a_vm_that_hangs_when_it_is_taken_is_left_for_another(pool: Pool, made: 
         os.kill(waiting, signal.SIGCONT)
     await_end(waiting)
     assert json.loads((pool.runtime.root / "one" / "leftovers.json").read_text())["processes"]
+
+
+@pytest.fixture
+def pooled_podman(podman: Podman, pool: Pool, tmp_path: Path) -> Iterator[Podman]:
+    """Podman whose runtime has the settings and the state root of `pool`."""
+    before = podman.program
+    podman.program = tmp_path / "bin" / "bufferzone"
+    podman.program.parent.mkdir()
+    words = pool.runtime.command()
+    podman.program.write_text(f"#!/usr/bin/python3 -IS\nimport os, sys\nwords = {words!r}\n")
+    with podman.program.open("a") as file:
+        file.write("os.execv(words[0], [*words, *sys.argv[1:]])\n")
+    podman.program.chmod(0o755)
+    yield podman
+    podman("rm", "--all", "--force", "--time", "0", timeout_s=120)
+    podman.program = before
+
+
+def test_podman_runs_execs_copies_and_has_volumes_and_terminals_in_vms_that_waited(
+    pooled_podman: Podman, pool: Pool, tmp_path: Path
+) -> None:
+    podman = pooled_podman
+    pool.start()
+    late = tmp_path / "late"
+    late.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "late", str(late)], check=True
+    )  # after the VM left this namespace
+    try:
+        (late / "file").write_text("from the host\n")
+        flags = ["-v", f"{late}:/late", "-v", "named:/named", "--hostname", "here"]
+        id = podman("run", "-d", *flags, podman.image, "sleep", "600").text
+        assert pool.begun(id) == "pool"
+        assert podman("exec", id, "cat", "/late/file").text == "from the host"
+        podman("exec", id, "sh", "-c", "echo back >/late/back; echo kept >/named/x; hostname >/name")
+        assert (late / "back").read_text() == "back\n"
+        assert podman("exec", id, "cat", "/named/x", "/name").lines == ["kept", "here"]
+        podman("cp", str(late / "file"), f"{id}:/copied")
+        podman("cp", f"{id}:/name", str(tmp_path / "name"))
+        assert (tmp_path / "name").read_text() == "here\n"
+        assert podman("exec", id, "cat", "/copied").text == "from the host"
+        pool.await_waiting()
+        words = podman.argv("run", "--rm", "-t", podman.image, "sh", "-c", "test -t 1 && echo terminal")
+        with Terminal(words, podman.environment()) as terminal:
+            terminal.until(b"terminal")
+            assert terminal.wait() == 0
+        pool.await_waiting()
+        podman("rm", "--force", "--time", "0", id)
+    finally:
+        subprocess.run(["umount", "--lazy", str(late)], check=True)
 
 
 def test_without_use_the_pool_ends(tmp_path: Path, guest_image: ImageRef, watch: Watch) -> None:

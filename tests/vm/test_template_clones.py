@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone.model import ImageRef
-from vm.verbs import BOOT_S, Container, bundle, config
+from vm.verbs import BOOT_S, Container, await_true, bundle, config
 from vm.warm import Warm
 
 pytestmark = pytest.mark.vm
@@ -71,13 +71,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Clone:
     """A restored VM with the script running in it."""
 
-    def __init__(self, warm: Warm, made: Path, id: str) -> None:
+    def __init__(self, warm: Warm, made: Path, id: str, begun: str = "warm") -> None:
         self._warm, self.id = warm, id
         there, self._stdin = os.pipe()
         verb, self._container = warm.runtime.begin_create(id, made, stdin=there)
         os.close(there)
         assert verb.wait(BOOT_S) == 0, self._container.errors()
-        assert warm.begun(id) == "warm"
+        assert warm.begun(id) == begun
         warm.runtime.ok("start", id)
         self._lines = lines(self._container)
 
@@ -123,22 +123,40 @@ def lines(container: Container, timeout_s: float = 30.0) -> Iterator[str]:
 
 def test_no_two_clones_share_anything_random_and_every_clock_is_right(warm: Warm, made: Path) -> None:
     seen: dict[str, str] = {}
-    worst = 0.0
-    for number in range(CLONES):
-        clone = Clone(warm, made, f"clone{number}")
-        facts = clone.facts()
-        least, most = clone.clock_error()
-        clone.end()
-        assert len(facts) == 7, facts
-        assert facts["hostname"] == clone.id
-        for name, value in facts.items():
-            assert len(value) > len("clone"), facts
-            assert value not in seen, f"{clone.id}'s {name} is also {seen[value]}"
-            seen[value] = f"{clone.id}'s {name}"
-        assert least >= -CLOCK_S, f"{clone.id}: {least:.3f} to {most:.3f} s"
-        assert most <= CLOCK_S, f"{clone.id}: {least:.3f} to {most:.3f} s"
-        worst = max(worst, abs(least), abs(most))
+    worst = max(end_checked(Clone(warm, made, f"clone{number}"), seen) for number in range(CLONES))
     print(f"{CLONES} clones; no clock is further off than {worst * 1000:.1f} ms")
+
+
+def end_checked(clone: Clone, seen: dict[str, str]) -> float:
+    """Nothing of it may be in `seen` yet, its name and clock are right; seconds that the clock may be off."""
+    facts = clone.facts()
+    least, most = clone.clock_error()
+    clone.end()
+    assert len(facts) == 7, facts
+    assert facts["hostname"] == clone.id
+    for name, value in facts.items():
+        assert len(value) > len("clone"), facts
+        assert value not in seen, f"{clone.id}'s {name} is also {seen[value]}"
+        seen[value] = f"{clone.id}'s {name}"
+    assert least >= -CLOCK_S, f"{clone.id}: {least:.3f} to {most:.3f} s"
+    assert most <= CLOCK_S, f"{clone.id}: {least:.3f} to {most:.3f} s"
+    return max(abs(least), abs(most))
+
+
+def test_vms_that_waited_in_the_pool_are_no_twins_and_know_the_time(
+    tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef, made: Path
+) -> None:
+    warm = Warm(tmp_path_factory.mktemp("pool"), guest_image, vcpus=2, **{"pool.size": 2})
+    warm.make_template()
+    assert warm.bz("pool", "start").status == 0
+    try:
+        await_true(lambda: warm.bz("pool", "ls").out.count("waiting") == 2, "two waiting VMs", BOOT_S)
+        seen: dict[str, str] = {}
+        for number in range(2):
+            end_checked(Clone(warm, made, f"waited{number}", "pool"), seen)
+    finally:
+        warm.runtime.close()
+        assert warm.bz("pool", "stop").status == 0
 
 
 def test_clones_woken_at_the_same_time_are_no_twins_either(warm: Warm, made: Path) -> None:

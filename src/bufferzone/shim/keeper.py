@@ -57,12 +57,16 @@ class Waiter:
         self.state = "dismissed"
         self.control.close()
 
+    def let_go(self) -> None:
+        """It goes on without us."""
+        os.close(self.pidfd)
+        self.control.close()
+
     def close(self) -> None:
         """Reap it; it has ended. Its directory goes, which is gone already when it was taken."""
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
-        self.control.close()
+        self.let_go()
         state.remove(self.directory)
 
 
@@ -127,6 +131,8 @@ class Keeper:
             if waiter.state == "dismissed":
                 _await_end(waiter, end)
                 waiter.close()
+            else:
+                waiter.let_go()
         for asker in self._stoppers:
             asker.close()
 

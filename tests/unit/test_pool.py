@@ -1,0 +1,269 @@
+"""The pool without VMs: the keeper, and how a verb takes what waits or does without."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bufferzone import config, state
+from bufferzone.cli import pool
+from bufferzone.oci import Spec
+from bufferzone.sandbox import cgroups, rehearsal
+from bufferzone.shim import keeper
+from bufferzone.shim.keeper import Keeper
+
+FAKE = str(Path(__file__).resolve().parents[1] / "fakes" / "fake_waiter.py")
+
+
+class Running:
+    """A keeper in a thread, whose waiters behave as `modes` say, the last of them for ever."""
+
+    def __init__(self, root: Path, *modes: str, size: int = 1, idle_s: int = 60) -> None:
+        self.root, self.modes = root, list(modes) or ["fine"]
+        self.settings = config.Settings(pool_size=size, pool_idle_s=idle_s)
+        self.directory = root / state.POOL
+        self.directory.mkdir(parents=True)
+        self.spawned: list[int] = []
+        self.logged: list[str] = []
+        self.keeper = Keeper(str(self.directory), lambda: self.settings, self._spawn, self.logged.append)
+        self.keeper.add_shape(config.shape_of(self.settings), {})
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.keeper.run()
+        finally:
+            self.keeper.close()
+
+    def _spawn(self, settings: config.Settings, directory: str) -> tuple[int, socket.socket]:
+        mode = self.modes.pop(0) if len(self.modes) > 1 else self.modes[0]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", FAKE, mode, str(self.root / "c")],
+                {},
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+            )
+        self.spawned.append(pid)
+        return pid, ours
+
+    def ask(self, what: str) -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(20)
+            sock.connect(str(self.directory / keeper.SOCKET))
+            sock.sendall(json.dumps({"do": what}).encode() + b"\n")
+            found = b""
+            while data := sock.recv(1 << 16):
+                found += data
+            return found
+
+    def await_states(self, *wanted: str) -> list[int]:
+        """The pids once the VMs have these states."""
+        end = time.monotonic() + 20
+        while True:
+            rows = json.loads(self.ask("list"))["vms"]
+            if tuple(row["state"] for row in rows) == wanted:
+                return [row["pid"] for row in rows]
+            assert time.monotonic() < end, f"{rows} {self.logged}"
+
+    def claim(self, **spec: object) -> int:
+        """What a verb would do; the pid, or 0."""
+        directory = self.root / "c"
+        directory.mkdir(exist_ok=True)
+        return pool.claim(str(directory), Spec(dict(spec), "/bundle"), self.settings)
+
+    def end(self) -> None:
+        if self._thread.is_alive():
+            self.ask("stop")
+        self._thread.join(20)
+        for pid in self.spawned:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass  # reaped by the keeper
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "QUIET_S", 0.01)
+    monkeypatch.setattr(pool, "_CLAIM_S", 0.5)
+    begun = []
+
+    def start(*modes, **more):
+        begun.append(Running(tmp_path / "root", *modes, **more))
+        return begun[-1]
+
+    yield start
+    for running in begun:
+        running.end()
+
+
+def is_there(pid):
+    return state.process_start(pid) != 0
+
+
+def test_a_claim_takes_the_one_that_waits_and_another_is_made(begin):
+    running = begin()
+    (waiting,) = running.await_states("waiting")
+    assert running.claim() == waiting
+    (next_one,) = running.await_states("waiting")
+    assert next_one != waiting
+    assert is_there(waiting)
+
+
+def test_one_after_the_other_is_made_up_to_the_size(begin):
+    running = begin(size=3)
+    running.await_states("waiting", "waiting", "waiting")
+    running.settings = config.Settings(pool_size=1, pool_idle_s=60)
+    running.await_states("waiting")
+    end = time.monotonic() + 20
+    while sum(map(is_there, running.spawned)) > 1 and time.monotonic() < end:
+        running.ask("list")
+    assert sum(map(is_there, running.spawned)) == 1
+
+
+def test_stop_ends_those_that_wait_and_none_that_was_taken(begin):
+    running = begin(size=2)
+    running.await_states("waiting", "waiting")
+    taken = running.claim()
+    running.ask("stop")
+    assert [pid for pid in running.spawned if is_there(pid)] == [taken]
+    assert os.listdir(running.directory) == ["1"]  # of the one that was taken: a real shim removes it
+
+
+def test_without_a_start_the_keeper_ends_by_itself(begin):
+    running = begin(idle_s=1)
+    running._thread.join(20)
+    assert not running._thread.is_alive()
+    assert not any(map(is_there, running.spawned))
+
+
+def test_a_size_of_zero_ends_the_pool(begin):
+    running = begin()
+    running.await_states("waiting")
+    running.settings = config.Settings(pool_size=0)
+    taken = running.claim()
+    running._thread.join(20)
+    assert [pid for pid in running.spawned if is_there(pid)] == [taken]
+    with pytest.raises(pool.NoKeeper):
+        running.claim()
+
+
+@pytest.mark.parametrize("mode", ["refuse", "late", "die-after-go"])
+def test_whatever_goes_wrong_in_a_claim_leaves_the_directory_to_another(begin, mode):
+    running = begin(mode, "fine")
+    (waiting,) = running.await_states("waiting")
+    assert running.claim() == 0
+    assert not (running.root / "c" / state.SOCKET).exists()
+    if mode == "late":
+        os.kill(waiting, signal.SIGKILL)
+    (fine,) = running.await_states("waiting")
+    assert running.claim() == fine
+
+
+def test_one_that_ends_while_it_waits_is_replaced(begin):
+    running = begin()
+    (waiting,) = running.await_states("waiting")
+    os.kill(waiting, signal.SIGKILL)
+    while running.await_states("waiting") == [waiting]:
+        pass
+    assert running.claim() in running.spawned[1:]
+
+
+def test_where_none_can_be_made_it_is_said_and_tried_again_later_and_not_at_once(begin):
+    running = begin("fail")
+    end = time.monotonic() + 20
+    while not running.logged and time.monotonic() < end:
+        running.ask("list")
+    assert "no template of this shape" in running.logged[0]
+    assert running.claim() == 0
+    assert len(running.spawned) == 1
+
+
+def test_another_shape_does_not_get_what_waits_and_is_filled_up_first(begin):
+    running = begin()
+    running.await_states("waiting")
+    assert running.claim(linux={"resources": {"memory": {"limit": 2 << 30}}}) == 0
+    running.await_states("waiting", "waiting")
+    sizes = [row["memory_mib"] for row in json.loads(running.ask("list"))["vms"]]
+    assert sizes[0] == 512
+    assert sizes[1] > 2048
+
+
+def test_a_caller_of_other_namespaces_is_refused(begin, monkeypatch):
+    running = begin()
+    (waiting,) = running.await_states("waiting")
+    running.keeper._namespaces = "net:[1]"
+    assert running.claim() == 0
+    assert "other namespaces" in running.logged[-1]
+    assert running.await_states("waiting") == [waiting]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[1]\n", b'{"do": "claim"}\n', b"\xff\n", b"1" * (1 << 17) + b"\n"]
+)
+def test_nonsense_on_the_socket_hurts_nobody(begin, data):
+    running = begin()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(running.directory / keeper.SOCKET))
+        try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has had enough
+    running.await_states("waiting")
+    assert running.claim() in running.spawned
+
+
+def test_without_a_keeper_a_claim_says_so(tmp_path):
+    with pytest.raises(pool.NoKeeper):
+        pool.claim(str(tmp_path / "c"), Spec({}, "/b"), config.Settings(pool_size=1))
+
+
+def test_requests_are_json_as_json_writes_it():
+    value = {"a": [1, True, "x\n\udc80\u20ac"], "b": {"c": False, "d": -3}}
+    assert json.loads(pool.to_json(value)) == value
+
+
+def test_the_rehearsed_program_says_its_word_and_ends(tmp_path):
+    program = tmp_path / "run"
+    program.write_bytes(rehearsal.program())
+    program.chmod(0o755)
+    reader, writer = os.pipe()
+    pid = os.posix_spawn(program, ["run"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)])
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.read(reader, 100) == b"ready\n"
+    os.close(reader)
+
+
+def test_the_callers_cgroups_are_found_where_they_are_mounted():
+    mountinfo = (
+        "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+        "31 25 0:27 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "32 25 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n"
+        "33 25 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n"
+    )
+    text = "4:cpu,cpuacct:/a\n3:memory:/docker/x/b\n2:freezer:/f\n1:name=systemd:/s:x\n0::/u\n"
+    assert cgroups.places_of(text, mountinfo) == [
+        "/sys/fs/cgroup/cpu,cpuacct/a",
+        "/sys/fs/cgroup/memory/b",
+        "/sys/fs/cgroup/systemd/s:x",
+        "/sys/fs/cgroup/unified/u",
+    ]
+
+
+def test_the_name_of_the_pool_is_no_containers(tmp_path):
+    (tmp_path / state.POOL).mkdir()
+    assert state.list_ids(str(tmp_path)) == []
