@@ -194,6 +194,23 @@ def test_a_vm_that_hangs_when_it_is_taken_is_left_for_another(pool: Pool, made: 
     assert json.loads((pool.runtime.root / "one" / "leftovers.json").read_text())["processes"]
 
 
+def test_a_keeper_that_is_killed_in_the_middle_of_a_claim_does_not_stop_the_start(
+    pool: Pool, made: Path
+) -> None:
+    pool.start()
+    (waiting,) = pool.await_waiting()
+    helpers = helpers_of(waiting)
+    os.kill(waiting, signal.SIGSTOP)
+    verb, container = pool.runtime.begin_create("one", made)
+    # it is handed over, and will not answer
+    await_true(lambda: all(int(row["pid"]) != waiting for row in pool.rows()), "the claim")
+    kill(pool.keeper())
+    assert verb.wait(BOOT_S) == 0, container.errors()
+    assert pool.begun("one") == "warm"
+    for pid in (waiting, *helpers):
+        await_end(pid)
+
+
 @pytest.fixture
 def pooled_podman(podman: Podman, pool: Pool, tmp_path: Path) -> Iterator[Podman]:
     """Podman whose runtime has the settings and the state root of `pool`."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOCK = "lock"
 _CONTROL_FD = 3
+_MOST_LOG = 64 << 10
 
 
 def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
@@ -73,6 +74,8 @@ def keep(arguments: Arguments) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
+    if os.fstat(2).st_size > _MOST_LOG:
+        os.ftruncate(2, 0)
     _remove_old(directory)
     keeper = Keeper(directory, config.load, _spawn(arguments.root), daemon.log)
     try:

@@ -4,6 +4,7 @@ pool ahead of the first start, and for its end.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -91,4 +92,23 @@ def _stop(root: str) -> None:
     try:
         _ask(root, "stop")
     except NotFoundError:
-        pass  # as wished
+        _clear(os.path.join(root, state.POOL))
+
+
+def _clear(directory: str) -> None:
+    """What a keeper that was killed has left: its VMs died with it."""
+    try:
+        lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in os.listdir(directory):
+            if name.isdigit():
+                state.remove(os.path.join(directory, name))
+            elif name == "keeper.sock":
+                os.unlink(os.path.join(directory, name))
+    except BlockingIOError:
+        pass  # one is just beginning
+    finally:
+        os.close(lock)
