@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 
+from bufferzone import egress
 from bufferzone.errors import CallerError, HostError
 from bufferzone.linux import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 PREFIX = "bufferzone."
@@ -34,11 +35,12 @@ class Setting:
     """One row: key, kind (int, str, bool, path, list), default, limits, the annotation that may set it, help.
 
     `open` says whether the annotation works without being listed in `allow_annotations`. `name` is the key as
-    an attribute of `Settings`.
+    an attribute of `Settings`. `check` says what is wrong with a value of the right kind; empty: nothing.
     """
 
     __slots__ = (
         "annotation",
+        "check",
         "choices",
         "default",
         "help",
@@ -61,6 +63,7 @@ class Setting:
         choices: tuple[str, ...] = (),
         annotation: str = "",
         open: bool = False,
+        check: Callable[[Any], str] | None = None,
     ) -> None:
         self.key, self.kind, self.default, self.help = key, kind, default, help
         self.name = key.replace(".", "_")
@@ -68,6 +71,7 @@ class Setting:
         self.choices = choices
         self.annotation = PREFIX + annotation if annotation else ""
         self.open = open
+        self.check = check
 
 
 #: weakest first: an annotation may only move to the right
@@ -155,8 +159,17 @@ TABLE: tuple[Setting, ...] = (
         "an EROFS or ext4 image in place of the bundle's root file system; makes rootfs block",
         annotation="rootfs_image",
     ),
+    Setting(
+        "egress",
+        "list",
+        [],
+        "what a container may reach; empty: all that its network reaches; an annotation may only be stricter",
+        annotation="egress",
+        open=True,
+        check=egress.fault,
+    ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
-    Setting("allow_annotations", "list", [], "annotations allowed beyond vcpus, memory, kvm, accelerator"),
+    Setting("allow_annotations", "list", [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
 
@@ -180,6 +193,7 @@ class Settings:
     host_network: str
     rootfs: str
     rootfs_image: str
+    egress: list[str]
     image_store: str
     allow_annotations: list[str]
 
@@ -298,7 +312,7 @@ def fault(row: Setting, value: Any) -> str:
         return "contains a NUL byte"
     if row.kind == "list" and not all(isinstance(item, str) for item in value):
         return "expected a list of strings"
-    return ""
+    return row.check(value) if row.check else ""
 
 
 _KIND_NAMES = {"int": "a whole number", "bool": "true or false", "list": "a list of strings"} | dict.fromkeys(

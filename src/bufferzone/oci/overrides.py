@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import config
+from bufferzone import config, egress
 from bufferzone.errors import SpecError
 
 TYPE_CHECKING = False
@@ -43,6 +43,12 @@ def parse_annotation(row: config.Setting, text: str) -> Any:
         if text not in ("true", "false"):
             raise SpecError(f"{where}: expected true or false, got {text!r}")
         value = text == "true"
+    elif row.key == "egress":
+        value = text.replace(",", " ").split()
+        if not value:
+            raise SpecError(
+                f"{where}: empty", hint=f"{egress.NONE} allows nothing; leave it out to add nothing"
+            )
     elif row.kind == "list":
         value = text.split()
     reason = config.fault(row, value)
@@ -75,7 +81,7 @@ def apply_annotations(settings: config.Settings, annotations: Mapping[str, str])
     """The settings of one container: `annotations` over `settings`.
 
     Raises `SpecError` for an unknown or malformed annotation, one that this host does not allow, or a weaker
-    `kvm` policy than the host's.
+    `kvm` or `egress` policy than the host's.
     """
     wanted = parse_annotations(annotations)
     for key in wanted:
@@ -118,6 +124,13 @@ def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) ->
             code="annotation-refused",
         )
     _check_fits(wanted, where)
+    beyond = egress.beyond(result.egress, settings.egress) if settings.egress else ""
+    if beyond:
+        raise SpecError(
+            f"config.json: {where}.bufferzone.egress: {beyond} lies in none of this host's rules",
+            hint=f"this host has: {' '.join(settings.egress)}",
+            code="annotation-refused",
+        )
     return result
 
 
