@@ -12,6 +12,7 @@ STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
     "sandbox/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
+    "network/nft.py": "nft, from a thread that is in the network namespace meant; posix_spawn only",
     "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
     "cli/launch.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
     "cli/bz/template.py": "`make` runs the shim's program, which alone boots VMs",

@@ -1,7 +1,7 @@
 """Joins an interface of a container's network namespace with the tap of its VM, and takes them apart.
 
 All that arrives at one leaves by the other; the interface keeps its addresses, for whoever asks the
-namespace. `create`, `join` and `part` are for a thread that is inside the namespace (`namespace.inside`).
+namespace. `join` and `part` are for a thread that is inside the namespace (`namespace.inside`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bufferzone.linux.tap import DEVICE as DEVICE
 from bufferzone.network import namespace, tc
 from bufferzone.network.interfaces import MARK
 
-_PARKED = "bz0"
+PARKED = "bz0"
 
 
 class Tap:
@@ -30,7 +30,7 @@ def park() -> Tap:
     something to join. Raises `HostError`.
     """
     try:
-        where, fd = namespace.fresh(lambda: tap.create(_PARKED))
+        where, fd = namespace.fresh(lambda: tap.create(PARKED))
     except OSError as error:
         raise _no_tap(error) from error
     return Tap(fd, where)
@@ -41,23 +41,12 @@ def move(parked: int, target: int, name: str, mtu: int) -> None:
 
     def work() -> None:
         with Netlink() as netlink:
-            index = _index(netlink, _PARKED)
+            index = _index(netlink, PARKED)
             rtnetlink.set_link(
                 netlink, index, rtnetlink.namespace(target), rtnetlink.name(name), rtnetlink.mtu(mtu)
             )
 
     namespace.inside(parked, work)
-
-
-def create(name: str, mtu: int) -> int:
-    """Make the tap `name` in this thread's namespace; its descriptor. Raises `HostError`."""
-    try:
-        fd = tap.create(name)
-    except OSError as error:
-        raise _no_tap(error) from error
-    with Netlink() as netlink:
-        rtnetlink.set_link(netlink, _index(netlink, name), rtnetlink.mtu(mtu))
-    return fd
 
 
 def join(interface_name: str, tap_name: str) -> None:

@@ -13,7 +13,7 @@ import time
 from functools import partial
 
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError
-from bufferzone.network import interfaces, namespace, wire
+from bufferzone.network import gate, interfaces, namespace, wire
 from bufferzone.oci import host
 from bufferzone.vmm import nic
 from bufferzone.wire import network as messages
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
     from bufferzone.sandbox.agent import AgentClient
     from bufferzone.vmm.driver import Vmm
@@ -70,7 +71,7 @@ class Network:
     """Taps and wires of a sandbox. `record(identity, path, interfaces)` notes what a killed shim would leave.
 
     The first namespace with an interface in it is the sandbox's. `tap` (None: this machine has none) is
-    owned; `close` gives everything back. Thread-safe.
+    owned; `close` gives everything back. `rules` are the egress policy, None: none. Thread-safe.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Network:
         vmm: Vmm,
         agent_client: AgentClient,
         record: Callable[[list[int], str, list[str]], None],
+        rules: tuple[Rule, ...] | None,
     ) -> None:
+        self._gates = None if rules is None else gate.Gates(rules)
         self._tap, self._vmm, self._agent, self._record = tap, vmm, agent_client, record
         self._lock = threading.Lock()
         self._namespace = -1
@@ -150,6 +153,15 @@ class Network:
         if self._tap is not None:
             os.close(self._tap.namespace_fd)
             self._tap = None
+        if self._gates is not None:
+            self._gates.close()
+
+    def refused(self) -> dict[str, int]:
+        """Packets refused, as `gate.Gates.counters` has them; empty where there is no policy."""
+        try:
+            return {} if self._gates is None else self._gates.counters()
+        except (OSError, BufferzoneError):
+            return {}  # the sandbox is being taken down
 
     def _part(self) -> None:
         if self._namespace < 0:
@@ -171,6 +183,8 @@ class Network:
         new = [interface for interface in found if interface.name not in self._nics]
         if new:
             self._join(fd, path, new)
+        if self._gates is not None:
+            self._gates.renew(found)
         self._tell(found)
 
     def _join(self, fd: int, path: str, new: list[Interface]) -> None:
@@ -193,16 +207,25 @@ class Network:
             if number:
                 self._plug(fd, number, name, interface)
             else:
-                wire.move(tap.namespace_fd, fd, name, interface.mtu)
+                self._place(tap.namespace_fd, fd, name, interface)
             namespace.inside(fd, partial(wire.join, interface.name, name))
             self._joined[interface.name] = name
 
     def _plug(self, fd: int, number: int, name: str, interface: Interface) -> None:
-        tap = namespace.inside(fd, lambda: wire.create(name, interface.mtu))
+        tap = wire.park()
         try:
-            nic.plug(self._vmm, tap, number=number, mac=self._nics[interface.name])
+            self._place(tap.namespace_fd, fd, name, interface)
+            nic.plug(self._vmm, tap.fd, number=number, mac=self._nics[interface.name])
         finally:
-            os.close(tap)
+            os.close(tap.fd)
+            os.close(tap.namespace_fd)
+
+    def _place(self, parked: int, fd: int, name: str, interface: Interface) -> None:
+        """Have the tap itself in the container's namespace, or the far end of its gate, called `name`."""
+        if self._gates is None:
+            wire.move(parked, fd, name, interface.mtu)
+        else:
+            self._gates.add(parked, (fd, name), interface)
 
     def _tell(self, found: tuple[Interface, ...]) -> None:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
