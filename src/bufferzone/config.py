@@ -287,7 +287,7 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
 
 
 #: rows that change nothing about a VM that waits for a container
-_NO_SHAPE = ("pool.size", "pool.idle_s", "boot_timeout_s", "allow_annotations")
+_NO_SHAPE = ("pool.size", "pool.idle_s", "boot_timeout_s", "egress", "allow_annotations")
 
 
 def shape_of(settings: Settings) -> dict[str, Any]:

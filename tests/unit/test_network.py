@@ -147,15 +147,17 @@ def test_traffic_control_of_somebody_else_is_left_alone(netns):
                   ["filter", "add", "dev", "eth0", "parent", "ffff:", "prio", "5", "u32", "match", "u32",
                    "0", "0", "flowid", "1:1"]):  # fmt: skip
         subprocess.run(["tc", "-n", NAME, *words], check=True, timeout=30)
-    fd = namespace.inside(netns, lambda: wire.create("bzt.1", 1500))
+    parked = wire.park()
     try:
+        wire.move(parked.namespace_fd, netns, "bzt.1", 1500)
         with pytest.raises(HostError, match="eth0: it has traffic control of its own"):
             namespace.inside(netns, lambda: wire.join("eth0", "bzt.1"))
         namespace.inside(netns, lambda: wire.part("eth0"))
         shown = subprocess.run(["tc", "-n", NAME, "qdisc"], capture_output=True, text=True, check=True)
         assert "ingress" in shown.stdout
     finally:
-        os.close(fd)
+        os.close(parked.fd)
+        os.close(parked.namespace_fd)
 
 
 @real

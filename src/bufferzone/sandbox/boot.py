@@ -11,7 +11,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from bufferzone import config, jail, oci, state
+from bufferzone import config, egress, jail, oci, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
@@ -78,7 +78,7 @@ def boot(
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
-        network = Network(tap, started.vmm, agent_client, left.add_network)
+        network = Network(tap, started.vmm, agent_client, left.add_network, egress.policy(settings.egress))
         stack.callback(network.close)
         sandbox = Sandbox(
             container_id,
@@ -345,7 +345,8 @@ class Leftovers:
 
 def facts_of(settings: Settings, machine: Machine, start: str) -> dict[str, str]:
     """What `state` tells of a sandbox; `start` is cold, warm, pool or restored."""
-    return {
+    policy = {"bufferzone.egress": " ".join(settings.egress)} if settings.egress else {}
+    return policy | {
         "bufferzone.accelerator": machine.accelerator,
         "bufferzone.kvm": settings.kvm,
         "bufferzone.image": machine.image.digest,

@@ -11,7 +11,7 @@ import os
 import select
 from contextlib import ExitStack, contextmanager
 
-from bufferzone import jail, state
+from bufferzone import egress, jail, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.linux import process
@@ -170,7 +170,8 @@ class WaitingVm:
         for name in _LOGS:
             os.rename(os.path.join(self._directory, name), os.path.join(directory, name))
         state.remove(self._directory)
-        network = Network(self._tap, self._started.vmm, self._agent, left.add_network)
+        rules = egress.policy(settings.egress)
+        network = Network(self._tap, self._started.vmm, self._agent, left.add_network, rules)
         self._before.callback(network.close)
         timeline.enter("wake the guest")
         sandbox = Sandbox(

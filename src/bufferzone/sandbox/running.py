@@ -155,6 +155,8 @@ class Sandbox:
         facts = dict(self._facts)
         if self.failure is not None:
             facts["bufferzone.failure"] = self.failure.message
+        for name, packets in self.network.refused().items():
+            facts[f"bufferzone.egress-{name}"] = str(packets)
         return facts
 
     def info(self) -> dict[str, Any]:
@@ -171,6 +173,9 @@ class Sandbox:
             "start": facts["start"],
             "vmm": facts.get("vmm", ""),
             "failure": facts.get("failure", ""),
+            "egress": facts.get("egress", ""),
+            "egress_denied": int(facts.get("egress-denied", "0")),
+            "egress_forged": int(facts.get("egress-forged", "0")),
             "vmm_pid": self._vmm.pid,
             "virtiofsd_pid": self._daemon.pid if self._daemon is not None else 0,
             "shim_pid": os.getpid(),

@@ -11,7 +11,8 @@ SERVICE = "bufferzone.shim.v1.Shim"
 class InfoResponse(Message):
     """`json` is one object: id, accelerator, kvm (policy), kernel (guest release), timeline [[phase, ms]],
     vmm (name and version), vmm_pid, virtiofsd_pid, shim_pid, image (digest), vcpus, memory_mib, start (warm
-    or cold), failure. What is not known yet is empty."""
+    or cold), failure, egress (the policy), egress_denied and egress_forged (packets it refused). What is not
+    known yet is empty."""
 
     json: bytes = blob(1)
 
