@@ -195,6 +195,30 @@ def test_what_cannot_be_saved_is_one_line_and_runs_on(warm: Warm, made: Path, tm
         warm.runtime.ok("delete", "--force", each.id)
 
 
+def test_a_container_with_a_network_is_not_saved(warm: Warm, tmp_path: Path) -> None:
+    name = f"{MARK}-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        words = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name]
+        subprocess.run(["ip", "netns", "add", f"{name}-peer"], check=True)
+        subprocess.run(["ip", "netns", "exec", f"{name}-peer", *words], check=True)
+        subprocess.run(["ip", "-n", name, "link", "set", "eth0", "up"], check=True)
+        linux = config("")["linux"]
+        spaces = [entry for entry in linux["namespaces"] if entry["type"] != "network"]
+        spaces.append({"type": "network", "path": f"/run/netns/{name}"})
+        directory = bundle(
+            tmp_path / "net", COUNTER, annotations=BLOCK, linux={**linux, "namespaces": spaces}
+        )
+        container = warm.runtime.run("one", directory)
+        refused = warm.runtime.verb("checkpoint", "--image-path", str(tmp_path / "image"), "one")
+        assert "it has a network" in refused.line
+        container.expect("n 3.")
+        warm.runtime.ok("delete", "--force", "one")
+    finally:
+        for each in (name, f"{name}-peer"):
+            subprocess.run(["ip", "netns", "del", each], check=False)
+
+
 def process_table(warm: Warm, id: str) -> bytes:
     done = warm.runtime.verb("ps", "--format", "table", id)
     return done.out.encode().replace(b" ", b"\x00")

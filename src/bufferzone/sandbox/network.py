@@ -137,9 +137,9 @@ class Network:
             self.part()
 
     @property
-    def plugged(self) -> int:
-        """How many NICs the VM got besides the one that it has from the start."""
-        return max(0, len(self._joined) - 1)
+    def is_joined(self) -> bool:
+        """Whether interfaces of the container are the VM's."""
+        return bool(self._joined)
 
     def part(self) -> None:
         """Take the interfaces and the VM apart, for good."""

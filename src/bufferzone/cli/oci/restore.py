@@ -23,7 +23,7 @@ FLAGS = (
     ignored("lazy-pages", "", "CRIU's"),
 )
 USAGE = "[options] <container-id>"
-DESCRIPTION = """The VM of the checkpoint goes on, with fresh random numbers, clock and network. The bundle's
+DESCRIPTION = """The VM of the checkpoint goes on, with fresh random numbers and clock. The bundle's
 config.json has to describe the same container. Needs the QEMU that saved it."""
 WORDS = (1, 1)
 INTERSPERSED = True
