@@ -106,7 +106,7 @@ class Client:
         except ttrpc.ProtocolError as error:
             raise CallerError(f"too much for one request: {method}: {error}") from error
         except OSError as error:
-            raise VmmError(f"the shim ended: {method}: {error.strerror}", code="shim-ended") from error
+            raise _ended(method) from error
         return stream
 
     def poll_response(self, stream: int, service: str, method: str) -> Any:
@@ -123,9 +123,9 @@ class Client:
         except TimeoutError as error:
             raise VmmError(f"the shim did not answer {method} in time", code="shim-timeout") from error
         except OSError as error:
-            raise VmmError(f"the shim ended: {method}: {error.strerror}", code="shim-ended") from error
+            raise _ended(method) from error
         if not data:
-            raise VmmError(f"the shim ended before it answered {method}", code="shim-ended")
+            raise _ended(method)
         try:
             for frame in self._frames.feed(data):
                 if frame.stream == stream and frame.type == ttrpc.RESPONSE:
@@ -133,6 +133,11 @@ class Client:
         except ttrpc.ProtocolError as error:
             raise BugError(f"the shim's answer to {method} is malformed: {error}") from error
         return None
+
+
+def _ended(method: str) -> VmmError:
+    """The same words for end of file, EPIPE and ECONNRESET: which of them it is depends on the moment."""
+    return VmmError(f"the shim ended before it answered {method}", code="shim-ended")
 
 
 def parse(payload: bytes, service: str, method: str) -> Any:
