@@ -77,9 +77,6 @@ class Agent:
             self._sandbox.reaped(pid, status)
 
     def _hello(self, request: wire.HelloRequest, reply: Reply) -> Message:
-        if self._server.held:
-            self._server.renew()
-            reply.renew()
         if not self._hosted:
             if len(request.entropy) < _MIN_ENTROPY:
                 raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")

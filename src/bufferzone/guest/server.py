@@ -41,10 +41,6 @@ class Reply:
         """Whether there is somebody to answer now: not after the connection ended, nor while it is held."""
         return not self.done and self._session == self._server.session and not self._server.held
 
-    def renew(self) -> None:
-        """This is the first request of a new connection: it is to be answered over that."""
-        self._session = self._server.session
-
     def ok(self, message: Message) -> None:
         """Answer with `message`."""
         self._send(ttrpc.Response(payload=message.encode()))
@@ -127,8 +123,10 @@ class Server:
     def renew(self) -> None:
         """Whoever speaks now is another host: forget the connection that was held."""
         self.held = False
+        self.session += 1
         self._later.clear()
-        self._disconnected()
+        self._queue.clear()
+        self._queued = 0
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call `then` once every queued reply has left."""
@@ -177,6 +175,9 @@ class Server:
                 raise CallerError(
                     f"no such method: {request.service}/{request.method}", code="no-such-method"
                 )
+            if self.held and request.method != "Release":  # all that the host of before may say
+                self.renew()
+                reply = Reply(self, self.session, frame.stream)
             message = wire.METHODS[request.method][0].decode(request.payload)
             response = self._handle(request.method, message, reply)
         except DecodeError as error:
