@@ -140,8 +140,15 @@ TABLE: tuple[Setting, ...] = (
         "host_network",
         "str",
         "refuse",
-        "a container that asks for the host's network: refuse it, or give it none",
-        choices=("refuse", "none"),
+        "a container that asks for the host's network: refuse it, give it none, or one behind passt",
+        choices=("refuse", "none", "passt"),
+    ),
+    Setting(
+        "publish",
+        "list",
+        [],
+        "ports of the host that lead into VMs behind passt: [ADDRESS:]HOST:GUEST[/tcp|udp]",
+        annotation="publish",
     ),
     Setting(
         "rootfs",
@@ -191,6 +198,7 @@ class Settings:
     pool_size: int
     pool_idle_s: int
     host_network: str
+    publish: list[str]
     rootfs: str
     rootfs_image: str
     egress: list[str]

@@ -60,6 +60,7 @@ class JailBind:
 class Jail:
     """What a helper keeps.
 
+    `confines_itself`: it leaves for namespaces of its own, so the filter lets it.
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
@@ -82,6 +83,7 @@ class Jail:
     proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
     cgroups: tuple[int, ...] = ()
+    confines_itself: bool = False
     limits: tuple[tuple[int, int], ...] = ((resource.RLIMIT_CORE, 0),)
 
 
@@ -303,7 +305,7 @@ def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -
     process.set_ambient(mask)
     process.set_no_new_privileges()
     talk.step = "load the system call filter"
-    process.load_seccomp(denylist.program())
+    process.load_seccomp(denylist.program(confines_itself=jail.confines_itself))
     # last, since a change of credentials clears it; the question finds out whether the parent died before
     process.die_with_parent()
     talk.ask("go")

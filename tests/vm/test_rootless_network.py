@@ -17,6 +17,9 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there"
 needs_slirp = pytest.mark.skipif(
     shutil.which("slirp4netns") is None, reason="slirp4netns is not installed: apt-get install slirp4netns"
 )
+needs_passt = pytest.mark.skipif(
+    shutil.which("passt") is None, reason="passt is not installed: apt-get install passt"
+)
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
@@ -52,7 +55,8 @@ def podman(guest_image):
     try:
         if user.run("unshare", "--user", "true").status != 0:
             pytest.skip("ordinary users may not make user namespaces here")
-        user.settings(f'image = "{guest_image.directory}"\n')
+        passt = 'host_network = "passt"\nallow_annotations = ["publish"]\n'
+        user.settings(f'image = "{guest_image.directory}"\n{passt}')
         podman = RootlessPodman(user)
         podman.image, file = _image(user.directory)
         file.chmod(0o644)
@@ -78,6 +82,47 @@ def test_a_port_that_slirp4netns_publishes_leads_into_the_guest(podman):
     until(lambda: _page(port) == b"from the guest\n", "the web server")
     podman("rm", "--force", "--time", "0", "web")
     assert _page(port) == b""
+
+
+@needs_passt
+def test_the_hosts_network_becomes_one_behind_passt_where_the_settings_say_so(podman, server):
+    run = ("run", "--rm", "--network", "host", podman.image)
+    assert podman(*run, "wget", "-q", "-O", "-", f"http://{server}/").text == "the host answers"
+
+
+@needs_passt
+def test_behind_passt_the_hosts_loopback_is_out_of_reach(podman):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        run = ("run", "--rm", "--network", "host", podman.image, "sh", "-c")
+        fetch = (
+            f"wget -T 3 -q -O - http://10.0.2.2:{port}/; wget -T 3 -q -O - http://127.0.0.1:{port}/; echo end"
+        )
+        assert podman(*run, fetch).text == "end"
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@needs_passt
+def test_a_port_that_passt_publishes_leads_into_the_guest(podman):
+    port = free_port()
+    publish = ("--annotation", f"bufferzone.publish=127.0.0.1:{port}:80")
+    serve = "echo from the guest >/index.html; exec httpd -f -p 80 -h /"
+    podman("run", "--detach", "--name", "web", "--network", "host", *publish, podman.image, "sh", "-c", serve)
+    until(lambda: _page(port) == b"from the guest\n", "the web server")
+    podman("rm", "--force", "--time", "0", "web")
+    assert _page(port) == b""
+
+
+@needs_passt
+def test_a_port_that_is_taken_fails_the_container_with_passts_words(podman):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        publish = ("--annotation", f"bufferzone.publish=127.0.0.1:{taken.getsockname()[1]}:80")
+        done = podman.any("run", "--rm", "--network", "host", *publish, podman.image, "true")
+    assert done.status != 0
+    assert "passt ended with status 1" in done.complaint
+    assert "Failed to bind" in done.complaint
 
 
 def free_port() -> int:

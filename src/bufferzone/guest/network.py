@@ -6,7 +6,9 @@ refuse. Runs in the VM only.
 
 from __future__ import annotations
 
+import _socket
 import os
+import struct
 
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import nic
@@ -56,6 +58,9 @@ def take_over(interfaces: list[Interface]) -> None:
         up = [index for interface, index in zip(interfaces, indexes, strict=True) if interface.up]
         if not rtnetlink.await_running(netlink, up, _CARRIER_S):
             warn("a NIC has no carrier")
+    for interface in interfaces:
+        if interface.announce:
+            _announce(interface)
 
 
 def _make_way(netlink: Netlink, interfaces: list[Interface], indexes: list[int]) -> None:
@@ -98,6 +103,20 @@ def _add_routes(netlink: Netlink, index: int, interface: Interface) -> None:
             raise GuestError(
                 f"interface {interface.name}: route {where}: {error.strerror}", code="network"
             ) from error
+
+
+def _announce(interface: Interface) -> None:
+    """Gratuitous ARP, as RFC 5227 has it, for each IPv4 address."""
+    link = _socket.socket(_socket.AF_PACKET, _socket.SOCK_RAW)
+    try:
+        link.bind((interface.name, 0))
+        for row in interface.addresses:
+            if len(row.local) == 4:
+                arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
+                arp += interface.mac + row.local + bytes(6) + row.local
+                link.send(b"\xff" * 6 + interface.mac + b"\x08\x06" + arp)
+    finally:
+        link.close()
 
 
 def check(interfaces: list[Interface]) -> None:

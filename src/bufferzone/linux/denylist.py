@@ -53,6 +53,7 @@ DENIED = {
 # clone(2) and unshare(2) with any of these flags are refused (virtiofsd's threads unshare CLONE_FS);
 # clone3(2) hides its flags in memory, so it does not exist here, and glibc falls back
 _NEW_NAMESPACES = 0x7E020000
+_CONFINEMENT = ("mount", "umount2", "pivot_root")
 _CLONE, _UNSHARE, _CLONE3 = 56, 272, 435
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
@@ -60,9 +61,14 @@ _X86_64, _X32_BIT = 0xC000003E, 0x40000000
 _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
 
 
-def program() -> bytes:
-    """The filter as an array of struct sock_filter; see seccomp(2)."""
-    numbers = sorted(DENIED.values())
+def program(*, confines_itself: bool = False) -> bytes:
+    """The filter as an array of struct sock_filter; see seccomp(2).
+
+    `confines_itself`: without what a helper needs that leaves for namespaces and a root of its own.
+    """
+    own = _CONFINEMENT if confines_itself else ()
+    numbers = sorted(number for name, number in DENIED.items() if name not in own)
+    namespaces = 0 if confines_itself else _NEW_NAMESPACES
     end = len(numbers)  # instructions between the first comparison and what follows the list
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -77,7 +83,7 @@ def program() -> bytes:
         (_EQUAL, 1, 0, _CLONE),
         (_EQUAL, 0, 2, _UNSHARE),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_ANY_BIT, 3, 0, _NEW_NAMESPACES),
+        (_ANY_BIT, 3, 0, namespaces),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _ENOSYS),
         (_RETURN, 0, 0, _KILL),

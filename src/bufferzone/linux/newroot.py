@@ -37,6 +37,7 @@ def enter(trees: Iterable[tuple[int, str]], nodes: Iterable[Node], links: Iterab
     mnt.mount("tmpfs", "/proc", "tmpfs", quiet | mnt.MS_NODEV, "size=256k,nr_inodes=256,mode=755")
     os.chdir("/proc")
     for link, target in links:
+        os.makedirs(os.path.dirname("." + link), mode=0o755, exist_ok=True)
         os.symlink(target, "." + link)
     for fd, target in trees:
         _attach(fd, "." + target)

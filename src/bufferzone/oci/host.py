@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 
 from bufferzone import config
+from bufferzone.errors import SpecError
+from bufferzone.oci import ports
 from bufferzone.oci.check import fail
 from bufferzone.oci.overrides import apply_annotations, apply_vm
 
@@ -50,14 +52,26 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
     entry = network_entry(spec)
     if entry is not None and entry[1]:
         _check_there(f"linux.namespaces[{entry[0]}].path", entry[1])
-    own = entry is None or (entry[1] and os.path.samefile(entry[1], "/proc/self/ns/net"))
-    if own and settings.host_network == "refuse":
+    if asks_for_host_network(spec) and settings.host_network == "refuse":
         raise fail(
             "linux.namespaces",
             "a VM cannot use the host's network: no network namespace of its own is asked for",
-            hint='use a bridge network or none, or set host_network = "none" in '
-            f"{config.DIRECTORY}/config.toml: then it has no network",
+            hint='use a bridge network or none, or set host_network = "none" (then it has no network) or '
+            f'"passt" in {config.DIRECTORY}/config.toml',
         )
+    for text in settings.publish:
+        try:
+            ports.parse(text)
+        except ValueError as error:
+            raise SpecError(f"publish: {error}", code="bad-port") from error
+
+
+def asks_for_host_network(spec: dict[str, Any]) -> bool:
+    """Whether the container of this config.json is to be in the network namespace that we are in."""
+    entry = network_entry(spec)
+    if entry is None:
+        return True
+    return bool(entry[1]) and os.path.samefile(entry[1], "/proc/self/ns/net")
 
 
 def _check_there(where: str, path: str) -> None:

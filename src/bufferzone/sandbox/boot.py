@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from bufferzone import config, egress, jail, oci, state
@@ -16,11 +17,10 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
 from bufferzone.oci import host
-from bufferzone.sandbox import cgroups, containers, plan, revive, rootdisk, template
+from bufferzone.sandbox import cgroups, containers, plan, revive, rootdisk, template, usernet
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.capture import Capture
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
-from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
 from bufferzone.storage import ram, share, virtiofs
@@ -61,12 +61,14 @@ def boot(
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
-        tap = None if restored is not None and not restored.machine.nic else park(log)
+        user = usernet.wanted(spec.raw, settings, restored)
+        tap = None if user or (restored is not None and not restored.machine.nic) else park(log)
         warm = None
         if restored is not None:
             machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
         else:
-            machine = describe(settings, size, os.path.dirname(directory), log, nic=tap is not None)
+            machine = describe(settings, size, os.path.dirname(directory), log, nic=user or tap is not None)
+            machine = replace(machine, user_network=user)
             warm = _Warm(stack, machine, settings, log)
         left = Leftovers(directory)
         if cgroup:
@@ -75,10 +77,11 @@ def boot(
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
         tree = _share(stack, directory) if disk is None or containers.needs_share(spec) else None
-        starter = Starter(container_id, machine, directory, uids, tree, left, timeline, tap)
+        link = usernet.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
+        starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
-        network = Network(tap, started.vmm, agent_client, left.add_network, egress.policy(settings.egress))
+        network = usernet.of(link, started.vmm, agent_client, left.add_network)
         stack.callback(network.close)
         sandbox = Sandbox(
             container_id,
@@ -206,7 +209,7 @@ class Starter:
         tree: share.Tree | None,
         left: Leftovers,
         timeline: Timeline,
-        tap: wire.Tap | None,
+        tap: wire.Tap | usernet.Link | None,
     ) -> None:
         self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory

@@ -157,6 +157,7 @@ class Containers:
 
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
+        self._sandbox.network.begin()
         if container.namespace >= 0:
             self._sandbox.network.attach(container.namespace, container.namespace_path)
         method = "Resume" if container.adopted else "Start"

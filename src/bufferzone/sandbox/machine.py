@@ -34,7 +34,7 @@ TEMPLATE_VERSION = 2
 class Machine:
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
     paths.
-    `nic`: a NIC is in it from the start, see `network`.
+    `nic`: a NIC is in it from the start, see `network`; `user_network`: on a stream socket and not a tap.
     `block`: it has a slot for an image of a root file system.
     """
 
@@ -46,6 +46,7 @@ class Machine:
     vcpus: int
     memory_mib: int
     nic: bool = True
+    user_network: bool = False
     block: bool = False
 
 
@@ -129,7 +130,8 @@ def spec_of(
 ) -> VmSpec:
     """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root.
 
-    `ends` are QEMU's descriptors: agent, console, control; `tap` that of the NIC's tap, if it has one.
+    `ends` are QEMU's descriptors: agent, console, control; `tap` that of the NIC's tap or stream, if it has
+    one.
     """
     agent_fd, console_fd, control_fd = ends
     return VmSpec(
@@ -144,11 +146,16 @@ def spec_of(
         console_fd=console_fd,
         control_fd=control_fd,
         shares=shares,
-        nics=(Nic(name="first", fd=tap, mac=FIRST_MAC),) if machine.nic else (),
+        nics=_nics(machine, tap),
         disks=(Disk(name=ROOT_DISK),) if machine.block else (),
         memory_path=driver.MEMORY_PATH if in_file else "",
         restored=restored,
     )
+
+
+def _nics(machine: Machine, fd: int) -> tuple[Nic, ...]:
+    nic = Nic(name="first", fd=fd, mac=FIRST_MAC, is_tap=not machine.user_network)
+    return (nic,) if machine.nic else ()
 
 
 def template_key(machine: Machine) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import time
 from functools import partial
@@ -22,11 +23,13 @@ from bufferzone.wire.proto import Empty
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
     from typing import Any
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
     from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.machine import Machine
     from bufferzone.vmm.driver import Vmm
 
 #: how long a guest may take to find a NIC that was plugged
@@ -35,13 +38,28 @@ _AGAIN_S = 0.005
 
 
 def has_taps() -> bool:
-    """Whether this machine has tap devices at all: whether a VM of it has a NIC."""
-    return os.path.exists(wire.DEVICE)
+    """Whether we may make tap devices at all: whether a VM of ours has a NIC."""
+    return os.access(wire.DEVICE, os.R_OK | os.W_OK)
 
 
 def park() -> wire.Tap:
     """The tap of a VM that is being started. Raises `HostError`."""
     return wire.park()
+
+
+def idle(stack: ExitStack, machine: Machine) -> int:
+    """A NIC's back end with nobody behind it, for a VM that becomes a template: a descriptor, -1: no NIC."""
+    if machine.user_network:
+        ours, theirs = socket.socketpair()
+        stack.callback(ours.close)
+        stack.callback(theirs.close)
+        return theirs.fileno()
+    if not machine.nic:
+        return -1
+    tap = wire.park()
+    stack.callback(os.close, tap.fd)
+    os.close(tap.namespace_fd)
+    return tap.fd
 
 
 def namespace_of(spec: dict[str, Any], pid: int) -> int:
@@ -92,6 +110,9 @@ class Network:
         self._failure: BufferzoneError | None = None
         if tap is not None:
             os.close(tap.fd)  # the VMM has it; with the VMM the tap goes
+
+    def begin(self) -> None:
+        """Called before a container's process runs; a network that lies in no namespace is told here."""
 
     def prepare(self, fd: int, path: str) -> None:
         """Begin with what is in the namespace already, while the caller gets ready to start; `attach` tells

@@ -172,11 +172,7 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
         stack.callback(os.close, memory_fd)
         channels = Channels(stack)
-        tap = network.park() if machine.nic else None
-        if tap is not None:
-            stack.callback(os.close, tap.fd)
-            os.close(tap.namespace_fd)
-        vm = spec_of(machine, "template", channels.ends, in_file=True, tap=tap.fd if tap else -1)
+        vm = spec_of(machine, "template", channels.ends, in_file=True, tap=network.idle(stack, machine))
         vmm = driver.start(
             vm,
             driver.Confinement(uid=uids.vmm, gid=uids.vmm),

@@ -47,7 +47,10 @@ class Neighbour(Message):
 
 
 class Interface(Message):
-    """One NIC: `nic` is the MAC it shows by itself, the rest what it becomes."""
+    """One NIC: `nic` is the MAC it shows by itself, the rest what it becomes.
+
+    `announce`: it tells the link its IPv4 addresses, for a back end that learns the MAC from what it sees.
+    """
 
     nic: str = string(1)
     name: str = string(2)
@@ -57,6 +60,7 @@ class Interface(Message):
     addresses: list[Address] = messages(6, Address)
     routes: list[Route] = messages(7, Route)
     neighbours: list[Neighbour] = messages(8, Neighbour)
+    announce: bool = boolean(9)
 
 
 class NetworkRequest(Message):

@@ -1,0 +1,133 @@
+"""The user network of one sandbox: passt in place of a tap, where the host's network was asked for.
+
+The guest gets a fixed address; nothing of the host is configured, so it needs no right there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from bufferzone.errors import HostError
+from bufferzone.network import passt
+from bufferzone.oci import host, ports
+from bufferzone.sandbox.network import Network
+from bufferzone.vmm import console
+from bufferzone.wire import network as messages
+from bufferzone.wire.proto import Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+    from typing import Any
+
+    from bufferzone.config import Settings
+    from bufferzone.network.wire import Tap
+    from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.saved import Saved
+    from bufferzone.spawn import Child
+    from bufferzone.vmm.driver import Vmm
+
+_NAME = "eth0"
+_BOOT, _UNICAST, _LINK_SCOPE = 3, 1, 253  # RTPROT_BOOT, RTN_UNICAST, RT_SCOPE_LINK
+#: passt complains about a missing system log at each line
+_NOISE = ("Failed to send", "Warning")
+
+
+def wanted(spec: dict[str, Any], settings: Settings, restored: Saved | None) -> bool:
+    """Whether this sandbox gets one. Raises `HostError` for a checkpoint whose connections went with passt."""
+    if restored is not None:
+        if restored.machine.user_network:
+            raise HostError("a checkpoint of a VM behind passt cannot be restored", code="passt")
+        return False
+    return settings.host_network == "passt" and host.asks_for_host_network(spec)
+
+
+class Link:
+    """passt, and `fd`, the VMM's end of the connection to it. `note` gets its pid; `stack` gives all back."""
+
+    def __init__(
+        self, stack: ExitStack, settings: Settings, directory: str, uid: int, note: Callable[[int], None]
+    ) -> None:
+        read_end, log_fd = os.pipe2(os.O_CLOEXEC)
+        self.log = console.Reader("passt", read_end, console.BoundedLog(-1))
+        try:
+            wishes = [ports.parse(text) for text in settings.publish]
+            empty = os.path.join(directory, "empty")
+            os.makedirs(empty, exist_ok=True)
+            self.child, self._socket = passt.start(wishes, directory=empty, uid=uid, log_fd=log_fd)
+        finally:
+            os.close(log_fd)
+        self.fd = self._socket.fileno()
+        stack.enter_context(self.child)
+        stack.callback(self._socket.close)
+        note(self.child.pid)
+
+    def handed_over(self) -> None:
+        """The VMM has its copy: passt's end is to be seen there."""
+        self._socket.close()
+
+
+def of(
+    link: Link | Tap | None,
+    vmm: Vmm,
+    agent_client: AgentClient,
+    record: Callable[[list[int], str, list[str]], None],
+) -> Network:
+    """The network behind this back end of the VM's NIC."""
+    if isinstance(link, Link):
+        return UserNetwork(link, vmm, agent_client)
+    return Network(link, vmm, agent_client, record)
+
+
+class UserNetwork(Network):
+    """In place of wires to a namespace."""
+
+    def __init__(self, link: Link, vmm: Vmm, agent_client: AgentClient) -> None:
+        super().__init__(None, vmm, agent_client, lambda *_: None)
+        self._link, self._client, self._begun = link, agent_client, False
+        link.handed_over()
+
+    def begin(self) -> None:
+        """Have the guest configure its NIC; raises `HostError` when passt is not there any more."""
+        if self._begun:
+            return
+        self._begun = True
+        self._link.log.start()
+        check(self._link.child, self._link.log)
+        self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
+
+
+def check(child: Child, log: console.Reader) -> None:
+    """Raise `HostError` with passt's own words when it has ended: a port that is taken, no route."""
+    status = child.wait_exit(0)
+    if status is None:
+        return
+    log.join()
+    said = [line for line in log.log.tail(50) if line and not line.startswith(_NOISE)]
+    reason = f": {said[-1]}" if said else ""
+    raise HostError(f"passt ended with status {status}{reason}", code="passt")
+
+
+def interface() -> messages.Interface:
+    """The guest's one interface: address, the link's route, and the default route."""
+    local, gateway = socket.inet_aton(passt.ADDRESS), socket.inet_aton(passt.GATEWAY)
+    network = socket.inet_aton("10.0.2.0")
+    common = {"family": int(socket.AF_INET), "type": _UNICAST, "protocol": _BOOT}
+    mac = bytes.fromhex(messages.FIRST_MAC.replace(":", ""))
+    return messages.Interface(
+        nic=messages.FIRST_MAC,
+        name=_NAME,
+        mac=mac,
+        mtu=passt.MTU,
+        up=True,
+        announce=True,
+        addresses=[messages.Address(local=local, prefix=passt.PREFIX)],
+        routes=[
+            messages.Route(
+                **common, destination=network, prefix=passt.PREFIX, source=local, scope=_LINK_SCOPE
+            ),
+            messages.Route(**common, gateway=gateway),
+        ],
+    )
