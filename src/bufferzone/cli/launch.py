@@ -132,7 +132,8 @@ def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "")
 def wants_pool(settings: Settings) -> bool:
     """Whether VMs of these settings wait for containers: root's, that share their root file system."""
     shared = settings.rootfs == "virtiofs" and not settings.rootfs_image
-    return bool(settings.pool_size and settings.templates and shared and identity.is_real_root())
+    taps = settings.host_network != "passt"  # a VM that waits has a tap
+    return bool(settings.pool_size and settings.templates and shared and taps and identity.is_real_root())
 
 
 def start_keeper(root: str, shape: str, program: str) -> int:
