@@ -26,8 +26,9 @@ def own_namespace() -> None:
         unshare(CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_SLAVE)
     except OSError as error:
+        hint = "without root, in a user namespace: podman unshare bufferzone ..." if os.geteuid() else ""
         raise HostError(
-            f"cannot create a mount namespace: {error.strerror}", code="no-mount-namespace"
+            f"cannot create a mount namespace: {error.strerror}", hint=hint, code="no-mount-namespace"
         ) from error
 
 
