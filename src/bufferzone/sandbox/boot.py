@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bufferzone.oci import Spec
     from bufferzone.sandbox import saved
     from bufferzone.sandbox.machine import Machine
+    from bufferzone.sandbox.plan import VmPlan
     from bufferzone.spawn import Child
     from bufferzone.vmm.driver import Vmm
 
@@ -63,13 +64,11 @@ def boot(
     with ExitStack() as stack:
         user = usernet.wanted(spec.raw, settings, restored)
         tap = None if user or (restored is not None and not restored.machine.nic) else park(log)
-        warm = None
-        if restored is not None:
-            machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
+        if restored is None:
+            machine = _machine(settings, size, os.path.dirname(directory), log, tap, user)
         else:
-            machine = describe(settings, size, os.path.dirname(directory), log, nic=user or tap is not None)
-            machine = replace(machine, user_network=user)
-            warm = _Warm(stack, machine, settings, log)
+            machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
+        warm = _Warm(stack, machine, settings, log) if restored is None else None
         left = Leftovers(directory)
         if cgroup:
             _join(stack, cgroup, left)
@@ -81,8 +80,7 @@ def boot(
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
-        network = usernet.of(link, started.vmm, agent_client, left.add_network)
-        stack.callback(network.close)
+        network = usernet.of(stack, link, started.vmm, agent_client, left.add_network)
         sandbox = Sandbox(
             container_id,
             vmm=started.vmm,
@@ -114,6 +112,12 @@ def _join(stack: ExitStack, cgroup: str, left: Leftovers) -> None:
 
 def _share(stack: ExitStack, directory: str) -> share.Tree:
     return stack.enter_context(share.Tree(make_directory(directory, "share")))
+
+
+def _machine(
+    settings: Settings, size: VmPlan, root: str, log: Callable[[str], None], tap: wire.Tap | None, user: bool
+) -> Machine:
+    return replace(describe(settings, size, root, log, nic=user or tap is not None), user_network=user)
 
 
 def _start(stack: ExitStack, starter: Starter, warm: _Warm | None, restored: saved.Saved | None) -> Started:

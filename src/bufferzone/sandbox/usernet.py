@@ -36,7 +36,7 @@ _NOISE = ("Failed to send", "Warning")
 
 
 def wanted(spec: dict[str, Any], settings: Settings, restored: Saved | None) -> bool:
-    """Whether this sandbox gets one. Raises `HostError` for a checkpoint whose connections went with passt."""
+    """Whether this sandbox gets one. Raises `HostError` for a checkpoint of one that had passt."""
     if restored is not None:
         if restored.machine.user_network:
             raise HostError("a checkpoint of a VM behind passt cannot be restored", code="passt")
@@ -70,15 +70,19 @@ class Link:
 
 
 def of(
+    stack: ExitStack,
     link: Link | Tap | None,
     vmm: Vmm,
     agent_client: AgentClient,
     record: Callable[[list[int], str, list[str]], None],
 ) -> Network:
-    """The network behind this back end of the VM's NIC."""
+    """The network behind this back end of the VM's NIC; `stack` closes it."""
     if isinstance(link, Link):
-        return UserNetwork(link, vmm, agent_client)
-    return Network(link, vmm, agent_client, record)
+        network: Network = UserNetwork(link, vmm, agent_client)
+    else:
+        network = Network(link, vmm, agent_client, record)
+    stack.callback(network.close)
+    return network
 
 
 class UserNetwork(Network):
