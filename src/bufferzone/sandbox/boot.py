@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from bufferzone import config, egress, jail, oci, state
+from bufferzone import config, jail, oci, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
@@ -80,7 +80,7 @@ def boot(
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
-        network = usernet.of(stack, link, started.vmm, agent_client, left.add_network)
+        network = usernet.of(stack, link, started.vmm, agent_client, left.add_network, settings.egress)
         sandbox = Sandbox(
             container_id,
             vmm=started.vmm,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 
+from bufferzone import egress
 from bufferzone.errors import HostError
 from bufferzone.network import passt
 from bufferzone.oci import host, ports
@@ -75,12 +76,14 @@ def of(
     vmm: Vmm,
     agent_client: AgentClient,
     record: Callable[[list[int], str, list[str]], None],
+    allowed: list[str],
 ) -> Network:
-    """The network behind this back end of the VM's NIC; `stack` closes it."""
+    """The network behind this back end of the VM's NIC; `stack` closes it. `allowed` is the
+    egress policy, which passt does not know."""
     if isinstance(link, Link):
         network: Network = UserNetwork(link, vmm, agent_client)
     else:
-        network = Network(link, vmm, agent_client, record)
+        network = Network(link, vmm, agent_client, record, egress.policy(allowed))
     stack.callback(network.close)
     return network
 
@@ -89,9 +92,14 @@ class UserNetwork(Network):
     """In place of wires to a namespace."""
 
     def __init__(self, link: Link, vmm: Vmm, agent_client: AgentClient) -> None:
-        super().__init__(None, vmm, agent_client, lambda *_: None)
+        super().__init__(None, vmm, agent_client, lambda *_: None, None)
         self._link, self._client, self._begun = link, agent_client, False
         link.handed_over()
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether there is a network that a checkpoint would lose."""
+        return True
 
     def begin(self) -> None:
         """Have the guest configure its NIC; raises `HostError` when passt is not there any more."""
