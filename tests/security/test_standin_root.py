@@ -19,7 +19,7 @@ spec = types.SimpleNamespace(rootfs=rootfs, bundle="/", mounts=mounts)
 process.unshare(process.CLONE_NEWNS)
 mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
 mount.mount(rootfs, rootfs, "", mount.MS_BIND)
-table = standin.enter_root(spec)
+table = standin.enter_root(spec, on_disk=False)
 seen = {name: sorted(os.listdir(name)) for name in sys.argv[3:]}
 print(json.dumps({"table": table is not None, "seen": seen}))
 """

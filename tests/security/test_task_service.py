@@ -6,30 +6,31 @@ import types
 import pytest
 
 from bufferzone.errors import GuestError, VmmError
-from bufferzone.shim import task as shim_task
+from bufferzone.shim import oom
+from bufferzone.shim.process import Process
 from bufferzone.shim.stdio import Stdio
-from bufferzone.shim.task import TaskService
+from bufferzone.shim.table import Table
 from bufferzone.wire import agent
 
 
-def service_for(call, published):
-    containers = types.SimpleNamespace(agent=types.SimpleNamespace(call=call))
+def watch(call, published):
+    """The watch of a shim whose one container is `c`."""
+    table = Table()
+    table.reserve(Process(agent.ProcessRef(id="c"), bundle="/", terminal=False, uris=("", "", "")))
     events = types.SimpleNamespace(publish=published.append)
-    service = TaskService(containers, None, events, lambda: None, single=True)
-    service._table.add_container(types.SimpleNamespace(id="c"))
-    return service
+    oom.OomTeller(table, events).watch(types.SimpleNamespace(call=call))
 
 
 def test_a_guest_that_tells_of_oom_without_end_is_heard_once_in_a_while(monkeypatch):
     pauses, published = [], []
-    monkeypatch.setattr(shim_task.time, "sleep", pauses.append)
+    monkeypatch.setattr(oom.time, "sleep", pauses.append)
 
     def call(method, request, reply):
         if len(pauses) == 3:
             raise VmmError("the sandbox has ended")
         return agent.OomEvents(ids=["c"] * 65536 + ["other"])
 
-    service_for(call, published).watch_oom()
+    watch(call, published)
     assert len(published) == 3  # one event an answer, and a pause before the next question
     assert all(pause >= 1 for pause in pauses)
 
@@ -46,7 +47,7 @@ def test_the_watch_for_oom_ends_with_the_channel(error):
     def call(method, request, reply):
         raise error
 
-    thread = threading.Thread(target=service_for(call, []).watch_oom)
+    thread = threading.Thread(target=watch, args=(call, []))
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
