@@ -48,7 +48,10 @@ def missing() -> str:
 _numbers = itertools.count()
 #: /dev/net/tun as udev makes it, in a mount namespace of the test's: on a machine without udev it is root's
 _TUN = """
-mount -t tmpfs -o mode=755 tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200 && echo ready
+set -e
+mount -t tmpfs -o mode=755 tmpfs /dev/net
+mknod -m 666 /dev/net/tun c 10 200
+echo ready
 exec sleep 3600
 """
 

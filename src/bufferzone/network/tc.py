@@ -44,7 +44,8 @@ def remove(netlink: Netlink, source: int) -> None:
     """Take the ingress qdisc away, and the filter with it; nothing there is fine. Raises OSError."""
     head = _TCM.pack(0, 0, source, _INGRESS_HANDLE, _INGRESS, 0)
     try:
-        netlink.request(_DELQDISC, head)
+        # by name: clsact, which may be somebody else's, has the same handle and parent
+        netlink.request(_DELQDISC, head + text(_KIND, "ingress"))
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
             raise

@@ -93,7 +93,8 @@ class UserNetwork(Network):
 
     def __init__(self, link: Link, vmm: Vmm, agent_client: AgentClient) -> None:
         super().__init__(None, vmm, agent_client, lambda *_: None, None)
-        self._link, self._client, self._begun = link, agent_client, False
+        self._link, self._client = link, agent_client
+        self._begun = self._reading = False
         link.handed_over()
 
     @property
@@ -105,10 +106,12 @@ class UserNetwork(Network):
         """Have the guest configure its NIC; raises `HostError` when passt is not there any more."""
         if self._begun:
             return
-        self._begun = True
-        self._link.log.start()
+        if not self._reading:
+            self._reading = True
+            self._link.log.start()
         check(self._link.child, self._link.log)
         self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
+        self._begun = True
 
 
 def check(child: Child, log: console.Reader) -> None:

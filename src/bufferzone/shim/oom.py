@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _PAUSE_S = 1.0  # a guest that answers at once for ever would fill the queue of events
 _LONGEST_S = 10.0
 _CONMON = "conmon"
+#: a FIFO of that name must not hold up the container's end
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _PERSIST = ("--persist-dir", "-0")
 
 
@@ -107,7 +109,7 @@ def leave_file(pid: int, bundle: str, proc: str = "/proc") -> list[str]:
     for directory in [bundle, *_persist_directories(words)]:
         path = os.path.join(directory, "oom")
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.close(os.open(path, _FLAGS, 0o600))
             made.append(path)
         except OSError:
             pass  # as conmon does: the exit status still says 137
