@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bufferzone.errors import HostError
-from bufferzone.sandbox import containers
+from bufferzone.sandbox import containers, plan
 from bufferzone.sandbox.machine import check_accelerator
 from bufferzone.vmm import slot
 from bufferzone.wire.agent import ROOT_DISK
@@ -31,8 +31,14 @@ def machine_of(
     """The machine of a checkpoint, if it can be had here with this bundle; raises `HostError`."""
     machine = restored.machine
     check_accelerator(machine, settings, root, log)
+    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     problem = ""
-    if machine.nic and tap is None:
+    if not _is_within(machine, size):
+        problem = (
+            f"its VM has {machine.memory_mib} MiB and {machine.vcpus} CPUs, and this bundle is due at most"
+            f" {size.memory_mib} and {size.vcpus}"
+        )
+    elif machine.nic and tap is None:
         problem = "its VM has a NIC, and this host cannot make one"
     elif spec.terminal != restored.terminal:
         problem = f"process.terminal was {str(restored.terminal).lower()} when it was made"
@@ -43,6 +49,14 @@ def machine_of(
             f"the checkpoint {restored.directory} does not fit: {problem}", code="checkpoint-mismatch"
         )
     return machine
+
+
+def _is_within(machine: Machine, size: plan.VmPlan) -> bool:
+    """Whether a checkpoint, which may come from elsewhere, asks for no more than its bundle would get."""
+    wishes = (machine.memory_mib, machine.vcpus)
+    return all(type(wish) is int and wish > 0 for wish in wishes) and (
+        machine.memory_mib <= size.memory_mib and machine.vcpus <= size.vcpus
+    )
 
 
 def revive(restored: Saved, vmm: Vmm, memory_fd: int) -> None:

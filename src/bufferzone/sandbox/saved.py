@@ -12,8 +12,10 @@ what a container had in it: directory and files are the owner's alone. Nothing i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 
@@ -68,7 +70,7 @@ def open_saved(directory: str) -> Saved:
         fds = {}
         for name in _FILES:
             try:
-                fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = _open_file(directory, name)
             except OSError as error:
                 raise damaged(directory, f"{name}: {error.strerror}") from error
             stack.callback(os.close, fd)
@@ -89,10 +91,22 @@ def open_saved(directory: str) -> Saved:
         return saved
 
 
+def _open_file(directory: str, name: str) -> int:
+    """A regular file of a directory that may come from elsewhere: a FIFO there holds up nobody. Raises
+    OSError.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(os.path.join(directory, name), flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return fd
+
+
 def read_manifest(directory: str) -> dict[str, Any]:
     """The manifest, shape and versions checked; raises `HostError`."""
     try:
-        with open(os.path.join(directory, MANIFEST), "rb") as file:
+        with open(_open_file(directory, MANIFEST), "rb") as file:
             value = json.loads(file.read(_MOST_MANIFEST))
         found = value["format"], value["version"]
         files = {name: (int(value["files"][name][0]), str(value["files"][name][1])) for name in _FILES}

@@ -63,9 +63,17 @@ def pack(source: int, target: int) -> int:
             if not block:
                 raise HostError("guest memory ended early", code="memory")
             for first, end in _filled(block):
-                written += os.pwrite(target, memoryview(block)[first:end], start + first)
+                written += _write(target, memoryview(block)[first:end], start + first)
             start += len(block)
     return written
+
+
+def _write(target: int, data: memoryview, at: int) -> int:
+    """All of `data`: a file system that is nearly full takes a part before it refuses. Raises OSError."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target, data[done:], at + done)
+    return done
 
 
 def _filled(block: bytes) -> Iterator[tuple[int, int]]:
