@@ -62,10 +62,10 @@ def test_execs_leave_no_descriptor_in_the_shim(runtime: Runtime, watch: Watch, m
     container.expect("up")
     shim = runtime.shim_pid("c")
     runtime.ok("exec", "c", "true")
-    before = descriptors(shim)
+    before = len(descriptors(shim))  # the connection of that exec may be among them still
     for _ in range(CYCLES):
         assert runtime.ok("exec", "c", "echo", "x").out == "x\n"
-    await_true(lambda: descriptors(shim) == before, "the descriptors of before", 5)  # the last connection
+    await_true(lambda: len(descriptors(shim)) <= before, "as few descriptors as before")
     runtime.ok("delete", "--force", "c")
     watch.assert_nothing_left()
 
