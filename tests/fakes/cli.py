@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(ROOT / "bin" / "bufferzone")
 FAKE_SHIM = str(ROOT / "tests" / "fakes" / "fake_shim.py")
 FAKE_CONMON = str(ROOT / "tests" / "fakes" / "fake_conmon.py")
-DEADLINE_S = 30
+DEADLINE_S = 120
 
 
 class Cli:

@@ -23,7 +23,7 @@ def main(mode: str) -> int:
     if not data:
         return 0
     caller = socket.socket(fileno=fds[0])
-    caller.settimeout(20)  # it shares the flags that the keeper set
+    caller.settimeout(120)  # it shares the flags that the keeper set
     if mode == "refuse":
         control.send(b"not what a start would make")
         return 1

@@ -39,7 +39,7 @@ def listing(directory: Path) -> list[str]:
 
 def create(base: Path, id: str, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, PROGRAM, "--root", str(base / "root"), "create", "-b", str(base / "bundle")]
-    return subprocess.run([*command, *flags, id], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([*command, *flags, id], capture_output=True, text=True, timeout=120, check=False)
 
 
 def refused(base: Path, id: str = "c", *flags: str) -> str:
@@ -163,7 +163,7 @@ def test_a_relative_bundle_below_a_directory_that_is_gone_is_refused(tmp_path: P
         "c",
     ]
     done = subprocess.run(
-        words, cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=30, check=False
+        words, cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=120, check=False
     )
     hint = "(hint: an absolute path needs none)"
     assert (done.returncode, done.stderr) == (1, f"bufferzone: the working directory was removed: . {hint}\n")
@@ -186,7 +186,7 @@ def test_descriptors_cannot_be_passed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["state", "start", "kill", "delete"])
 def test_an_unknown_container_does_not_exist(verb: str, tmp_path: Path) -> None:
     command = [sys.executable, PROGRAM, "--root", str(tmp_path / "root"), verb, "nobody"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (1, 'bufferzone: container "nobody" does not exist\n')
     assert listing(tmp_path) == []
 

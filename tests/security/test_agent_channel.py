@@ -15,7 +15,7 @@ from bufferzone.wire.proto import Any_, Empty
 @pytest.fixture
 def pair():
     host, guest = socket.socketpair()
-    guest.settimeout(20)
+    guest.settimeout(120)
     client = AgentClient(host)
     client.start()
     yield client, guest

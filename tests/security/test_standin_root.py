@@ -28,7 +28,7 @@ print(json.dumps({"table": table is not None, "seen": seen}))
 def enter(rootfs, *look, mounts=()):
     argv = [sys.executable, "-c", _CHILD, str(rootfs), json.dumps(mounts), *look]
     path = os.pathsep.join(sys.path)
-    done = subprocess.run(argv, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -19,7 +19,7 @@ from bufferzone import egress
 from bufferzone.network import gate, interfaces, namespace, wire
 from unit.hostile import GATEWAY4, GATEWAY6, GATEWAY_MAC, GUEST4, GUEST6, GUEST_LOCAL, MAC
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 OUTSIDE4, OUTSIDE6 = ("192.0.2.7", "198.51.100.9"), ("fd00::7", "2001:db8::9")
 
 

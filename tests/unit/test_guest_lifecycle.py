@@ -285,7 +285,7 @@ def test_shutdown_kills_everything_and_answers_before_it_ends(guest: Guest, root
     waiting = guest.send("Wait", wire.ProcessRef(id="a"))
     guest.call("Shutdown")
     assert guest.result(waiting, wire.WaitResponse).exit_status == 137
-    assert guest.process.wait(timeout=30) == 0
+    assert guest.process.wait(timeout=120) == 0
 
 
 def test_the_spec_travels_as_json_with_any_characters(guest: Guest, rootfs: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_mount_made_later_below_a_shared_tree_appears_in_the_jail(tmp_path: Pa
     script = Path(__file__).parent / "jail_follow.py"
     path = {"PYTHONPATH": os.path.dirname(os.path.dirname(jail.__file__))}
     command = [sys.executable, script, tmp_path]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=30, env=path)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=path)
     assert found.returncode == 0, found.stderr
     assert found.stdout == "late\nread-only\n"
 

@@ -24,7 +24,7 @@ taps = pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="this machi
 
 
 def ip(*words):
-    subprocess.run(["ip", *map(str, words)], check=True, timeout=30, capture_output=True)
+    subprocess.run(["ip", *map(str, words)], check=True, timeout=120, capture_output=True)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_traffic_control_of_somebody_else_is_left_alone(netns):
     for words in (["qdisc", "add", "dev", "eth0", "ingress"],
                   ["filter", "add", "dev", "eth0", "parent", "ffff:", "prio", "5", "u32", "match", "u32",
                    "0", "0", "flowid", "1:1"]):  # fmt: skip
-        subprocess.run(["tc", "-n", NAME, *words], check=True, timeout=30)
+        subprocess.run(["tc", "-n", NAME, *words], check=True, timeout=120)
     parked = wire.park()
     try:
         wire.move(parked.namespace_fd, netns, "bzt.1", 1500)

@@ -17,7 +17,7 @@ GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, 
 @pytest.fixture
 def ends() -> Iterator[tuple[Qmp, socket.socket]]:
     ours, theirs = socket.socketpair()
-    theirs.settimeout(5)
+    theirs.settimeout(120)
     client = Qmp(ours)
     with theirs:
         yield client, theirs
@@ -66,7 +66,7 @@ def test_a_refusal_is_quoted_without_control_characters(ends: tuple[Qmp, socket.
     client, peer = ends
     thread = answer(peer, {"error": {"class": "GenericError", "desc": "no \x1b[31mway"}})
     with pytest.raises(VmmError, match=r"QEMU refused device_add: no \?\[31mway") as caught:
-        client.execute("device_add", {"driver": "x"}, timeout_s=5)
+        client.execute("device_add", {"driver": "x"}, timeout_s=60)
     assert caught.value.code == "qmp-refused"
     thread.join()
 
@@ -89,7 +89,7 @@ def test_bytes_that_are_no_qmp_end_the_connection_for_good(
     peer.shutdown(socket.SHUT_WR)
     for _ in range(2):
         with pytest.raises(VmmError, match=reason) as caught:
-            client.execute("query-status", timeout_s=5)
+            client.execute("query-status", timeout_s=60)
         assert caught.value.code == "qmp-lost"
 
 
@@ -106,7 +106,7 @@ def test_a_line_without_end_is_cut_off(ends: tuple[Qmp, socket.socket]) -> None:
     thread = threading.Thread(target=flood)
     thread.start()
     with pytest.raises(VmmError, match="too long"):
-        client.execute("query-status", timeout_s=10)
+        client.execute("query-status", timeout_s=60)
     thread.join()
 
 
@@ -130,7 +130,7 @@ def test_a_descriptor_arrives_with_getfd(ends: tuple[Qmp, socket.socket]) -> Non
 
     thread = threading.Thread(target=run)
     thread.start()
-    client.send_descriptor("tap0", peer.fileno(), timeout_s=5)
+    client.send_descriptor("tap0", peer.fileno(), timeout_s=60)
     thread.join()
     assert len(received) == 1
     socket.socket(fileno=received[0]).close()

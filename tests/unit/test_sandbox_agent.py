@@ -36,7 +36,7 @@ class Guest:
 @pytest.fixture
 def pair():
     host, other = socket.socketpair()
-    other.settimeout(20)
+    other.settimeout(120)
     client = AgentClient(host)
     client.start()
     yield client, Guest(other)
@@ -155,7 +155,7 @@ def test_a_call_with_a_limit_gives_up_and_the_late_answer_hurts_nobody(pair):
 
 def test_before_the_reader_runs_a_call_reads_for_itself_and_the_reader_goes_on_where_it_stopped():
     host, other = socket.socketpair()
-    other.settimeout(20)
+    other.settimeout(120)
     client, guest = AgentClient(host), Guest(other)
     try:
         other.sendall(ttrpc.encode_frame(1, ttrpc.RESPONSE, ttrpc.Response().encode())[:7])
@@ -184,6 +184,6 @@ def test_a_channel_that_ends_before_the_reader_runs_fails_the_call_at_once():
     client = AgentClient(host)
     other.close()
     with pytest.raises(VmmError) as caught:
-        client.call("Hello", Empty(), agent.HelloResponse, timeout_s=20)
+        client.call("Hello", Empty(), agent.HelloResponse, timeout_s=120)
     assert caught.value.code == "agent-lost"
     client.close()

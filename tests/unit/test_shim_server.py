@@ -57,21 +57,21 @@ def huge():
 
 def test_a_call_is_answered_and_the_caller_known_by_its_pid(served):
     client, _ = served
-    reply = client.call("State", task.StateRequest(id="c"), timeout_s=20)
+    reply = client.call("State", task.StateRequest(id="c"), timeout_s=120)
     assert (reply.id, reply.pid) == ("c", os.getpid())
 
 
 def test_a_refusal_keeps_its_class_and_text(served):
     client, _ = served
     with pytest.raises(StateError, match="cannot pause"):
-        client.call("Pause", task.PauseRequest(id="c"), timeout_s=20)
+        client.call("Pause", task.PauseRequest(id="c"), timeout_s=120)
 
 
 def test_a_method_that_is_not_there_is_told_and_the_connection_goes_on(served):
     client, _ = served
     with pytest.raises(BufferzoneError, match="Resume is not implemented"):
-        client.call("Resume", task.ResumeRequest(id="c"), timeout_s=20)
-    assert client.call("State", task.StateRequest(id="d"), timeout_s=20).id == "d"
+        client.call("Resume", task.ResumeRequest(id="c"), timeout_s=120)
+    assert client.call("State", task.StateRequest(id="d"), timeout_s=120).id == "d"
 
 
 def test_a_descriptor_travels_with_its_request(served):
@@ -79,7 +79,7 @@ def test_a_descriptor_travels_with_its_request(served):
     read_end, write_end = os.pipe()
     os.write(write_end, b"through")
     os.close(write_end)
-    client.call("Kill", task.KillRequest(id="c"), fds=[read_end], timeout_s=20)
+    client.call("Kill", task.KillRequest(id="c"), fds=[read_end], timeout_s=120)
     os.close(read_end)
     assert seen["bytes"] == b"through"
 
@@ -87,11 +87,11 @@ def test_a_descriptor_travels_with_its_request(served):
 def test_an_answer_that_does_not_fit_into_a_frame_is_an_error_and_not_silence(served):
     client, _ = served
     with pytest.raises(BufferzoneError, match="the answer is too large"):
-        client.call("Processes", agent.ProcessRef(id="c"), service=shim.SERVICE, timeout_s=20)
+        client.call("Processes", agent.ProcessRef(id="c"), service=shim.SERVICE, timeout_s=120)
 
 
 def test_the_end_of_a_connection_is_noticed(served):
     client, seen = served
-    client.call("State", task.StateRequest(id="c"), timeout_s=20)
+    client.call("State", task.StateRequest(id="c"), timeout_s=120)
     client.close()
     assert seen["gone"].wait(20)

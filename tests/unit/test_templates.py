@@ -66,7 +66,7 @@ def start_maker(store: str, key: str = KEY) -> tuple[subprocess.Popen[str], str]
 
 
 def end(maker: subprocess.Popen[str]) -> None:
-    maker.communicate(timeout=30)
+    maker.communicate(timeout=120)
 
 
 def test_a_published_template_is_opened_with_its_facts(store: str) -> None:

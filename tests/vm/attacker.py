@@ -38,7 +38,7 @@ def send(host: str, port: int) -> None:
     """A datagram: the answer or the error."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(120)
         try:
             sock.connect((host, port))
             sock.send(b"question")

@@ -15,7 +15,7 @@ from vm.podman import ROOT, Podman, remove_tree
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:app:/home/app:/bin/sh\n"
 GROUP = "root:x:0:\napp:x:1235:\nextra:x:4321:app\n"
 #: a template of a new shape is made in the background after its first boot, by a process that then ends
-TEMPLATE_S = 60.0
+TEMPLATE_S = 180.0
 
 
 def _image(directory: Path) -> tuple[str, Path]:

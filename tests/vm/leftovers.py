@@ -51,7 +51,7 @@ class Watch:
             found += [f"state {p}" for p in sorted(self.root.iterdir()) if p.name != "kvm-probe.json"]
         return found
 
-    def assert_nothing_left(self, timeout_s: float = 5.0) -> None:
+    def assert_nothing_left(self, timeout_s: float = 60.0) -> None:
         """What ends by itself (a waiter that was told) may take a moment."""
         deadline = time.monotonic() + timeout_s
         left = self.left()

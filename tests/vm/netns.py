@@ -23,7 +23,7 @@ _KINDS = ("pid", "ipc", "uts", "mount")
 def ip(*words: object) -> str:
     """`ip WORDS`; its output."""
     argv = ["ip", *(str(word) for word in words)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
     return done.stdout
 
@@ -98,7 +98,7 @@ class World:
         self._sockets.append(sock)
         return sock
 
-    def connect(self, address: str, port: int, timeout_s: float = 20.0) -> socket.socket:
+    def connect(self, address: str, port: int, timeout_s: float = 120.0) -> socket.socket:
         """A TCP connection from outside."""
         sock = self._outside(lambda: socket.create_connection((address, port), timeout_s))
         self._sockets.append(sock)

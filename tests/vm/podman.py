@@ -24,7 +24,7 @@ from vm.leftovers import mounts_with
 
 ROOT = Path(__file__).resolve().parents[2]
 DROP_IN = ROOT / "config" / "containers.conf.d" / "50-bufferzone.conf"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 _PROGRAM = """#!/usr/bin/python3 -IS
 import sys
 sys.path.insert(0, {source!r})

@@ -226,7 +226,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def until(true: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def until(true: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     """Wait until `true()`; fails naming `what`."""
     deadline = time.monotonic() + timeout_s
     while not true():

@@ -85,7 +85,7 @@ def test_an_interrupted_run_ends_its_containers_and_removes_its_directory(number
     root = Path("/run", place, "bufferzone-warm", "root")
     await_true(lambda: list(root.glob("r*/console.log")), "a virtual machine", MOST_S)
     run.send_signal(number)
-    assert run.communicate(timeout=60) == ("", "")
+    assert run.communicate(timeout=180) == ("", "")
     assert run.returncode == 130
     assert place not in places()
     assert processes_of(place) == []

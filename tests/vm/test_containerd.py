@@ -84,7 +84,7 @@ def containerd(tmp_path_factory):
     daemon.start()
     try:
         archive = str(directory / "busybox.tar")
-        subprocess.run(["/usr/bin/python3", SCRIPT, archive], check=True, capture_output=True, timeout=60)
+        subprocess.run(["/usr/bin/python3", SCRIPT, archive], check=True, capture_output=True, timeout=180)
         daemon.ctr("images", "import", archive)
         yield daemon
     finally:

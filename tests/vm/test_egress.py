@@ -122,7 +122,7 @@ class Attack:
     def denied(self):
         """The column of `bz ps`."""
         words = [str(BZ), "--root", str(self.runtime.root), "ps"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=True)
         header, row = done.stdout.splitlines()
         return int(row[header.index("DENIED") :].split()[0])
 

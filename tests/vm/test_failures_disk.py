@@ -141,7 +141,7 @@ def test_a_pid_file_on_a_full_disk_fails_what_wanted_it(
         runtime.run("c", made)
         result = runtime.verb("exec", "--detach", "--pid-file", f"{full}/pid", "c", "sleep", "999")
         assert (result.status, result.line) == (255, wanted)
-        await_true(lambda: "sleep 999" not in runtime.ok("exec", "c", "ps").out, "end of the exec", 20)
+        await_true(lambda: "sleep 999" not in runtime.ok("exec", "c", "ps").out, "end of the exec")
         runtime.ok("delete", "--force", "c")
     watch.assert_nothing_left()
 

@@ -54,7 +54,7 @@ def run_to_files(runtime: Runtime, directory: Path, *words: str) -> tuple[int, s
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     return done.returncode, out.read_text(), err.read_text()
@@ -133,7 +133,7 @@ def test_stdin_that_never_ends_holds_no_end_back(runtime: Runtime, watch: Watch,
     write_config(made, {**config("head -c 1000 > /tmp/x; exit 5")})
     with open("/dev/zero", "rb") as endless:
         words = runtime.command("run", "-b", str(made), "c")
-        assert subprocess.run(words, stdin=endless, timeout=60, check=False).returncode == 5
+        assert subprocess.run(words, stdin=endless, timeout=180, check=False).returncode == 5
     watch.assert_nothing_left()
 
 
@@ -232,7 +232,7 @@ def test_an_environment_may_be_as_large_as_execve_takes(
 def test_arguments_may_be_any_bytes(runtime: Runtime, watch: Watch, tmp_path: Path) -> None:
     runtime.run("c", bundle(tmp_path / "bundle", "exec sleep 1000"))
     words = [os.fsencode(word) for word in runtime.command("exec", "c", "printf", "%s")]
-    done = subprocess.run([*words, b"\xff\xfe\xc3\xa4"], capture_output=True, timeout=60, check=True)
+    done = subprocess.run([*words, b"\xff\xfe\xc3\xa4"], capture_output=True, timeout=180, check=True)
     assert done.stdout == b"\xff\xfe\xc3\xa4"
     runtime.ok("delete", "--force", "c")
     watch.assert_nothing_left()

@@ -35,7 +35,7 @@ def runtime(tmp_path_factory):
     watch = Watch(runtime.root)
     yield runtime
     runtime.close()
-    watch.assert_nothing_left(60)
+    watch.assert_nothing_left()
 
 
 @pytest.fixture

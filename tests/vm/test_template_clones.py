@@ -108,7 +108,7 @@ class Clone:
         self._warm.runtime.ok("delete", "--force", self.id)
 
 
-def lines(container: Container, timeout_s: float = 30.0) -> Iterator[str]:
+def lines(container: Container, timeout_s: float = 120.0) -> Iterator[str]:
     """Its output, line by line."""
     data = b""
     while True:

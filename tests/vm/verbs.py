@@ -116,15 +116,15 @@ class Container:
     err: int
     seen: dict[int, bytes] = field(default_factory=dict)
 
-    def expect(self, text: str, timeout_s: float = 60.0) -> None:
+    def expect(self, text: str, timeout_s: float = 120.0) -> None:
         """Read its output until `text` came."""
         self._read(self.out, timeout_s, lambda data: text.encode() in data, text)
 
-    def errors(self, timeout_s: float = 30.0) -> str:
+    def errors(self, timeout_s: float = 120.0) -> str:
         """Everything on stderr, up to its end."""
         return self._read(self.err, timeout_s, lambda _: False, "")
 
-    def output(self, timeout_s: float = 30.0) -> str:
+    def output(self, timeout_s: float = 120.0) -> str:
         """Everything on stdout, up to its end."""
         return self._read(self.out, timeout_s, lambda _: False, "")
 
@@ -141,7 +141,7 @@ class Container:
             self.seen[fd] = data
         return data.decode(errors="replace")
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """Reap the pid, as conmon does; its exit status."""
         await_end(self.pid, timeout_s)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -219,7 +219,7 @@ class Runtime:
     def status(self, id: str) -> str:
         return str(self.state(id)["status"])
 
-    def await_status(self, id: str, wanted: str, timeout_s: float = 20.0) -> dict[str, Any]:
+    def await_status(self, id: str, wanted: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll `state`, as buildah does."""
         deadline = time.monotonic() + timeout_s
         while (found := self.state(id))["status"] != wanted:
@@ -246,7 +246,7 @@ class Runtime:
         self._open.clear()
 
 
-def await_end(pid: int, timeout_s: float = 30.0) -> None:
+def await_end(pid: int, timeout_s: float = 120.0) -> None:
     """Wait until the process ended; reaps nothing."""
     try:
         fd = os.pidfd_open(pid)
@@ -264,7 +264,7 @@ def kill(pid: int) -> None:
     await_end(pid)
 
 
-def await_true(condition: Any, what: str, timeout_s: float = 60.0) -> Any:
+def await_true(condition: Any, what: str, timeout_s: float = 120.0) -> Any:
     """Ask again and again, where there is no event to wait for: a file of another process."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
