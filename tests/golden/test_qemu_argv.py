@@ -111,8 +111,8 @@ def test_a_comma_in_a_name_stays_inside_its_value() -> None:
 def test_the_c_virtiofsd() -> None:
     words = virtiofs.argv(virtiofs.Program(kind="c", path="/usr/lib/qemu/virtiofsd"), 7, 1024)
     assert " ".join(words) == (
-        "/usr/lib/qemu/virtiofsd --fd=7 -f --rlimit-nofile=0 -o source=/tree -o sandbox=chroot -o cache=auto "
-        "-o xattr -o announce_submounts -o no_flock -o no_posix_lock"
+        "/usr/lib/qemu/virtiofsd --fd=7 -f --rlimit-nofile=0 -o source=/tree -o sandbox=chroot "
+        "-o cache=always -o timeout=0.1 -o xattr -o announce_submounts -o no_flock -o no_posix_lock"
     )
 
 

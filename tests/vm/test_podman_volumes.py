@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_a_file_of_the_host_is_read_and_one_of_the_container_is_on_the_host_at_o
     assert podman("exec", box, "cat", "/rw/later").text == "later"
     podman("exec", box, "rm", "/rw/later")
     assert not (files / "rw" / "later").exists()
+
+
+def test_what_the_host_changes_in_place_is_read_anew_though_the_size_is_the_same(podman, box, files):
+    changing = files / "rw" / "changing"
+
+    def comes_to_read(text: str) -> bool:
+        end = time.monotonic() + 30  # what the guest knows of a file it believes for a tenth of a second
+        while (seen := podman("exec", box, "cat", "/rw/changing").text) != text:
+            assert time.monotonic() < end, seen
+        return True
+
+    changing.write_text("old\n")
+    assert comes_to_read("old")
+    with changing.open("r+") as file:
+        file.write("new\n")
+    assert comes_to_read("new")
+    (files / "rw" / "next").write_text("")
+    (files / "rw" / "next").rename(changing)
+    assert comes_to_read("")
 
 
 @pytest.mark.parametrize(

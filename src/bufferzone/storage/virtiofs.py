@@ -88,8 +88,11 @@ def _c_argv(path: str, listen_fd: int) -> list[str]:
         f"source={TREE_PATH}",
         # the jail has made the namespaces; what is left is to make the tree the root
         "sandbox=chroot",
-        # metadata for a second, data re-validated at open: the host's changes show up, mmap works
-        "cache=auto",
+        # file pages stay until size or mtime tell of a change (FUSE_AUTO_INVAL_DATA), metadata for a moment:
+        # the host's changes show up, mmap works. With cache=auto every open drops the pages, so that every
+        # execve(2) reads its program again, and TCG, which knows code by its pages, translates it again
+        "cache=always",
+        "timeout=0.1",
         # the guest sees and sets user.* and security.capability on the host's files
         "xattr",
         # each bind below the tree is its own file system in the guest: inode numbers do not collide
