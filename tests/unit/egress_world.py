@@ -108,7 +108,8 @@ class World:
         assert policy is not None
         self.gates = gate.Gates(policy)
         self._opened.append(self.gates)
-        self.gates.add(self.gate, (self.container, "bzfar"), self.interface)
+        self.gates.follow(0, self.gate, self.interface)
+        wire.move(self.gate, self.container, "bzfar", self.interface.mtu, end=gate.FAR)
         namespace.inside(self.container, partial(wire.join, "eth0", "bzfar"))
         ports = ("gate", "-d", "link", "show", "master", "bz")
         self.await_links(self.gate, lambda: self.ip(*ports).count("state forwarding") == 2)

@@ -206,7 +206,8 @@ def test_a_machine_without_nft_is_told_what_is_missing(fresh, monkeypatch):
 def test_with_the_last_descriptor_the_gate_and_its_far_end_are_gone(fresh):
     parked = wire.park()
     gates = gate.Gates(())
-    gates.add(parked.namespace_fd, (fresh.container, "bzfar"), fresh.interface)
+    gates.follow(0, parked.namespace_fd, fresh.interface)
+    wire.move(parked.namespace_fd, fresh.container, "bzfar", 1500, end=gate.FAR)
     assert "bzfar" in fresh.ip("container", "-o", "link")
     gates.close()
     os.close(parked.namespace_fd)
@@ -255,6 +256,26 @@ def test_root_of_a_user_namespace_has_the_same_gate():
     assert done.stdout.splitlines()[0].split()[0] == "." * 12  # none of them skipped
 
 
+def test_a_gate_follows_the_interface_to_another_mtu(fresh):
+    fresh.build("udp:192.0.2.7:53")
+    server = fresh.udp(fresh.outside, "192.0.2.7", 53)
+    for name, device in (
+        ("guest", "eth0"),
+        ("container", "eth0"),
+        ("outside", "out"),
+        ("container", "bzfar"),
+    ):
+        fresh.ip(name, "link", "set", device, "mtu", "9000")
+    fresh.gates.follow(0, fresh.gate, dataclasses.replace(fresh.interface, mtu=9000))
+    client = fresh.udp(fresh.guest, peer=("192.0.2.7", 53))
+    client.send(bytes(8900))
+    assert len(server.recv(9000)) == 8900
+    fresh.gates.follow(0, fresh.gate, fresh.interface)
+    client.send(bytes(8900))
+    client.send(b"small")
+    assert server.recv(9000) == b"small"
+
+
 def test_a_gate_follows_the_interface_to_another_address(fresh):
     fresh.build("tcp:192.0.2.7:443")
     fresh.listen(fresh.outside, "192.0.2.7", 443)
@@ -262,7 +283,7 @@ def test_a_gate_follows_the_interface_to_another_address(fresh):
     with pytest.raises(ConnectionRefusedError):
         fresh.connect(fresh.guest, "192.0.2.7", 80)
     other = rtnetlink.Address(local=socket.inet_pton(socket.AF_INET, "10.99.0.9"), prefix=24)
-    fresh.gates.renew([dataclasses.replace(fresh.interface, addresses=(other,))])
+    fresh.gates.follow(0, fresh.gate, dataclasses.replace(fresh.interface, addresses=(other,)))
     assert fresh.counters()["denied"] == 1
     for name in ("guest", "container"):
         fresh.ip(name, "address", "add", "10.99.0.9/24", "dev", "eth0")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 
 import pytest
 
@@ -119,9 +120,13 @@ def test_a_parked_tap_moves_and_is_joined_once(netns):
         veth("eth0", "10.9.8.7/24")
         wire.move(parked.namespace_fd, netns, "bzt.0", 9000)
         namespace.inside(netns, lambda: wire.join("eth0", "bzt.0"))
+        other = wire.park()
+        wire.move(other.namespace_fd, netns, "bzu.0", 9000)
         with pytest.raises(HostError, match="eth0: another VM uses it already"):
-            namespace.inside(netns, lambda: wire.join("eth0", "bzt.0"))
-        assert "bzt.0" not in [found.name for found in scan(netns)]
+            namespace.inside(netns, lambda: wire.join("eth0", "bzu.0"))
+        names = [found.name for found in scan(netns)]
+        assert "bzt.0" not in names
+        assert "bzu.0" not in names
 
         def priorities():
             with Netlink() as netlink:
@@ -130,13 +135,17 @@ def test_a_parked_tap_moves_and_is_joined_once(netns):
                 return [tc.priorities(netlink, links[name].index) for name in ("eth0", "bzt.0")]
 
         assert namespace.inside(netns, priorities) == [{tc.OURS}, {tc.OURS}]
-        namespace.inside(netns, lambda: wire.part("eth0"))  # as if it were another VM's
+        away = {"bzu.0": (other.namespace_fd, wire.PARKED)}
+        namespace.inside(netns, lambda: wire.part(away))  # another VM's
         assert namespace.inside(netns, priorities) == [{tc.OURS}, {tc.OURS}]
-        namespace.inside(netns, lambda: wire.part("eth0", "bzt.0"))
+        namespace.inside(netns, lambda: wire.part({"bzt.0": (parked.namespace_fd, wire.PARKED)}))
+        veth("eth1")
+        wire.move(parked.namespace_fd, netns, "bzt.0", 9000)
         assert namespace.inside(netns, priorities)[0] == set()
     finally:
-        os.close(parked.fd)
-        os.close(parked.namespace_fd)
+        for tap in (parked, other):
+            os.close(tap.fd)
+            os.close(tap.namespace_fd)
 
 
 @real
@@ -152,12 +161,34 @@ def test_traffic_control_of_somebody_else_is_left_alone(netns):
         wire.move(parked.namespace_fd, netns, "bzt.1", 1500)
         with pytest.raises(HostError, match="eth0: it has traffic control of its own"):
             namespace.inside(netns, lambda: wire.join("eth0", "bzt.1"))
-        namespace.inside(netns, lambda: wire.part("eth0"))
+        namespace.inside(netns, lambda: wire.clear(["bzt.1"]))
         shown = subprocess.run(["tc", "-n", NAME, "qdisc"], capture_output=True, text=True, check=True)
         assert "ingress" in shown.stdout
     finally:
         os.close(parked.fd)
         os.close(parked.namespace_fd)
+
+
+@real
+def test_the_far_end_of_a_gate_that_is_on_its_way_out_is_awaited(netns):
+    veth("eth0", "10.9.8.7/24")
+    veth("bzt.0")  # as a gate's: its shim was killed, and the kernel has not taken it down yet
+    veth("bzt.1")
+    namespace.inside(netns, lambda: wire.join("eth0", "bzt.0"))
+    failures = []
+
+    def join():
+        try:
+            namespace.inside(netns, lambda: wire.join("eth0", "bzt.1"))
+        except HostError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=join)
+    thread.start()
+    ip("-n", NAME, "link", "delete", "bzt.0")
+    thread.join()
+    assert failures == []
+    assert "bzt.1" in namespace.inside(netns, wire.joined).values()
 
 
 @real

@@ -19,7 +19,7 @@ from unit import egress_world as world_of
 from unit import hostile
 from unit.egress_world import World
 from vm import private
-from vm.verbs import Runtime, await_true, bundle, config, listing, write_config
+from vm.verbs import Runtime, await_end, await_true, bundle, config, kill, listing, write_config
 
 pytestmark = pytest.mark.vm
 
@@ -76,6 +76,12 @@ def serve(world):
         server = world.udp(world.outside, host, 53)
         server.settimeout(None)
         threading.Thread(target=echo, args=(server,), daemon=True).start()
+
+
+def qdiscs(world):
+    """The container's traffic control, as `tc` lists it."""
+    words = ["tc", "-n", world.path.rpartition("/")[2], "qdisc"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 class Attack:
@@ -201,8 +207,19 @@ def test_the_last_state_tells_the_counts_and_the_namespace_is_as_before(attack):
     attack.runtime.ok("delete", "attacker")
     world = attack.world
     await_true(lambda: ": bz" not in world.links(), "the gate's far end goes")
-    words = ["tc", "-n", world.path.rpartition("/")[2], "qdisc"]
-    assert "ingress" not in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "ingress" not in qdiscs(world)
+
+
+def test_what_a_killed_shim_leaves_goes_with_delete(world, runtime, tmp_path):
+    directory = bundle(tmp_path / "bundle")
+    write_config(directory, described(world, "exec sleep 1000", "none"))
+    links = world.links()
+    container = runtime.run("killed", directory)
+    kill(runtime.shim_pid("killed"))
+    runtime.ok("delete", "--force", "killed")
+    assert world.links() == links
+    assert "ingress" not in qdiscs(world)
+    await_end(container.pid)
 
 
 @pytest.mark.parametrize("policy", ["tcp:example.com:443", "10.0.0.1/8", "none 10.0.0.0/8", ""])

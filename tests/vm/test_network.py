@@ -163,6 +163,29 @@ def test_a_nic_that_comes_between_create_and_start_is_there(runtime, world, tmp_
     assert world.left() == []
 
 
+def test_what_happens_to_interfaces_between_create_and_start_is_followed(runtime, world, tmp_path):
+    pings = "".join(f"; busybox ping -c 1 10.213.{number}.1" for number in (7, 9))
+    directory = made(tmp_path, f"busybox ip address; ls /sys/class/net{pings}", world)
+    for number, name in ((7, "veth7"), (8, "eth1"), (6, "eth2")):
+        world.link(name, f"10.213.{number}.2/24")
+    container = runtime.create("c", directory)
+    await_true(lambda: "bufferzone eth2" in world.ip("link"), "the head start")
+    world.ip("link", "set", "veth7", "down")
+    world.ip("link", "set", "veth7", "name", "eth0", "mtu", "4000", "address", "02:11:22:33:44:77")
+    world.ip("link", "set", "eth0", "up")
+    world.ip("link", "delete", "eth1")
+    world.link("eth1", "10.213.9.2/24")
+    world.ip("link", "delete", "eth2")
+    runtime.ok("start", "c")
+    text = container.output(60)
+    runtime.ok("delete", "--force", "c")
+    assert "eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 4000" in text
+    assert "02:11:22:33:44:77" in text
+    assert "\neth0\neth1\nlo\n" in text
+    assert text.count("1 packets received") == 2
+    assert world.left() == []
+
+
 def test_a_nic_for_the_pid_of_a_container_with_a_namespace_of_its_own(runtime, world, tmp_path):
     directory = made(tmp_path, "busybox ping -c 1 10.213.7.1", world)
     value = config("busybox ping -c 1 10.213.7.1")

@@ -30,7 +30,7 @@ _taken = False
 
 
 def take_over(interfaces: list[Interface]) -> None:
-    """Make the NICs these interfaces; what an earlier call made of them is forgotten.
+    """Make the NICs these interfaces, and no other NIC; what an earlier call made of them is forgotten.
 
     Raises `GuestError` with code `no-nic` while one of them has not been found yet; then nothing was changed.
     """
@@ -39,14 +39,17 @@ def take_over(interfaces: list[Interface]) -> None:
     if _taken:
         _taken = False
         nic.unbind_all()
+    if not interfaces:
+        return
     nic.bind_all()
     found = nic.by_mac()
     missing = [interface.nic for interface in interfaces if interface.nic not in found]
     if missing:
         raise GuestError(f"no NIC with the MAC {missing[0]}", code="no-nic")
     _taken = True
+    nic.unbind(found[mac][1] for mac in found.keys() - {interface.nic for interface in interfaces})
     with Netlink() as netlink:
-        indexes = [found[interface.nic] for interface in interfaces]
+        indexes = [found[interface.nic][0] for interface in interfaces]
         _make_way(netlink, interfaces, indexes)
         for interface, index in zip(interfaces, indexes, strict=True):
             try:

@@ -12,6 +12,10 @@ import os
 from bufferzone.guest.cgroup import read, write
 from bufferzone.guest.modprobe import modprobe
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _BUS = "/sys/bus/virtio"
 _DRIVER = f"{_BUS}/drivers/virtio_net"
 _AUTOPROBE = f"{_BUS}/drivers_autoprobe"
@@ -42,6 +46,12 @@ def unbind_all() -> None:
         write(f"{_DRIVER}/unbind", device)
 
 
+def unbind(names: Iterable[str]) -> None:
+    """Take the driver from the NICs with these interfaces. Raises OSError."""
+    for name in names:
+        write(f"{_DRIVER}/unbind", os.path.basename(os.path.realpath(f"/sys/class/net/{name}/device")))
+
+
 def _devices(*, bound: bool) -> list[str]:
     found = []
     for device in os.listdir(f"{_BUS}/devices"):
@@ -51,11 +61,11 @@ def _devices(*, bound: bool) -> list[str]:
     return found
 
 
-def by_mac() -> dict[str, int]:
-    """The index of each NIC's interface by the MAC address it has now."""
+def by_mac() -> dict[str, tuple[int, str]]:
+    """Index and name of each NIC's interface by the MAC address it has now."""
     found = {}
     for name in os.listdir("/sys/class/net"):
         path = f"/sys/class/net/{name}"
         if os.path.exists(f"{path}/device"):
-            found[read(f"{path}/address").strip()] = int(read(f"{path}/ifindex"))
+            found[read(f"{path}/address").strip()] = int(read(f"{path}/ifindex")), name
     return found

@@ -29,14 +29,12 @@ def add_bridge(netlink: Netlink, name: str) -> None:
     _add(netlink, rtnetlink.name(name), nested(_LINKINFO, text(_KIND, "bridge"), nested(_DATA, data)))
 
 
-def add_pair(netlink: Netlink, name: str, peer: str, namespace: int, mtu: int) -> None:
-    """`name` here and `peer` in the network namespace of the descriptor: what one sends the other receives.
+def add_pair(netlink: Netlink, name: str, peer: str, mtu: int) -> None:
+    """`name` and `peer`: what one sends the other receives, wherever they are moved.
 
     One goes with the other. Raises OSError: EEXIST, EOPNOTSUPP.
     """
-    far = (
-        _HEAD.pack(0, 0, 0, 0, 0) + rtnetlink.name(peer) + rtnetlink.mtu(mtu) + rtnetlink.namespace(namespace)
-    )
+    far = _HEAD.pack(0, 0, 0, 0, 0) + rtnetlink.name(peer) + rtnetlink.mtu(mtu)
     info = nested(_LINKINFO, text(_KIND, "veth"), nested(_DATA, attribute(_VETH_PEER, far)))
     _add(netlink, rtnetlink.name(name), rtnetlink.mtu(mtu), info)
 

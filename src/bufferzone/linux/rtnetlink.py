@@ -21,7 +21,7 @@ _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH = 20, 22, 24, 26,
 ETHERNET, LOOPBACK = 1, 772  # ARPHRD_*
 UP = 1  # IFF_UP
 _RUNNING = 0x40
-_LINK_CHANGES = 1  # RTMGRP_LINK
+LINK_CHANGES = 1  # RTMGRP_LINK
 MAIN_TABLE = 254
 KERNEL = 2  # RTPROT_KERNEL
 UNICAST = 1
@@ -296,7 +296,7 @@ def add_neighbour(netlink: Netlink, index: int, neighbour: Neighbour) -> None:
 
 def await_running(netlink: Netlink, indexes: list[int], timeout_s: float) -> bool:
     """Wait until packets can leave by these interfaces; False when `timeout_s` passed first."""
-    with Netlink(groups=_LINK_CHANGES) as changes:
+    with Netlink(groups=LINK_CHANGES) as changes:
         end = time.monotonic() + timeout_s
         while True:
             running = {link.index for link in links(netlink) if link.flags & _RUNNING}

@@ -4,8 +4,8 @@
 
 Tap, bridge and rules are in a network namespace of their own, which belongs to the shim: neither the guest
 nor who may enter the container's namespace gets at them, and with the shim all of it is gone, the far end
-too. The namespace routes nothing and listens to nothing; it has addresses only to say no from. Where the
-rules cannot be loaded nothing comes up.
+too. The far end is made there as well, and moved as a tap is (`wire.move`). The namespace routes nothing and
+listens to nothing; it has addresses only to say no from. Where the rules cannot be loaded nothing comes up.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bufferzone.network import namespace, nft, ruleset, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
 
 _BRIDGE, _OUTSIDE = "bz", "bz1"
+#: the far end while it is at home
+FAR = "bz2"
 _SCOPE_LINK, _PROTOCOL_STATIC = 253, 4
 #: the bridge's own, so that ICMPv6 errors have a sender; IPv4's need none (RFC 7600)
 _SENDER = rtnetlink.Address(
@@ -48,32 +48,30 @@ class Gates:
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
-        self._made: list[tuple[int, Interface]] = []
+        self._made: dict[int, tuple[int, Interface]] = {}
         self._lock = threading.Lock()
 
-    def add(self, where: int, far: tuple[int, str], interface: Interface) -> None:
-        """Make a gate around the tap that is parked in the namespace `where`; `far` is (namespace, name) of
-        the end to join. Raises `HostError`; then the far end is gone again.
+    def follow(self, number: int, where: int, interface: Interface) -> None:
+        """Make gate `number` around the tap that is parked in the namespace `where`, for `interface`; where
+        it is made already, follow the interface's MAC, addresses and MTU. Raises `HostError`.
         """
-        namespace.inside(where, lambda: _build(wire.PARKED, far, interface, self.rules))
         with self._lock:
-            self._made.append((os.dup(where), interface))
-
-    def renew(self, interfaces: Iterable[Interface]) -> None:
-        """Follow interfaces of which MAC or addresses have changed since. Raises `HostError`."""
-        found = {interface.name: interface for interface in interfaces}
-        with self._lock:
-            for index, (where, old) in enumerate(self._made):
-                new = found.get(old.name, old)
-                if (new.mac, new.addresses) != (old.mac, old.addresses):
-                    namespace.inside(where, partial(_renew, new))
-                    self._made[index] = where, new
+            if number not in self._made:
+                namespace.inside(where, lambda: _build(wire.PARKED, interface, self.rules))
+                self._made[number] = os.dup(where), interface
+                return
+            where, old = self._made[number]
+            if (interface.mac, interface.addresses) != (old.mac, old.addresses):
+                namespace.inside(where, partial(_renew, interface))
+            if interface.mtu != old.mtu:
+                namespace.inside(where, partial(_resize, interface))
+            self._made[number] = where, interface
 
     def counters(self) -> dict[str, int]:
         """Packets refused: `denied` by the policy, `forged` whatever the policy. Raises `HostError`."""
         total = dict.fromkeys((ruleset.DENIED, ruleset.FORGED), 0)
         with self._lock:
-            for where, _ in self._made:
+            for where, _ in self._made.values():
                 for name, packets in namespace.inside(where, lambda: nft.counters(ruleset.TABLE)).items():
                     total[name] += packets
         return total
@@ -82,17 +80,17 @@ class Gates:
         """Forget the namespaces; each goes with its tap."""
         with self._lock:
             while self._made:
-                os.close(self._made.pop()[0])
+                os.close(self._made.popitem()[1][0])
 
 
-def _build(tap: str, far: tuple[int, str], interface: Interface, rules: tuple[Rule, ...]) -> None:
+def _build(tap: str, interface: Interface, rules: tuple[Rule, ...]) -> None:
     nft.find_program()
     _set_sysctls()
     guest = _guest(interface)
     with Netlink() as netlink:
         try:
             links.add_bridge(netlink, _BRIDGE)
-            links.add_pair(netlink, _OUTSIDE, far[1], far[0], interface.mtu)
+            links.add_pair(netlink, _OUTSIDE, FAR, interface.mtu)
             found = {link.name: link.index for link in rtnetlink.links(netlink)}
             nft.load(ruleset.build(rules, guest, inside=tap, outside=_OUTSIDE))
             _bring_up(netlink, found[_BRIDGE], (found[tap], found[_OUTSIDE]), interface)
@@ -120,6 +118,18 @@ def _renew(interface: Interface) -> None:
             _lead_back(netlink, bridge, interface)
         except (OSError, StopIteration) as error:
             raise HostError(f"egress: interface {interface.name}: {error}", code="egress") from error
+
+
+def _resize(interface: Interface) -> None:
+    """The bridge takes the least MTU of its ports, and drops what is larger."""
+    with Netlink() as netlink:
+        try:
+            for link in rtnetlink.links(netlink):
+                if link.name in (wire.PARKED, _OUTSIDE):
+                    rtnetlink.set_link(netlink, link.index, rtnetlink.mtu(interface.mtu))
+        except OSError as error:
+            words = f"egress: interface {interface.name}: MTU {interface.mtu}: {error.strerror}"
+            raise HostError(words, code="egress") from error
 
 
 def _set_sysctls() -> None:

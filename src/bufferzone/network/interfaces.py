@@ -40,6 +40,11 @@ class Interface:
     routes: tuple[rtnetlink.Route, ...] = ()
     neighbours: tuple[rtnetlink.Neighbour, ...] = ()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether whoever made it seems to be done: it is up, and has more than the kernel's own address."""
+        return self.up and any(not address.local.startswith(_LINK_SCOPE) for address in self.addresses)
+
 
 def scan(most: int) -> tuple[Interface, ...]:
     """The interfaces of the namespace that this thread is in, at most `most`, in order of their index.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from bufferzone.linux.netlink import CREATE, EXCL, Netlink, attribute, nested, text
+from bufferzone.linux.netlink import CREATE, EXCL, Netlink, attribute, attributes, nested, text
 
 _NEWQDISC, _DELQDISC, _NEWFILTER, _GETFILTER = 36, 37, 44, 46
 _TCM = struct.Struct("=BxHiIII")
@@ -22,6 +22,7 @@ _KIND, _OPTIONS = 1, 2
 _U32_SELECTOR, _U32_ACTION = 5, 7
 _STOLEN, _REDIRECT_OUT = 4, 1
 _TERMINAL = 1
+_MIRRED = struct.Struct("=IIiiiiI")  # struct tc_mirred: its last field is the target's index
 
 
 def redirect(netlink: Netlink, source: int, target: int) -> None:
@@ -33,7 +34,7 @@ def redirect(netlink: Netlink, source: int, target: int) -> None:
     netlink.request(_NEWQDISC, head + text(_KIND, "ingress"), CREATE | EXCL)
     # no key that any packet fails: at offset 0, under the mask 0, is 0
     selector = struct.pack("=BBBxHHHhI", _TERMINAL, 0, 1, 0, 0, 0, 0, 0) + struct.pack("=IIii", 0, 0, 0, 0)
-    mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, _REDIRECT_OUT, target)
+    mirred = _MIRRED.pack(0, 0, _STOLEN, 0, 0, _REDIRECT_OUT, target)
     action = nested(1, text(1, "mirred"), nested(2, attribute(2, mirred)))
     options = nested(_OPTIONS, attribute(_U32_SELECTOR, selector), nested(_U32_ACTION, action))
     head = _TCM.pack(0, 0, source, 0, _INGRESS_HANDLE, OURS << 16 | _ALL)
@@ -53,11 +54,27 @@ def remove(netlink: Netlink, source: int) -> None:
 
 def priorities(netlink: Netlink, source: int) -> set[int]:
     """The priorities of the filters at the ingress of `source`: `OURS` alone, or somebody else's too."""
-    head = _TCM.pack(0, 0, source, 0, _INGRESS_HANDLE, 0)
+    return {_TCM.unpack_from(body)[5] >> 16 for body in _filters(netlink, source)}
+
+
+def targets(netlink: Netlink, source: int) -> set[int]:
+    """Where our filters at the ingress of `source` lead to: indexes of interfaces that are there."""
+    found = set()
+    for body in _filters(netlink, source):
+        if _TCM.unpack_from(body)[5] >> 16 != OURS:
+            continue
+        options = attributes(attributes(body[_TCM.size :]).get(_OPTIONS, b""))
+        action = attributes(attributes(options.get(_U32_ACTION, b"")).get(1, b""))
+        mirred = attributes(action.get(2, b"")).get(2, b"")
+        if len(mirred) >= _MIRRED.size:
+            found.add(_MIRRED.unpack_from(mirred)[-1])
+    return found - {0}  # what mirred shows of a target that is gone
+
+
+def _filters(netlink: Netlink, source: int) -> list[bytes]:
     try:
-        answers = netlink.dump(_GETFILTER, head)
+        return netlink.dump(_GETFILTER, _TCM.pack(0, 0, source, 0, _INGRESS_HANDLE, 0))
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            return set()  # no qdisc
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
+            return []  # no qdisc, no interface
         raise
-    return {_TCM.unpack_from(body)[5] >> 16 for body in answers}

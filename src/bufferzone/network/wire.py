@@ -1,21 +1,31 @@
 """Joins an interface of a container's network namespace with the tap of its VM, and takes them apart.
 
 All that arrives at one leaves by the other; the interface keeps its addresses, for whoever asks the
-namespace. `join` and `part` are for a thread that is inside the namespace (`namespace.inside`).
+namespace. Who uses an interface is told by where our traffic control there leads to: to a tap that is there,
+or nowhere any more. All but `park` and `move` are for a thread that is inside the namespace
+(`namespace.inside`).
 """
 
 from __future__ import annotations
 
 import errno
+import time
 
 from bufferzone.errors import HostError
+from bufferzone.linux import links as virtual
 from bufferzone.linux import rtnetlink, tap
 from bufferzone.linux.netlink import Netlink
 from bufferzone.linux.tap import DEVICE as DEVICE
 from bufferzone.network import namespace, tc
 from bufferzone.network.interfaces import MARK
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 PARKED = "bz0"
+#: how long the far end of a gate may outlive the shim it belonged to: the kernel takes namespaces down later
+_DYING_S = 3.0
 
 
 class Tap:
@@ -36,12 +46,17 @@ def park() -> Tap:
     return Tap(fd, where)
 
 
-def move(parked: int, target: int, name: str, mtu: int) -> None:
-    """Move the parked tap from one namespace (a descriptor) to another, as `name`. Raises OSError."""
+def move(parked: int, target: int, name: str, mtu: int, *, end: str = PARKED) -> None:
+    """Move the tap `end` from the namespace it is parked in to another (descriptors), as `name`.
+
+    Raises OSError, `HostError` when it is gone.
+    """
 
     def work() -> None:
         with Netlink() as netlink:
-            index = _index(netlink, PARKED)
+            index = _index(netlink, end)
+            # before it can be seen there: who looks takes it for an interface of the container else
+            rtnetlink.set_link(netlink, index, rtnetlink.alias(MARK))
             rtnetlink.set_link(
                 netlink, index, rtnetlink.namespace(target), rtnetlink.name(name), rtnetlink.mtu(mtu)
             )
@@ -60,17 +75,8 @@ def join(interface_name: str, tap_name: str) -> None:
         ours, tap_link = links.get(interface_name), links.get(tap_name)
         if ours is None or tap_link is None:
             raise HostError(f"interface {interface_name}: it is gone", code="network")
+        _check_free(netlink, ours, tap_link.index)
         mark = f"{MARK} {interface_name}"
-        if any(link.alias == mark for link in links.values()):
-            raise HostError(
-                f"interface {interface_name}: another VM uses it already",
-                hint="containers that share a network namespace must share the sandbox",
-                code="network-in-use",
-            )
-        if tc.priorities(netlink, ours.index) - {tc.OURS}:
-            raise HostError(
-                f"interface {interface_name}: it has traffic control of its own (tc ingress)", code="network"
-            )
         try:
             rtnetlink.set_link(netlink, tap_link.index, rtnetlink.alias(mark), rtnetlink.no_own_address())
             rtnetlink.set_link(netlink, tap_link.index, up=True)
@@ -86,19 +92,74 @@ def join(interface_name: str, tap_name: str) -> None:
             ) from error
 
 
-def part(interface_name: str, tap_name: str = "") -> None:
-    """Take our traffic control off the interface, as if it never was; nothing there is fine.
+def joined() -> dict[int, str]:
+    """The index of each interface whose packets our traffic control sends to another, and that one's name."""
+    with Netlink() as netlink:
+        names = {link.index: link.name for link in rtnetlink.links(netlink)}
+        led = {index: tc.targets(netlink, index) for index in names}
+    return {index: names[target] for index, found in led.items() for target in found if target in names}
 
-    `tap_name` is the tap it was joined with, if that may live still: what another VM uses by now is left.
+
+def resize(name: str, mtu: int) -> None:
+    """Give the tap `name` another MTU. Raises OSError, `HostError` when it is gone."""
+    with Netlink() as netlink:
+        rtnetlink.set_link(netlink, _index(netlink, name), rtnetlink.mtu(mtu))
+
+
+def part(taps: Mapping[str, tuple[int, str]]) -> None:
+    """Take taps home, by name to (namespace, name there), and our traffic control off what they were joined
+    with; what is not there is fine. Raises OSError.
     """
     with Netlink() as netlink:
-        links = rtnetlink.links(netlink)
-        mark = f"{MARK} {interface_name}"
-        if any(link.alias == mark and link.name != tap_name for link in links):
-            return
-        for link in links:
-            if link.name == interface_name and tc.priorities(netlink, link.index) == {tc.OURS}:
-                tc.remove(netlink, link.index)
+        for link in rtnetlink.links(netlink):
+            if link.name in taps:
+                home, end = taps[link.name]
+                rtnetlink.set_link(netlink, link.index, rtnetlink.namespace(home), rtnetlink.name(end))
+        _sweep(netlink)
+
+
+def clear(taps: Iterable[str]) -> None:
+    """Remove what a killed shim left: the taps of these names and traffic control that leads nowhere.
+
+    What other VMs use is left to them. Raises OSError.
+    """
+    names = set(taps)
+    with Netlink() as netlink:
+        for link in rtnetlink.links(netlink):
+            if link.name in names:
+                try:
+                    virtual.remove(netlink, link.index)
+                except OSError as error:
+                    if error.errno != errno.ENODEV:  # it was going by itself
+                        raise
+        _sweep(netlink)
+
+
+def _sweep(netlink: Netlink) -> None:
+    """Take away our own traffic control wherever what it led to is gone."""
+    for link in rtnetlink.links(netlink):
+        if tc.priorities(netlink, link.index) == {tc.OURS} and not tc.targets(netlink, link.index):
+            tc.remove(netlink, link.index)
+
+
+def _check_free(netlink: Netlink, interface: rtnetlink.Link, own: int) -> None:
+    """Raise `HostError` where another VM uses the interface, or somebody has traffic control there."""
+    if tc.priorities(netlink, interface.index) - {tc.OURS}:
+        raise HostError(
+            f"interface {interface.name}: it has traffic control of its own (tc ingress)", code="network"
+        )
+    end = time.monotonic() + _DYING_S
+    with Netlink(groups=rtnetlink.LINK_CHANGES) as changes:
+        while others := tc.targets(netlink, interface.index) - {own}:
+            kinds = {link.kind for link in rtnetlink.links(netlink) if link.index in others}
+            left = end - time.monotonic()
+            # a tap goes with its VMM; the far end of a gate may be on its way out
+            if kinds - {"veth"} or left <= 0 or not changes.await_message(left):
+                raise HostError(
+                    f"interface {interface.name}: another VM uses it already",
+                    hint="containers that share a network namespace must share the sandbox",
+                    code="network-in-use",
+                )
 
 
 def _index(netlink: Netlink, name: str) -> int:

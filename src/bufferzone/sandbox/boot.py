@@ -328,7 +328,7 @@ class Leftovers:
         self._directory = directory
         self._processes: list[list[int]] = []
         self._cgroups: list[str] = []
-        self._networks: list[dict[str, object]] = []
+        self._networks: dict[tuple[int, ...], dict[str, object]] = {}
 
     def add_process(self, pid: int) -> None:
         """One that has to end with the sandbox."""
@@ -340,13 +340,14 @@ class Leftovers:
         self._cgroups += directories
         self._write()
 
-    def add_network(self, identity: list[int], path: str, interfaces: list[str]) -> None:
-        """The interfaces of the namespace at `path` (device and inode: `identity`) get traffic control."""
-        self._networks.append({"identity": identity, "path": path, "interfaces": interfaces})
+    def add_network(self, identity: list[int], path: str, taps: list[str]) -> None:
+        """The namespace at `path` (device and inode: `identity`) gets these taps, all of ours there."""
+        self._networks[tuple(identity)] = {"identity": identity, "path": path, "taps": taps}
         self._write()
 
     def _write(self) -> None:
-        left = {"processes": self._processes, "cgroups": self._cgroups, "networks": self._networks}
+        networks = list(self._networks.values())
+        left = {"processes": self._processes, "cgroups": self._cgroups, "networks": networks}
         state.write_leftovers(self._directory, left)
 
 

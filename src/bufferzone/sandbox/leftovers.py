@@ -40,12 +40,12 @@ def clean(directory: str) -> list[str]:
         try:
             _part(network)
         except (OSError, BufferzoneError) as error:
-            left.append(f"traffic control in {network['path']}: {error}")
+            left.append(f"taps in {network['path']}: {error}")
     return left
 
 
 def _part(network: dict[str, Any]) -> None:
-    """Take the traffic control off the interfaces of a namespace, if it is still the one that had it."""
+    """Take taps and traffic control from a namespace, if it is still the one that had them."""
     try:
         fd = namespace.open_path(network["path"])
     except OSError:
@@ -53,8 +53,7 @@ def _part(network: dict[str, Any]) -> None:
     try:
         found = os.fstat(fd)
         if [found.st_dev, found.st_ino] == network["identity"]:
-            for name in network["interfaces"]:
-                namespace.inside(fd, partial(wire.part, name))
+            namespace.inside(fd, partial(wire.clear, network.get("taps", ())))
     finally:
         os.close(fd)
 

@@ -14,9 +14,9 @@ import time
 from functools import partial
 
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError
-from bufferzone.network import gate, interfaces, namespace, wire
+from bufferzone.network import interfaces, namespace, wire
 from bufferzone.oci import host
-from bufferzone.vmm import nic
+from bufferzone.sandbox.nics import Nics
 from bufferzone.wire import network as messages
 from bufferzone.wire.proto import Empty
 
@@ -86,10 +86,11 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
 
 
 class Network:
-    """Taps and wires of a sandbox. `record(identity, path, interfaces)` notes what a killed shim would leave.
+    """Taps and wires of a sandbox. `record(identity, path, taps)` notes what a killed shim would leave.
 
-    The first namespace with an interface in it is the sandbox's. `tap` (None: this machine has none) is
-    owned; `close` gives everything back. `rules` are the egress policy, None: none. Thread-safe.
+    The first namespace with an interface in it is the sandbox's, and what is in there at `attach` counts.
+    `tap` (None: this machine has none) is owned; `close` gives everything back. `rules` are the egress
+    policy, None: none. Thread-safe.
     """
 
     def __init__(
@@ -100,162 +101,135 @@ class Network:
         record: Callable[[list[int], str, list[str]], None],
         rules: tuple[Rule, ...] | None,
     ) -> None:
-        self._gates = None if rules is None else gate.Gates(rules)
-        self._tap, self._vmm, self._agent, self._record = tap, vmm, agent_client, record
+        self._nics = Nics(tap, vmm, rules)
+        self._agent, self._record = agent_client, record
         self._lock = threading.Lock()
         self._namespace = -1
-        self._nics: dict[str, str] = {}  # interface -> the MAC that its NIC shows by itself
-        self._joined: dict[str, str] = {}  # interface -> tap
-        self._told = messages.NetworkRequest()
-        self._failure: BufferzoneError | None = None
-        if tap is not None:
-            os.close(tap.fd)  # the VMM has it; with the VMM the tap goes
+        self._told: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
+        self._waiting: dict[threading.Thread, int] = {}  # namespaces that nobody has looked into yet
+        self._started = self._parted = False
 
     def begin(self) -> None:
         """Called before a container's process runs; a network that lies in no namespace is told here."""
 
     def prepare(self, fd: int, path: str) -> None:
-        """Begin with what is in the namespace already, while the caller gets ready to start; `attach` tells
-        what went wrong.
+        """A head start, while the caller gets ready to start: take over what is in the namespace already.
+
+        Nothing is where anything there is not ready yet, and `attach` looks again in any case: a failure here
+        is of no consequence.
         """
-        fd = os.dup(fd)
-
-        def work() -> None:
-            try:
-                self.attach(fd, path)
-            except BufferzoneError:
-                pass  # kept for `attach`
-            finally:
-                os.close(fd)
-
-        threading.Thread(target=work, name="network", daemon=True).start()
+        with self._lock:
+            if self._started or self._parted:
+                return  # whoever runs in there is not to be disturbed
+            thread = threading.Thread(target=self._prepare, args=(path,), name="network", daemon=True)
+            self._waiting[thread] = os.dup(fd)
+            thread.start()
 
     def attach(self, fd: int, path: str) -> None:
         """Make the interfaces that are in the namespace `fd` now the VM's.
 
         `path` is where the namespace may be found later, empty if it goes with the container. Raises
-        `HostError`, `GuestError` or `VmmError`, and the same ever after; then nothing is joined.
+        `HostError`, `GuestError` or `VmmError`; then nothing is joined, unless somebody runs on it already.
         """
         with self._lock:
-            if self._failure is not None:
-                raise self._failure
+            if self._parted:
+                raise HostError("the network was taken apart", code="network")
             if self._namespace >= 0 and not os.path.sameopenfile(self._namespace, fd):
                 return
-            try:
-                self._attach(fd, path)
-            except (BufferzoneError, OSError) as error:
-                words = f"the network: {error}"
-                known = error if isinstance(error, BufferzoneError) else HostError(words, code="network")
-                self._failure = known
-                self._part()
-                raise known from error
+            found = self._look(fd, path)
+            self._started = self._started or bool(found)
 
     def leave(self, fd: int) -> None:
-        """The container of the namespace `fd` is gone: if it was the sandbox's, `part`."""
+        """The container of the namespace `fd` is gone: if it was the sandbox's, take them apart."""
         with self._lock:
-            ours = self._namespace >= 0 and os.path.sameopenfile(self._namespace, fd)
-        if ours:
-            self.part()
+            for thread, other in list(self._waiting.items()):
+                if os.path.sameopenfile(other, fd):
+                    self._forget(thread)
+            if self._namespace >= 0 and os.path.sameopenfile(self._namespace, fd):
+                self._part()
 
     @property
     def is_joined(self) -> bool:
         """Whether interfaces of the container are the VM's."""
-        return bool(self._joined)
+        return bool(self._nics.macs)
 
     def part(self) -> None:
         """Take the interfaces and the VM apart, for good."""
         with self._lock:
-            self._failure = self._failure or HostError("the network was taken apart", code="network")
+            self._parted = True
+            for thread in list(self._waiting):
+                self._forget(thread)
             self._part()
 
     def close(self) -> None:
-        """Part, and forget the namespace the tap waited in."""
+        """Part, and forget the namespaces the taps waited in."""
         self.part()
-        if self._tap is not None:
-            os.close(self._tap.namespace_fd)
-            self._tap = None
-        if self._gates is not None:
-            self._gates.close()
+        self._nics.close()
 
     def refused(self) -> dict[str, int]:
         """Packets refused, as `gate.Gates.counters` has them; empty where there is no policy."""
         try:
-            return {} if self._gates is None else self._gates.counters()
+            return self._nics.refused()
         except (OSError, BufferzoneError):
             return {}  # the sandbox is being taken down
+
+    def _prepare(self, path: str) -> None:
+        thread = threading.current_thread()
+        with self._lock:
+            if thread not in self._waiting:
+                return  # the container is gone, or the network
+            try:
+                if self._namespace < 0:
+                    self._look(self._waiting[thread], path, only_ready=True)
+            except BufferzoneError:
+                pass  # whatever it was: `attach` finds out whether it still is
+            finally:
+                self._forget(thread)
+
+    def _forget(self, thread: threading.Thread) -> None:
+        os.close(self._waiting.pop(thread))
+
+    def _look(self, fd: int, path: str, *, only_ready: bool = False) -> tuple[Interface, ...]:
+        """Take over what is in the namespace now; what that is."""
+        try:
+            found = namespace.inside(fd, lambda: interfaces.scan(messages.MOST_INTERFACES))
+            if only_ready and not all(interface.is_ready for interface in found):
+                return ()
+            if found and self._namespace < 0:
+                self._namespace = os.dup(fd)
+            if self._namespace >= 0:
+                seen = os.fstat(fd)
+                self._nics.follow(fd, found, partial(self._record, [seen.st_dev, seen.st_ino], path))
+                self._tell(found)
+        except (BufferzoneError, OSError) as error:
+            if not self._started:
+                self._part()
+            if isinstance(error, BufferzoneError):
+                raise
+            raise HostError(f"the network: {error}", code="network") from error
+        return found
 
     def _part(self) -> None:
         if self._namespace < 0:
             return
         fd, self._namespace = self._namespace, -1
+        self._started = False
         try:
-            for interface, tap in self._joined.items():
-                namespace.inside(fd, partial(wire.part, interface, tap))
+            self._nics.part(fd)
         except (OSError, BufferzoneError):
             pass  # the namespace is being taken down itself
         finally:
             os.close(fd)
 
-    def _attach(self, fd: int, path: str) -> None:
-        found = namespace.inside(fd, lambda: interfaces.scan(messages.MOST_INTERFACES))
-        gone = self._nics.keys() - {interface.name for interface in found}
-        if gone:
-            raise HostError(f"interface {min(gone)}: it went while the container was created", code="network")
-        new = [interface for interface in found if interface.name not in self._nics]
-        if new:
-            self._join(fd, path, new)
-        if self._gates is not None:
-            self._gates.renew(found)
-        self._tell(found)
-
-    def _join(self, fd: int, path: str, new: list[Interface]) -> None:
-        tap = self._tap
-        if tap is None:
-            names = ", ".join(interface.name for interface in new)
-            raise HostError(
-                f"the VM has no NIC for {names}: {wire.DEVICE} cannot be used",
-                hint="modprobe tun, and let the runtime open it",
-                code="no-tap",
-            )
-        if self._namespace < 0:
-            self._namespace = os.dup(fd)
-        seen = os.fstat(fd)
-        self._record([seen.st_dev, seen.st_ino], path, [interface.name for interface in new])
-        for interface in new:
-            number = len(self._nics)
-            name = f"bz{os.getpid()}.{number}"
-            self._nics[interface.name] = interface.mac.hex(":") if number else messages.FIRST_MAC
-            if number:
-                self._plug(fd, number, name, interface)
-            else:
-                self._place(tap.namespace_fd, fd, name, interface)
-            namespace.inside(fd, partial(wire.join, interface.name, name))
-            self._joined[interface.name] = name
-
-    def _plug(self, fd: int, number: int, name: str, interface: Interface) -> None:
-        tap = wire.park()
-        try:
-            self._place(tap.namespace_fd, fd, name, interface)
-            nic.plug(self._vmm, tap.fd, number=number, mac=self._nics[interface.name])
-        finally:
-            os.close(tap.fd)
-            os.close(tap.namespace_fd)
-
-    def _place(self, parked: int, fd: int, name: str, interface: Interface) -> None:
-        """Have the tap itself in the container's namespace, or the far end of its gate, called `name`."""
-        if self._gates is None:
-            wire.move(parked, fd, name, interface.mtu)
-        else:
-            self._gates.add(parked, (fd, name), interface)
-
     def _tell(self, found: tuple[Interface, ...]) -> None:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
+        macs = self._nics.macs
         request = messages.NetworkRequest(
-            interfaces=[_message(self._nics[interface.name], interface) for interface in found]
+            interfaces=[_message(macs[interface.name], interface) for interface in found]
         )
         if request == self._told:
             return
-        end = time.monotonic() + _PLUG_S
+        self._told, end = None, time.monotonic() + _PLUG_S
         while True:
             try:
                 self._agent.call("Network", request, Empty)

@@ -13,6 +13,11 @@ MOST_ROWS = 4096  # addresses, routes and neighbours of one interface, each
 FIRST_MAC = "02:62:7a:00:00:01"
 
 
+def nic_mac(number: int) -> str:
+    """The MAC that the VM's NIC of that number, from 0, shows by itself: nobody else's on any link."""
+    return f"{FIRST_MAC[:-2]}{number + 1:02x}"
+
+
 class Address(Message):
     """One address; `peer` is the other end of a point-to-point link."""
 
@@ -64,6 +69,8 @@ class Interface(Message):
 
 
 class NetworkRequest(Message):
-    """Make the guest's NICs these interfaces; fails with code `no-nic` while one is not there yet."""
+    """Make the guest's NICs these interfaces, and no other; fails with code `no-nic` while one is not there
+    yet.
+    """
 
     interfaces: list[Interface] = messages(1, Interface)

@@ -1,0 +1,143 @@
+"""The NICs of one VM: which interface of the container's namespace each of them is at the moment.
+
+A NIC stays with the VM; what is joined with it may change. Its tap, or the far end of the gate around the
+tap, is in the container's namespace while it is of use there, and at home, where it was made, else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import partial
+
+from bufferzone.errors import HostError
+from bufferzone.network import gate, namespace, wire
+from bufferzone.vmm.nic import plug
+from bufferzone.wire.network import nic_mac
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bufferzone.egress import Rule
+    from bufferzone.network.interfaces import Interface
+    from bufferzone.vmm.driver import Vmm
+
+
+class Nic:
+    """One of them: `home` is the namespace its tap was made in, `name` what the tap is called elsewhere."""
+
+    def __init__(self, number: int, name: str, home: int) -> None:
+        self.number, self.name, self.home = number, name, home
+        self.mac = nic_mac(number)
+        self.interface: Interface | None = None
+        self.placed = False
+
+
+class Nics:
+    """All of them. `first` is there from the start and owned; None: this machine has no taps. `rules` are the
+    egress policy, None: none. Not thread-safe but for `refused`.
+    """
+
+    def __init__(self, first: wire.Tap | None, vmm: Vmm, rules: tuple[Rule, ...] | None) -> None:
+        self._gates = None if rules is None else gate.Gates(rules)
+        self._end = wire.PARKED if self._gates is None else gate.FAR
+        self._vmm = vmm
+        # not from our pid: that may be somebody else's by the time a clean-up looks for the name
+        self._token = secrets.token_hex(4)
+        self._all: list[Nic] = []
+        if first is not None:
+            os.close(first.fd)  # the VMM has it; with the VMM the tap goes
+            self._all.append(Nic(0, self._name(0), first.namespace_fd))
+
+    @property
+    def macs(self) -> dict[str, str]:
+        """What the NIC of each interface shows by itself, by the interface's name."""
+        return {nic.interface.name: nic.mac for nic in self._all if nic.interface is not None}
+
+    def follow(self, fd: int, found: Sequence[Interface], record: Callable[[list[str]], None]) -> None:
+        """Have these interfaces of the namespace `fd` for NICs, and nothing else.
+
+        `record` notes the names of the taps that will be in the namespace. Raises `HostError`, `VmmError`,
+        OSError; then some may be joined.
+        """
+        leads = namespace.inside(fd, wire.joined) if any(nic.placed for nic in self._all) else {}
+        new = list(found)
+        for nic in self._all:
+            # by what the kernel does now: the interface may be another one of the same name or index
+            nic.interface = next((i for i in new if leads.get(i.index) == nic.name), None)
+            if nic.interface is not None:
+                new.remove(nic.interface)
+                self._fit(fd, nic, nic.interface)
+        free = [nic for nic in self._all if nic.interface is None]
+        if new:
+            self._need_tap(new)
+            record([self._name(number) for number in range(max(len(found), len(self._all)))])
+        for interface in new:
+            nic = free.pop(0) if free else self._plug()
+            self._place(fd, nic, interface)
+            namespace.inside(fd, partial(wire.join, interface.name, nic.name))
+            nic.interface = interface
+        self._take_home(fd, free)
+
+    def part(self, fd: int) -> None:
+        """Take everything home from the namespace `fd`. Raises OSError."""
+        self._take_home(fd, self._all)
+
+    def close(self) -> None:
+        """Forget the namespaces the taps were made in."""
+        while self._all:
+            os.close(self._all.pop().home)
+        if self._gates is not None:
+            self._gates.close()
+
+    def refused(self) -> dict[str, int]:
+        """Packets refused, as `gate.Gates.counters` has them; empty where there is no policy."""
+        return {} if self._gates is None else self._gates.counters()
+
+    def _name(self, number: int) -> str:
+        return f"bz{self._token}.{number}"
+
+    def _need_tap(self, new: Sequence[Interface]) -> None:
+        if not self._all:
+            names = ", ".join(interface.name for interface in new)
+            raise HostError(
+                f"the VM has no NIC for {names}: {wire.DEVICE} cannot be used",
+                hint="modprobe tun, and let the runtime open it",
+                code="no-tap",
+            )
+
+    def _plug(self) -> Nic:
+        tap, number = wire.park(), len(self._all)
+        try:
+            plug(self._vmm, tap.fd, number=number, mac=nic_mac(number))
+        except BaseException:
+            os.close(tap.namespace_fd)
+            raise
+        finally:
+            os.close(tap.fd)
+        self._all.append(Nic(number, self._name(number), tap.namespace_fd))
+        return self._all[-1]
+
+    def _place(self, fd: int, nic: Nic, interface: Interface) -> None:
+        """Have the tap itself in the container's namespace, or the far end of its gate."""
+        if nic.placed:
+            self._fit(fd, nic, interface)
+            return
+        if self._gates is not None:
+            self._gates.follow(nic.number, nic.home, interface)
+        wire.move(nic.home, fd, nic.name, interface.mtu, end=self._end)
+        nic.placed = True
+
+    def _fit(self, fd: int, nic: Nic, interface: Interface) -> None:
+        """Follow what has changed of an interface."""
+        if self._gates is not None:
+            self._gates.follow(nic.number, nic.home, interface)
+        namespace.inside(fd, partial(wire.resize, nic.name, interface.mtu))
+
+    def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
+        placed = {nic.name: (nic.home, self._end) for nic in nics if nic.placed}
+        for nic in nics:
+            nic.interface, nic.placed = None, False
+        if placed:
+            namespace.inside(fd, partial(wire.part, placed))
