@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def _missing_for_vm() -> str:
     if not os.path.exists("/usr/local/bin/bufferzone"):
         return "bufferzone is not installed: scripts/install"
     return ""
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would every program that is started here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
