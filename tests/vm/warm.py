@@ -20,16 +20,16 @@ class Warm:
 
     def __init__(self, directory: Path, image: ImageRef, **settings: object) -> None:
         directory.mkdir(exist_ok=True)
-        rows = {"image": image.directory, "image_store": str(directory / "images"), **settings}
+        self.rows_set = {"image": image.directory, "image_store": str(directory / "images"), **settings}
         path = directory / "config.toml"
-        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items()))
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.rows_set.items()))
         self.store = directory / "templates"
-        self._before = words(settings=str(path))
-        self.runtime = Runtime(directory / "root", self._before)
+        self.before = words(settings=str(path))
+        self.runtime = Runtime(directory / "root", self.before)
 
     def bz(self, *arguments: str) -> Result:
         """`bz ARGUMENTS`."""
-        command = [*self._before, str(Path(PROGRAM).with_name("bz")), "--root", str(self.runtime.root)]
+        command = [*self.before, str(Path(PROGRAM).with_name("bz")), "--root", str(self.runtime.root)]
         done = subprocess.run(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,

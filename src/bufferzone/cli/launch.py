@@ -136,18 +136,20 @@ def wants_pool(settings: Settings) -> bool:
     return bool(settings.pool_size and settings.templates and shared and taps and identity.is_real_root())
 
 
-def start_keeper(root: str, shape: str, program: str) -> int:
+def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     """Start the pool's keeper for containers below `root`; returns its pid, our child.
 
-    `shape` (JSON) is what it begins with. It ends at once when there is one already. Raises `HostError`.
+    `shape` (JSON) is what it begins with. It ends at once when there is one already. What it writes to the
+    descriptor `ready` is one line: `ready`, or why not. Raises `HostError`.
     """
     directory = os.path.join(root, state.POOL)
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
     except OSError as error:
         raise HostError(f"cannot create {directory}: {error.strerror}", code="state-dir") from error
-    command = [*_python(program), "-root", root, "-shape", shape, "pool"]
-    return _spawn(command, os.path.join(directory, "keeper.log"), -1)
+    told = ["-ready-fd", str(_READY_FD)] if ready >= 0 else []
+    command = [*_python(program), "-root", root, "-shape", shape, *told, "pool"]
+    return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 
 def _start_shim(directory: str, bundle: str, program: str, restore_from: str = "") -> int:

@@ -140,18 +140,47 @@ def _line(sock: socket.socket, timeout_s: float) -> bytes:
 
 def _undo(directory: str, pidfd: int) -> None:
     """The shim failed in the middle: wait for its end, and take away what would be in the way of another."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(_TAKE_S * 1000):
-        import signal
-
+    if not _await_end(pidfd):
+        _kill(pidfd)
+        _await_end(pidfd)
+    left = state.read_leftovers(directory)
+    for pid, start in left.get("processes", []):
+        _await_helper(int(pid), int(start))
+    for path in left.get("cgroups", []):
         try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has just ended
-        poll.poll(_TAKE_S * 1000)
+            os.rmdir(path)  # who makes it anew limits it
+        except OSError:
+            pass  # it was there before, and is in use
     try:
         os.unlink(os.path.join(directory, state.SOCKET))
     except FileNotFoundError:
         pass  # it did not come so far
     state.write_owner(directory, os.getpid())
+
+
+def _await_end(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(_TAKE_S * 1000))
+
+
+def _kill(pidfd: int) -> None:
+    import signal
+
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has just ended
+
+
+def _await_helper(pid: int, start: int) -> None:
+    """It dies with its shim; one that does not is `leftovers`' business when the container is deleted."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if state.process_alive(pid, start):
+            _await_end(pidfd)
+    finally:
+        os.close(pidfd)

@@ -13,13 +13,12 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 
 from bufferzone import config, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.sandbox.pool import sized
-from bufferzone.shim.waiting import MOST_REQUEST
+from bufferzone.shim.door import MOST_REQUEST, Door, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
 
-SOCKET = "keeper.sock"
-_REQUEST_S = 1.0
 #: shapes that VMs wait for; the one that was not asked for longest gives way
 _MOST_SHAPES = 4
 #: a container that has just got its VM is left alone for so long before the next VM is made
@@ -37,11 +34,15 @@ QUIET_S = 0.5
 #: after a VM that could not be made: no template yet, no memory
 _RETRY_S, _MOST_RETRY_S = 5.0, 320.0
 _END_S = 10.0
+#: the longest time without a look at whether callers still find us, where no event tells
+_LOOK_S = 60.0
+#: what of a claim its waiter is told; the rest has been looked at here
+_PASSED_ON = ("id", "bundle", "oom_score_adj", "nice")
 
 
 class Waiter:
     """A process of `shim.waiting`: `state` is filling, waiting, taken or dismissed. Owns `pidfd` and
-    `control`.
+    `control`. `directory` is gone already when it was taken.
     """
 
     def __init__(self, pid: int, control: socket.socket, directory: str) -> None:
@@ -62,12 +63,11 @@ class Waiter:
         os.close(self.pidfd)
         self.control.close()
 
-    def close(self) -> None:
-        """Reap it; it has ended. Its directory goes, which is gone already when it was taken."""
+    def reap(self) -> None:
+        """It has ended."""
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self.let_go()
-        state.remove(self.directory)
 
 
 class Shape:
@@ -78,6 +78,12 @@ class Shape:
         self.waiters: list[Waiter] = []
         self.not_before = 0.0
         self.retry_s = _RETRY_S
+        self.note = ""  # why there are none, as the last one said that tried
+
+    def is_asked_for(self) -> None:
+        """What kept us from making one may be over soon: a start makes a template."""
+        self.retry_s = _RETRY_S
+        self.not_before = min(self.not_before, time.monotonic() + self.retry_s)
 
 
 class Keeper:
@@ -100,7 +106,7 @@ class Keeper:
         self._ending = False
         self._stoppers: list[socket.socket] = []
         self._namespaces = namespaces()
-        self._listener = _listen(directory)
+        self._door = Door(directory)
 
     def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
         """Fill up from now on with VMs of the size that `spec`, what decides it of a config.json, needs."""
@@ -111,8 +117,11 @@ class Keeper:
         return shape
 
     def run(self) -> None:
-        """Until the settings want no pool, nobody used it for `pool.idle_s`, or `stop`."""
+        """Until the settings want no pool, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
         while not self._ending:
+            if not self._door.is_there():
+                self._log("the socket was removed or moved: the pool ends")
+                break
             settings = self._load()
             if settings.pool_size == 0 or time.monotonic() > self._used + settings.pool_idle_s:
                 break
@@ -122,19 +131,19 @@ class Keeper:
 
     def close(self) -> None:
         """End those that wait, and those only. Who asked for the stop learns that it is done."""
-        os.unlink(os.path.join(self._directory, SOCKET))
-        self._listener.close()
+        self._door.shut()
         for shape in self._shapes.values():
             self._dismiss(shape, shape.waiters)
         end = time.monotonic() + _END_S
         for waiter in self._parting:
             if waiter.state == "dismissed":
                 _await_end(waiter, end)
-                waiter.close()
+                self._reap(waiter)
             else:
                 waiter.let_go()
         for asker in self._stoppers:
             asker.close()
+        self._door.close()
 
     # ---- filling up
 
@@ -169,16 +178,30 @@ class Keeper:
 
     def _start(self, shape: Shape) -> None:
         self._serial += 1
-        directory = os.path.join(self._directory, str(self._serial))
-        os.mkdir(directory, 0o711)
+        name = str(self._serial)
+        directory = os.path.join(self._door.place, name)
         try:
-            pid, control = self._spawn(shape.settings, directory)
+            os.mkdir(directory, 0o711)
+            pid, control = self._spawn(shape.settings, os.path.join(self._directory, name))
         except OSError as error:
-            self._log(f"cannot start a process to wait: {error.strerror}")
-            state.remove(directory)
+            self._log(f"cannot start a process to wait: {error.strerror}: {error.filename or name}")
+            self._remove(directory, error)
             self._later(shape)
         else:
             shape.waiters.append(Waiter(pid, control, directory))
+
+    def _remove(self, directory: str, reason: OSError | None = None) -> None:
+        """What is in the way of nobody may stay: it is said, and the next keeper tries again."""
+        if isinstance(reason, FileExistsError):
+            return  # somebody else's
+        try:
+            state.remove(directory)
+        except HostError as error:
+            self._log(error.line())
+
+    def _reap(self, waiter: Waiter) -> None:
+        waiter.reap()
+        self._remove(waiter.directory)
 
     def _later(self, shape: Shape) -> None:
         shape.not_before = time.monotonic() + shape.retry_s
@@ -188,20 +211,22 @@ class Keeper:
 
     def _listen_to_all(self, timeout_s: float) -> None:
         poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
+        poll.register(self._door.listener, select.POLLIN)
+        if self._door.watch >= 0:
+            poll.register(self._door.watch, select.POLLIN)
         waiters = [(shape, waiter) for shape in self._shapes.values() for waiter in shape.waiters]
         everybody = [*waiters, *((None, waiter) for waiter in self._parting)]
         for _, waiter in everybody:
             poll.register(waiter.pidfd, select.POLLIN)
             if waiter.control.fileno() >= 0:
                 poll.register(waiter.control, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(min(max(0.0, timeout_s), 3600.0) * 1000 + 1)}
+        ready = {fd for fd, _ in poll.poll(min(max(0.0, timeout_s), _LOOK_S) * 1000 + 1)}
         for shape, waiter in everybody:
             if waiter.control.fileno() in ready:
                 self._heard(shape, waiter)
             if waiter.pidfd in ready:
                 self._ended(shape, waiter)
-        if self._listener.fileno() in ready:
+        if self._door.listener.fileno() in ready:
             self._accept()
 
     def _heard(self, shape: Shape | None, waiter: Waiter) -> None:
@@ -212,9 +237,12 @@ class Keeper:
             word = b""
         if shape is not None and word == b"waiting":
             waiter.state = "waiting"
-            shape.retry_s = _RETRY_S
+            shape.retry_s, shape.note = _RETRY_S, ""
         elif word:
-            self._log(f"waiter {waiter.pid}: {word.decode('utf-8', 'replace')}")
+            text = word.decode("utf-8", "replace")
+            self._log(f"waiter {waiter.pid}: {text}")
+            if shape is not None:
+                shape.note = text
         else:
             waiter.control.close()
 
@@ -225,18 +253,18 @@ class Keeper:
             shape.waiters.remove(waiter)
             if waiter.state == "filling":
                 self._later(shape)
-        waiter.close()
+        self._reap(waiter)
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = self._door.listener.accept()
         except OSError as error:
             self._log(f"cannot accept a connection: {error.strerror}")
             return
         fds: list[int] = []
         kept = False
         try:
-            kept = self._answer(_receive(connection, fds), connection, fds)
+            kept = self._answer(receive(connection, fds), connection, fds)
         except (OSError, ValueError, KeyError, TypeError, BufferzoneError) as error:
             self._log(f"a request that cannot be met: {error}")
         finally:
@@ -259,6 +287,7 @@ class Keeper:
             raise HostError("a caller in other namespaces")
         shape = self.add_shape(request["settings"], request["spec"])
         self._hand_over(shape, request, connection, fds)
+        shape.is_asked_for()
         shape.not_before = max(shape.not_before, time.monotonic() + QUIET_S)
         return False
 
@@ -268,7 +297,7 @@ class Keeper:
         """Give the claim to the first that waits; with none the caller hears the connection end."""
         if len(fds) != 1:
             raise ValueError("a claim comes with one descriptor")
-        message = json.dumps(request).encode()
+        message = json.dumps({key: request[key] for key in _PASSED_ON}).encode()
         for waiter in [waiter for waiter in shape.waiters if waiter.state == "waiting"]:
             try:
                 socket.send_fds(waiter.control, [message], [connection.fileno(), fds[0]])
@@ -293,7 +322,8 @@ class Keeper:
             for shape in self._shapes.values()
             for waiter in shape.waiters
         ]
-        return {"pid": os.getpid(), "size": self._load().pool_size, "vms": rows}
+        notes = [f"no VM waits: {shape.note}" for shape in self._shapes.values() if shape.note]
+        return {"pid": os.getpid(), "size": self._load().pool_size, "vms": rows, "notes": notes}
 
 
 def _await_end(waiter: Waiter, end: float) -> None:
@@ -304,41 +334,7 @@ def _await_end(waiter: Waiter, end: float) -> None:
         signal.pidfd_send_signal(waiter.pidfd, signal.SIGKILL)
 
 
-def _receive(connection: socket.socket, fds: list[int]) -> dict[str, Any]:
-    """A request of our own uid, one line; descriptors that came along are added to `fds`."""
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid != os.geteuid():
-        raise HostError(f"a caller of uid {uid}")
-    connection.settimeout(_REQUEST_S)
-    data = b""
-    while not data.endswith(b"\n"):
-        chunk, more, _, _ = socket.recv_fds(connection, MOST_REQUEST, 4, socket.MSG_CMSG_CLOEXEC)
-        fds += more
-        data += chunk
-        if not chunk or len(data) > MOST_REQUEST:
-            raise ValueError("not one line")
-    request = json.loads(data)
-    if not isinstance(request, dict):
-        raise TypeError("not an object")
-    return request
-
-
 def namespaces() -> str:
     """What a caller must share with a VM's processes: they are in these namespaces for good."""
     kinds = ("cgroup", "ipc", "net", "pid", "time", "user", "uts")
     return " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in kinds)
-
-
-def _listen(directory: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=fd)
-        listener.bind(f"/proc/self/fd/{fd}/{SOCKET}")
-        listener.listen(64)
-    except OSError as error:
-        raise HostError(f"cannot listen in {directory}: {error.strerror}", code="socket") from error
-    finally:
-        os.close(fd)
-    return listener

@@ -15,7 +15,7 @@ import socket
 import sys
 
 from bufferzone import config, state
-from bufferzone.errors import HostError
+from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.sandbox import cgroups
 from bufferzone.shim import daemon
@@ -60,8 +60,40 @@ def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
 
 def keep(arguments: Arguments) -> int:
     """The keeper's process for -root; returns the exit status. -shape is what it begins with: `settings` and
-    `spec` as JSON. A second one for the same root ends at once.
+    `spec` as JSON. A second one for the same root ends at once. -ready-fd, if given, learns in a line how it
+    began. Raises `HostError`.
     """
+    ready = Ready(arguments.ready_fd)
+    try:
+        return _keep(arguments, ready)
+    except OSError as error:
+        where = error.filename or arguments.root
+        line = f"the pool cannot be kept: {error.strerror}: {where}"
+        ready.say(line)
+        raise HostError(line, code="pool-keeper") from error
+    except BufferzoneError as error:
+        ready.say(error.line())
+        raise
+
+
+class Ready:
+    """Whoever waits for one line, or nobody."""
+
+    def __init__(self, fd: str) -> None:
+        self._fd = int(fd or -1)
+        if self._fd >= 0:
+            os.set_inheritable(self._fd, False)
+
+    def say(self, line: str) -> None:
+        """The first line counts."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                os.write(fd, f"{line}\n".encode(errors="replace"))
+            os.close(fd)
+
+
+def _keep(arguments: Arguments, ready: Ready) -> int:
     os.chdir("/")
     os.umask(0o077)
     process.set_name("bufferzone-pool")
@@ -73,12 +105,14 @@ def keep(arguments: Arguments) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        ready.say("ready")  # it is kept already
         return 0
     if os.fstat(2).st_size > _MOST_LOG:
         os.ftruncate(2, 0)
     _remove_old(directory)
     keeper = Keeper(directory, config.load, _spawn(arguments.root), daemon.log)
     try:
+        ready.say("ready")
         keeper.add_shape(**json.loads(arguments.shape))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         keeper.run()
@@ -91,4 +125,7 @@ def _remove_old(directory: str) -> None:
     """What a keeper that was killed has left: its waiters died with it."""
     for entry in os.scandir(directory):
         if entry.name.isdigit():
-            state.remove(entry.path)
+            try:
+                state.remove(entry.path)
+            except HostError as error:
+                daemon.log(error.line())  # it is in the way of nothing

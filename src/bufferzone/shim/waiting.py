@@ -23,6 +23,7 @@ from bufferzone.linux import process
 from bufferzone.oci.host import settings_of
 from bufferzone.sandbox import pool
 from bufferzone.shim import daemon
+from bufferzone.shim.door import MOST_REQUEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 _NICE = 10
 _CAP_SYS_NICE = 23
 _CALLER_S = 5.0
-MOST_REQUEST = 1 << 16
 
 
 class Claim:

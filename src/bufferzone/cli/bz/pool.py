@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 
 from bufferzone import config, state
 from bufferzone.cli import container, launch
@@ -49,6 +50,8 @@ def _ask(root: str, what: str) -> bytes:
         sock.settimeout(_ANSWER_S)
         try:
             connect_unix(sock, os.path.join(root, state.POOL, "keeper.sock"))
+        except PermissionError as error:
+            raise HostError(f"the pool below {root} is another user's", code="pool-keeper") from error
         except OSError as error:
             hint = "bz pool start, or the next container, where pool.size is set"
             raise NotFoundError(f"no pool is kept below {root}", hint=hint, code="no-pool") from error
@@ -59,19 +62,25 @@ def _ask(root: str, what: str) -> bytes:
                 answer += data
             return answer
         except OSError as error:
-            raise HostError(f"the pool's keeper does not answer: {error}", code="pool-keeper") from error
+            reason = error.strerror or "timed out"
+            raise HostError(f"the pool's keeper does not answer: {reason}", code="pool-keeper") from error
 
 
 def _list(root: str) -> None:
     rows = [["PID", "STATE", "VCPUS", "MEMORY", "AGE"]]
+    found: dict[str, Any] = {"vms": [], "notes": []}
     try:
-        found: dict[str, Any] = json.loads(_ask(root, "list"))
-    except NotFoundError:
-        found = {"vms": []}
+        found = json.loads(_ask(root, "list"))
+    except NotFoundError as error:
+        found["notes"] = [error.line()]
+    except ValueError as error:
+        raise HostError("the pool's keeper answers nonsense", code="pool-keeper") from error
     for vm in found["vms"]:
         size = f"{vm['memory_mib']} MiB"
         rows.append([str(vm["pid"]), vm["state"], str(vm["vcpus"]), size, f"{vm['age_s']:.0f} s"])
     container.print_table(rows)
+    for note in found["notes"]:
+        print(f"bz: {note}", file=sys.stderr)
 
 
 def _start(root: str) -> None:
@@ -85,7 +94,17 @@ def _start(root: str) -> None:
             code="no-pool",
         )
     shape = {"settings": config.shape_of(settings), "spec": {}}
-    launch.start_keeper(root, json.dumps(shape), "")
+    reader, writer = os.pipe()
+    with open(reader, "rb") as answer:
+        try:
+            launch.start_keeper(root, json.dumps(shape), "", writer)
+        finally:
+            os.close(writer)
+        line = answer.readline().decode("utf-8", "replace").strip()
+    if line != "ready":
+        raise HostError(
+            line or f"the keeper has died: see {root}/{state.POOL}/keeper.log", code="pool-keeper"
+        )
 
 
 def _stop(root: str) -> None:
@@ -99,8 +118,10 @@ def _clear(directory: str) -> None:
     """What a keeper that was killed has left: its VMs died with it."""
     try:
         lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise HostError(f"cannot clear {directory}: {error.strerror}", code="pool-keeper") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in os.listdir(directory):
@@ -110,5 +131,7 @@ def _clear(directory: str) -> None:
                 os.unlink(os.path.join(directory, name))
     except BlockingIOError:
         pass  # one is just beginning
+    except OSError as error:
+        raise HostError(f"cannot clear {directory}: {error.strerror}", code="pool-keeper") from error
     finally:
         os.close(lock)
