@@ -16,6 +16,7 @@ import socket
 
 from bufferzone import jail
 from bufferzone.errors import HostError
+from bufferzone.network import sieve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def start(ports: Sequence[Port], *, directory: str, uid: int, log_fd: int) -> tu
     `directory` is an empty one. That a port cannot be bound is seen by passt ending, after this.
     """
     program = find_program()
-    ours, theirs = socket.socketpair()
+    ours, theirs = sieve.pair()
     empty = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with theirs:

@@ -10,7 +10,7 @@ import socket
 
 from bufferzone import egress
 from bufferzone.errors import HostError
-from bufferzone.network import passt
+from bufferzone.network import passt, sieve
 from bufferzone.oci import host, ports
 from bufferzone.sandbox.network import Network
 from bufferzone.vmm import console
@@ -46,7 +46,9 @@ def wanted(spec: dict[str, Any], settings: Settings, restored: Saved | None) -> 
 
 
 class Link:
-    """passt, and `fd`, the VMM's end of the connection to it. `note` gets its pid; `stack` gives all back."""
+    """passt, and `fd`, the VMM's end of the connection to it, by way of a sieve. `note` gets passt's pid;
+    `stack` gives all back.
+    """
 
     def __init__(
         self, stack: ExitStack, settings: Settings, directory: str, uid: int, note: Callable[[int], None]
@@ -57,16 +59,19 @@ class Link:
             wishes = [ports.parse(text) for text in settings.publish]
             empty = os.path.join(directory, "empty")
             os.makedirs(empty, exist_ok=True)
-            self.child, self._socket = passt.start(wishes, directory=empty, uid=uid, log_fd=log_fd)
+            self.child, to_passt = passt.start(wishes, directory=empty, uid=uid, log_fd=log_fd)
         finally:
             os.close(log_fd)
-        self.fd = self._socket.fileno()
         stack.enter_context(self.child)
+        self._socket, to_guest = sieve.pair()
+        self.fd = self._socket.fileno()
         stack.callback(self._socket.close)
+        self.sieve = sieve.Sieve(to_guest, to_passt, passt.ADDRESS)
+        stack.callback(self.sieve.close)
         note(self.child.pid)
 
     def handed_over(self) -> None:
-        """The VMM has its copy: passt's end is to be seen there."""
+        """The VMM has its copy: its end is to be seen here."""
         self._socket.close()
 
 
@@ -109,6 +114,7 @@ class UserNetwork(Network):
         if not self._reading:
             self._reading = True
             self._link.log.start()
+            self._link.sieve.start()
         check(self._link.child, self._link.log)
         self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
         self._begun = True

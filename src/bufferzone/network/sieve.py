@@ -1,0 +1,135 @@
+"""Between a guest and passt: what the guest may send there, frame by frame.
+
+passt connects to whatever address a frame names, the host's loopback too: that of Debian 12 answers a forged
+frame for 127.0.0.1 as it would any other. Through here pass ARP, and IPv4 from the guest's own address to
+unicast addresses which are neither of the host's loopback nor of the link (cloud metadata). What passt sends
+goes back as it is.
+
+Both sides are streams of frames, each after its length in 32 bits (QEMU's docs/interop, passt(1)).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_LENGTH = 4
+#: an Ethernet header and what an IPv4 packet may be
+MOST = 14 + 65535
+_BUFFER = 4 * (_LENGTH + MOST)
+_ARP, _IPV4 = 0x0806, 0x0800
+#: type, version and header length, source, destination
+_HEADER = struct.Struct("!12xHB11xII")
+_LEAST_ARP = 42
+
+
+def _network(text: str) -> tuple[int, int]:
+    address, _, prefix = text.partition("/")
+    mask = (1 << 32) - (1 << (32 - int(prefix)))
+    return int.from_bytes(socket.inet_aton(address), "big"), mask
+
+
+#: "this host" (Linux takes 0.0.0.0 for loopback), loopback, link-local, multicast, reserved and broadcast
+_CLOSED = [_network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected stream sockets that hold as much as the kernel lets them: passt drops what does not fit,
+    and the default is three large frames.
+    """
+    ends = socket.socketpair()
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+    return ends
+
+
+class Sieve:
+    """Two connected stream sockets, the guest's and passt's, owned. `address` is the guest's own."""
+
+    def __init__(self, guest: socket.socket, passt: socket.socket, address: str) -> None:
+        self._guest, self._passt = guest, passt
+        self._address = int.from_bytes(socket.inet_aton(address), "big")
+        self._threads: Sequence[threading.Thread] = ()
+
+    def start(self) -> None:
+        """Let frames through from now on, until either side ends; then both do."""
+        self._threads = [
+            threading.Thread(target=self._run, args=(work,), name="sieve", daemon=True)
+            for work in (self._out, self._back)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End both sides."""
+        self._shut()
+        for thread in self._threads:
+            thread.join()
+        self._guest.close()
+        self._passt.close()
+
+    def allows(self, frame: memoryview) -> bool:
+        """Whether the guest may send this Ethernet frame."""
+        if len(frame) < _HEADER.size:
+            return False
+        kind, version, source, destination = _HEADER.unpack_from(frame)
+        if kind == _ARP:
+            return len(frame) >= _LEAST_ARP
+        if kind != _IPV4 or version >> 4 != 4 or source != self._address:
+            return False
+        return not any(destination & mask == network for network, mask in _CLOSED)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError:
+            pass  # the other side ended in the middle
+        finally:
+            self._shut()
+
+    def _shut(self) -> None:
+        for sock in (self._guest, self._passt):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended already
+
+    def _back(self) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        while count := self._passt.recv_into(buffer):
+            self._guest.sendall(buffer[:count])
+
+    def _out(self) -> None:
+        buffer, filled = memoryview(bytearray(_BUFFER)), 0
+        while count := self._guest.recv_into(buffer[filled:]):
+            filled += count
+            used = self._pass(buffer[:filled])
+            if used < 0:
+                return  # no VMM of ours sends such a thing
+            rest = bytes(buffer[used:filled])
+            filled = len(rest)
+            buffer[:filled] = rest
+
+    def _pass(self, data: memoryview) -> int:
+        """Send on what is allowed of the whole frames in `data`, in as few pieces as can be; how many bytes
+        they are, -1: what follows is no frame.
+        """
+        begin = at = 0
+        while len(data) - at >= _LENGTH:
+            length = int.from_bytes(data[at : at + _LENGTH], "big")
+            end = at + _LENGTH + length
+            if not 0 < length <= MOST:
+                return -1
+            if end > len(data):
+                break
+            if not self.allows(data[at + _LENGTH : end]):
+                self._passt.sendall(data[begin:at])
+                begin = end
+            at = end
+        self._passt.sendall(data[begin:at])
+        return at
