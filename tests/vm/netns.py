@@ -117,6 +117,30 @@ class World:
             os.close(fd)
 
 
+class Mounts:
+    """A mount namespace with an empty tmpfs on each of `covered`; `before` are the words that enter it.
+
+    What is mounted in there is not seen outside, and goes with `close`.
+    """
+
+    def __init__(self, *covered: str) -> None:
+        argv = ["unshare", "--mount", "--propagation", "slave", "cat"]
+        self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert self._holder.stdin is not None
+        assert self._holder.stdout is not None
+        self._holder.stdin.write(b"x")
+        assert self._holder.stdout.read(1) == b"x"  # it runs, so it is in there
+        self.before = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt")
+        for directory in covered:
+            os.makedirs(directory, exist_ok=True)
+            mount = ("mount", "-t", "tmpfs", "bufferzone-tests", directory)
+            subprocess.run((*self.before, *mount), timeout=120, check=True)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._holder.communicate()
+
+
 def left_in(name: str) -> list[str]:
     """Taps of ours and ingress qdiscs in a named network namespace, one line each."""
     taps = [line for line in ip("-n", name, "-o", "link", "show", "type", "tun").splitlines() if line]

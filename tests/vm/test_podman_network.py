@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from vm import leftovers, netns
+from vm import netns
 from vm.conftest import Clean, load_image
 from vm.netns import World, ip
 from vm.podman import DROP_IN, Podman, remove_tree
@@ -45,7 +43,9 @@ class Networked:
         self.podman.settings = directory / "containers.conf"
         text = DROP_IN.read_text() + f'\n[network]\nnetwork_backend = "{backend}"\n'
         self.podman.settings.write_text(text)
-        self.podman.before = ("nsenter", f"--net=/run/netns/{world.outside}")
+        # netavark keeps addresses and its name server in there for all Podmans of root, whatever their root
+        self.mounts = netns.Mounts("/run/containers")
+        self.podman.before = (*self.mounts.before, f"--net=/run/netns/{world.outside}")
         self.clean = Clean(self.podman)
 
     def start(self) -> None:
@@ -61,10 +61,6 @@ class Networked:
         self.podman.any("rm", "--all", "--force", "--time", "0", timeout_s=120)
         for name in ("one", "two"):
             self.podman.any("network", "rm", name)
-        for pid in leftovers.descendants():  # netavark's own server may miss that its last network has gone
-            if leftovers.name_of(pid) == "aardvark-dns":
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))
@@ -85,6 +81,7 @@ def net(request):
                 found.close()
                 found.podman.close()
             found.clean.check()
+            found.mounts.close()
     finally:
         remove_tree(directory)
 
