@@ -69,6 +69,12 @@ class Client:
         """Close the connection."""
         self._sock.close()
 
+    def peer(self) -> tuple[int, int]:
+        """Pid and uid of who listens there, as the kernel tells them (SO_PEERCRED)."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return pid, uid
+
     def fileno(self) -> int:
         """The socket's descriptor, for poll."""
         return self._sock.fileno()

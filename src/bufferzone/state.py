@@ -3,8 +3,8 @@
     ROOT/ID/state.json       the OCI state, byte for byte what `state` prints; replaced atomically
     ROOT/ID/owner            "PID STARTTIME\\n" of the shim; STARTTIME is field 22 of /proc/PID/stat
     ROOT/ID/leftovers.json   what a clean-up has to end when the shim was killed
-    ROOT/ID/sandbox          the id of the container whose shim serves this one too (absent: its own shim)
-    ROOT/ID/shim.sock        the shim's socket
+    ROOT/ID/shim.sock        the shim's socket; containers of one VM have hard links of one
+    ROOT/@net-DEV-INO        another, named after a network namespace that is the VM's
     ROOT/@pool/              the pool of waiting VMs, if there is one
 
 A status other than `stopped` is true only while the owner lives. No json, re or typing on the `state` path:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 OCI_VERSION = "1.2.0"
-STATE, OWNER, LEFTOVERS, SANDBOX, SOCKET = "state.json", "owner", "leftovers.json", "sandbox", "shim.sock"
+STATE, OWNER, LEFTOVERS, SOCKET = "state.json", "owner", "leftovers.json", "shim.sock"
 POOL = "@pool"  # beside the containers, with a name that no id can be
 MAX_ID = 255
 
@@ -307,11 +307,13 @@ def read_leftovers(directory: str) -> dict[str, Any]:
 
 
 def socket_path(directory: str) -> str:
-    """The socket that serves this container: its own shim's, or that of the sandbox it lives in."""
-    other = _read(directory, SANDBOX).strip()
-    if other:
-        directory = os.path.join(os.path.dirname(directory), check_id(os.fsdecode(other)))
+    """The socket of the shim that serves this container."""
     return os.path.join(directory, SOCKET)
+
+
+def network_entry(root: str, device: int, inode: int) -> str:
+    """Where the shim is found whose VM has the network namespace with these st_dev and st_ino."""
+    return os.path.join(root, f"@net-{device:x}-{inode}")
 
 
 def remove(directory: str) -> None:

@@ -203,7 +203,9 @@ class Sandbox:
 
 @pytest.fixture
 def container():
-    return Container("c", "/b", {"linux": {"resources": {"pids": {"limit": 5}}}}, 1)
+    found = Container("c", "/b", 1)
+    found.spec = {"linux": {"resources": {"pids": {"limit": 5}}}}
+    return found
 
 
 def test_an_update_reaches_guest_and_host_and_is_remembered(tmp_path, monkeypatch, container):

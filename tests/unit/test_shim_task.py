@@ -222,9 +222,41 @@ def test_an_exec_that_ended_is_freed_when_its_waiter_goes(world):
     assert world.service._table.find("c").status == task.RUNNING
 
 
+def test_the_vm_ends_with_its_last_container(world):
+    create(world)
+    create(world, "d")
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    assert world.sandbox.stops == [False]
+    world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    assert world.sandbox.stops == [False]
+    world.sandbox.agent.finish(agent.ProcessRef(id="d"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="d"))
+    assert world.sandbox.stops == [False, True]
+
+
+def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(world):
+    create(world)
+    made = world.sandbox.create
+
+    def fails(container_id, bundle, rootfs, pid):
+        world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+        world.service.wait(world.peer, task.WaitRequest(id="c"))
+        return made(container_id, "/bad", rootfs, pid)
+
+    world.sandbox.create = fails
+    with pytest.raises(StateError, match="no such bundle"):
+        create(world, "d")
+    assert world.sandbox.stops == [False, True]
+
+
 def test_shutdown_waits_for_the_last_container(world):
     create(world)
-    world.service.shutdown(world.peer, task.ShutdownRequest(id="c"))
+    create(world, "d")
+    world.service.delete(world.peer, task.DeleteRequest(id="d"))
+    with pytest.raises(StateError, match="another container is in its VM") as caught:
+        world.service.shutdown(world.peer, task.ShutdownRequest(id="d"))
+    assert caught.value.code == "vm-shared"
     assert not world.ended.is_set()
     world.service.delete(world.peer, task.DeleteRequest(id="c"))
     assert isinstance(world.service.shutdown(world.peer, task.ShutdownRequest(id="c")), Empty)

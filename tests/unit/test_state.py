@@ -184,15 +184,13 @@ def test_a_directory_with_a_mount_in_it_is_not_removed(tmp_path):
     assert (precious / "file").exists()
 
 
-def test_the_socket_is_that_of_the_sandbox_a_container_lives_in(tmp_path):
-    state.create(str(tmp_path), "pod")
+def test_what_leads_to_a_network_namespace_is_no_container(tmp_path):
     directory = state.create(str(tmp_path), "one")
     assert state.socket_path(directory) == f"{directory}/shim.sock"
-    (tmp_path / "one" / "sandbox").write_text("pod")
-    assert state.socket_path(directory) == f"{tmp_path}/pod/shim.sock"
-    (tmp_path / "one" / "sandbox").write_text("../../etc")
-    with pytest.raises(UsageError):
-        state.socket_path(directory)
+    entry = state.network_entry(str(tmp_path), 4, 4026531840)
+    assert entry == f"{tmp_path}/@net-4-4026531840"
+    os.mkdir(entry)
+    assert state.list_ids(str(tmp_path)) == ["one"]
 
 
 def test_leftovers_come_back_as_they_were_written(tmp_path):

@@ -115,21 +115,25 @@ def _kill_and_wait(client: Client, id: str) -> None:
 
 
 def _shut_down(directory: str) -> None:
-    """Ask the shim to end and wait until it has; a shim that hangs is killed. A dead one is fine."""
+    """Ask the shim to end and wait until it has, unless others live in its VM; one that hangs is killed. A
+    dead one is fine.
+    """
     pid = state.owner_pid(directory)
     try:
         with Client.connect(directory) as client:
             client.call("Shutdown", task.ShutdownRequest(id=os.path.basename(directory)), timeout_s=_END_S)
-    except BufferzoneError:
-        pass  # it ended already, or it is killed below
-    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+    except BufferzoneError as error:
+        if error.code == "vm-shared":
+            return
+        # else it ended already, or it is killed below
+    if pid and pid != os.getpid():
         _end_process(pid)
 
 
 def _kill_owner(directory: str) -> None:
-    """End a shim that does not answer."""
+    """End a shim that does not answer, and with it whatever else is in its VM."""
     pid = state.owner_pid(directory)
-    if pid and pid != os.getpid() and not os.path.exists(os.path.join(directory, state.SANDBOX)):
+    if pid and pid != os.getpid():
         _end_process(pid, 0)
 
 

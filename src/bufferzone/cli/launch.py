@@ -106,10 +106,17 @@ def _spawn(command: list[str], log: str, ready: int) -> int:
 def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "") -> int:
     """Start the shim of a new container and wait until its socket listens; returns its pid.
 
-    One that waits in the pool is taken, if there is one; else it is our child. Raises what the shim reports,
+    One whose VM has the network namespace that the container names is joined. One that waits in the pool is
+    taken, if there is one; else it is our child. Raises what the shim reports,
     or `HostError` with the last line of its log when it died, reaped. With `restore_from`, the directory of a
     checkpoint, the VM is the one that was saved there.
     """
+    entry = network_entry(os.path.dirname(directory), spec)
+    if entry:
+        from bufferzone.cli import joining
+
+        if pid := joining.join(directory, entry, restore_from):
+            return pid
     if restore_from:
         return _start_shim(directory, spec.bundle, program, restore_from)
     settings = settings_of(spec)
@@ -127,6 +134,20 @@ def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "")
         except HostError:
             pass  # the container is there; the next start tries again
         return pid
+
+
+def network_entry(root: str, spec: Spec) -> str:
+    """The name of the socket of the shim whose VM has the container's network namespace; empty: none has."""
+    network = spec.namespace("network")
+    if network is None or not network.get("path"):
+        return ""
+    try:
+        found = os.stat(network["path"])
+        entry = state.network_entry(root, found.st_dev, found.st_ino)
+        os.lstat(entry)
+    except OSError:
+        return ""
+    return entry
 
 
 def wants_pool(settings: Settings) -> bool:

@@ -6,9 +6,8 @@ Never a fork: the shim has threads by then. Source: setns(2), network_namespaces
 from __future__ import annotations
 
 import os
-import threading
 
-from bufferzone.linux import process
+from bufferzone.linux import apart, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,28 +24,7 @@ def inside(fd: int, work: Callable[[], Result]) -> Result:
         process.setns(fd, process.CLONE_NEWNET)
         return work()
 
-    return _in_a_thread(there)
-
-
-def _in_a_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread that changes its namespaces and ends: nobody has to find the way back, which is
-    closed to who is root of a user namespace.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # raised again by the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="netns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return apart.run(there)
 
 
 def fresh(work: Callable[[], Result]) -> tuple[int, Result]:
@@ -57,7 +35,7 @@ def fresh(work: Callable[[], Result]) -> tuple[int, Result]:
         result = work()
         return open_path("/proc/thread-self/ns/net"), result
 
-    return _in_a_thread(there)
+    return apart.run(there)
 
 
 def open_path(path: str) -> int:

@@ -20,6 +20,7 @@ from bufferzone.oci import host
 from bufferzone.sandbox import cgroups, containers, plan, revive, rootdisk, template, usernet
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.capture import Capture
+from bufferzone.sandbox.leftovers import Leftovers
 from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
@@ -70,8 +71,7 @@ def boot(
             machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
         warm = _Warm(stack, machine, settings, log) if restored is None else None
         left = Leftovers(directory)
-        if cgroup:
-            _join(stack, cgroup, left)
+        _join(stack, cgroup, left)
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
@@ -94,6 +94,7 @@ def boot(
             adopts="" if restored is None else restored.container,
             timeline=timeline,
             cgroup=cgroup,
+            left=left,
             boot_timeout_s=settings.boot_timeout_s,
             facts=facts_of(settings, machine, started.start if restored is None else "restored"),
             log=log,
@@ -105,6 +106,8 @@ def boot(
 
 
 def _join(stack: ExitStack, cgroup: str, left: Leftovers) -> None:
+    if not cgroup:
+        return
     joined = cgroups.join(cgroup, os.getpid())
     stack.callback(cgroups.leave_and_remove, joined, os.getpid())
     left.add_cgroups(joined)
@@ -319,36 +322,6 @@ class Starter:
         channels.close_remote()
         self._left.add_process(vmm.pid)
         return vmm
-
-
-class Leftovers:
-    """leftovers.json in `directory`, rewritten at every step that leaves something behind."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._processes: list[list[int]] = []
-        self._cgroups: list[str] = []
-        self._networks: dict[tuple[int, ...], dict[str, object]] = {}
-
-    def add_process(self, pid: int) -> None:
-        """One that has to end with the sandbox."""
-        self._processes.append([pid, state.process_start(pid)])
-        self._write()
-
-    def add_cgroups(self, directories: list[str]) -> None:
-        """Directories to remove."""
-        self._cgroups += directories
-        self._write()
-
-    def add_network(self, identity: list[int], path: str, taps: list[str]) -> None:
-        """The namespace at `path` (device and inode: `identity`) gets these taps, all of ours there."""
-        self._networks[tuple(identity)] = {"identity": identity, "path": path, "taps": taps}
-        self._write()
-
-    def _write(self) -> None:
-        networks = list(self._networks.values())
-        left = {"processes": self._processes, "cgroups": self._cgroups, "networks": networks}
-        state.write_leftovers(self._directory, left)
 
 
 def facts_of(settings: Settings, machine: Machine, start: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import stat
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 
 from bufferzone import oci
 from bufferzone.errors import HostError, StateError, VmmError
@@ -19,6 +20,7 @@ from bufferzone.oci.host import network_entry
 from bufferzone.sandbox import cgroups, limits, plan, rootdisk
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
+from bufferzone.sandbox.tenancy import Tenancy
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -26,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
+
+    See = Callable[[Callable[[], Any]], Any]
 
     from bufferzone.model import FileCopy
     from bufferzone.sandbox.running import Sandbox
@@ -37,15 +41,17 @@ _NO_FILTER = libseccomp.Filter(program=b"", flags=0)
 class Container:
     """What the host holds for one container; `undo` gives all of it back."""
 
-    def __init__(self, container_id: str, bundle: str, spec: dict[str, Any], pid: int) -> None:
+    def __init__(self, container_id: str, bundle: str, pid: int) -> None:
         self.id = container_id
         self.bundle = bundle
-        self.spec = spec
+        self.spec: dict[str, Any] = {}
         self.pid = pid
         self.created_ns = time.time_ns()
         self.seccomp = _NO_FILTER
         self.hooks: dict[str, Any] = {}
         self.undo = ExitStack()
+        self.joined = False  # it came into the VM of another container
+        self.cgroup = ""  # of what stands for it on the host, empty: none
         self.adopted = False  # from a checkpoint: it ran before, and is frozen until it is started
         self.namespace = -1  # its network namespace, -1: none to wire
 
@@ -67,10 +73,14 @@ class Containers:
     thread.
     """
 
-    def __init__(self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes]) -> None:
+    def __init__(
+        self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes], directory: str = ""
+    ) -> None:
+        """`directory`: the state directory of the first, for a sandbox that others may join."""
         self._sandbox = sandbox
+        self._tenancy = Tenancy(sandbox, directory)
         self._state_text = state_text
-        self._filters: dict[str, libseccomp.Filter] = {}
+        self._made: dict[str, Container] = {}
         self.agent = sandbox.agent
 
     def create(self, container_id: str, bundle: str, rootfs: list[Mount], pid: int) -> Container:
@@ -78,34 +88,67 @@ class Containers:
 
         After a failure nothing of the container is left, on the host or in the guest.
         """
-        container = Container(container_id, bundle, oci.load(bundle).raw, pid)
+        container = Container(container_id, bundle, pid)
         with container.undo as undo:
-            disk = self._sandbox.disk
-            if disk is None:
-                _mount_rootfs(rootfs, container)
-            decided = _plan(container.spec, container_id, bundle, block=disk is not None)
+            self._tenancy.move_in(undo, container)
+            see = self._tenancy.look_from(undo, pid) if container.joined else _here
+            decided = self._decide(container, rootfs, see)
             container.hooks = decided.hooks
             if decided.seccomp is not None:
                 container.seccomp = libseccomp.compile_profile(decided.seccomp)
-            container.namespace = namespace_of(container.spec, pid)
-            if container.namespace >= 0:
-                undo.callback(os.close, container.namespace)
+            self._reserve_network(container)
             self._sandbox.wait_ready()
             if not self._sandbox.adopts:
-                self._give_files(container, decided, rootfs)
-            if self._sandbox.cgroup and pid != os.getpid():
-                cgroups.join(self._sandbox.cgroup, pid)
-            self._limit(container.spec)
+                self._give_files(container, decided, rootfs, see)
+            self._limit_host(container)
             for name in ("prestart", "createRuntime"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
             self._make(container, decided)
-            if container.namespace >= 0:
+            if container.namespace >= 0 and not self._tenancy.reserved.is_wired(container.namespace):
                 # most callers have made the network by now, and take their time until they start
                 self._sandbox.network.prepare(container.namespace, container.namespace_path)
-                undo.callback(self._sandbox.network.leave, container.namespace)
-            self._filters[container_id] = container.seccomp
+            self._made[container_id] = container
             container.undo = undo.pop_all()
         return container
+
+    def _decide(self, container: Container, rootfs: list[Mount], see: See) -> plan.ContainerPlan:
+        """Read the spec and plan the container; what it names is looked for with `see`."""
+        spec = see(partial(oci.load, container.bundle))
+        container.spec = spec.raw
+        if container.joined:
+            self._tenancy.check(spec)
+        block = self._sandbox.disk is not None
+        if not block:
+            _mount_rootfs(rootfs, container)
+        name = self._tenancy.share_name(container)
+        decided: plan.ContainerPlan = see(partial(_plan, spec.raw, name, container.bundle, block=block))
+        return decided
+
+    def _reserve_network(self, container: Container) -> None:
+        """Open its network namespace, if it has one to wire, and make it this VM's alone."""
+        container.namespace = namespace_of(container.spec, container.pid)
+        if container.namespace < 0:
+            return
+        container.undo.callback(os.close, container.namespace)
+        self._tenancy.reserved.take(container.namespace, joining=container.joined)
+        container.undo.callback(self._leave_network, container.namespace)
+
+    def _leave_network(self, fd: int) -> None:
+        if self._tenancy.reserved.drop(fd):
+            self._sandbox.network.leave(fd)
+
+    def _limit_host(self, container: Container) -> None:
+        """The cgroups of the host: of the VM with its first container, of a waiter alone where it joined."""
+        sandbox = self._sandbox
+        container.cgroup = sandbox.cgroup
+        if container.joined:
+            path = (container.spec.get("linux") or {}).get("cgroupsPath") or ""
+            container.cgroup = cgroups.relative_path(path, container.id)
+            self._tenancy.join_cgroup(container.undo, container)
+            return
+        if sandbox.cgroup and container.pid != os.getpid():
+            cgroups.join(sandbox.cgroup, container.pid)
+        self._limit(container.spec)
 
     def _make(self, container: Container, decided: plan.ContainerPlan) -> None:
         """The guest's half: made anew, or taken over from the VM of a checkpoint, frozen still."""
@@ -158,12 +201,16 @@ class Containers:
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
         self._sandbox.network.begin()
-        if container.namespace >= 0:
+        reserved = self._tenancy.reserved
+        if container.namespace >= 0 and not reserved.is_wired(container.namespace):
             self._sandbox.network.attach(container.namespace, container.namespace_path)
+            reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
         method = "Resume" if container.adopted else "Start"
         self.agent.call(method, agent.ProcessRef(id=container.id), Empty)
 
-    def _give_files(self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount]) -> None:
+    def _give_files(
+        self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount], see: See
+    ) -> None:
         """Root file system and volumes: shared, or on the disk with copies of single files."""
         disk, share = self._sandbox.disk, self._sandbox.share
         if disk is not None:
@@ -175,14 +222,15 @@ class Containers:
         for bind in decided.binds:
             if share is None:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
-            share.add(bind)
+            share.add(bind, see)
             container.undo.callback(share.remove, bind.name)
 
     def exec(self, ref: agent.ProcessRef, process: bytes, pid: int) -> None:
         """Run one more process in a container, under the container's seccomp filter."""
-        if self._sandbox.cgroup and pid != os.getpid():
-            cgroups.join(self._sandbox.cgroup, pid)
-        seccomp = self._filters.get(ref.id, _NO_FILTER)
+        container = self._made.get(ref.id)
+        if container is not None and container.cgroup and pid != os.getpid():
+            cgroups.join(container.cgroup, pid)
+        seccomp = _NO_FILTER if container is None else container.seccomp
         request = agent.ProcessRequest(
             id=ref.id,
             exec_id=ref.exec_id,
@@ -199,10 +247,13 @@ class Containers:
         kernel does not take.
         """
         old = (container.spec.get("linux") or {}).get("resources") or {}
-        limits.check_update(old, changes, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
+        if container.joined:
+            self._tenancy.check_resources(old, changes)
+        else:
+            limits.check_update(old, changes, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
         merged = limits.merge(old, changes)
         changed = {**container.spec, "linux": {**container.spec.get("linux", {}), "resources": merged}}
-        take_back = self._limit(changed)
+        take_back = self._limit(changed, joined=container.joined)
         text = json.dumps(limits.for_guest(changes)).encode()
         try:
             self.agent.call("Update", agent.UpdateRequest(id=container.id, resources=text), Empty)
@@ -211,9 +262,9 @@ class Containers:
             raise
         container.spec = changed
 
-    def _limit(self, spec: dict[str, Any]) -> Callable[[], None]:
+    def _limit(self, spec: dict[str, Any], *, joined: bool = False) -> Callable[[], None]:
         """What the host's cgroup holds. Not before the VM is up, whose start is not throttled."""
-        resources, memory_mib = limits.resources_of(spec), self._sandbox.memory_mib
+        resources, memory_mib = limits.resources_of(spec) if not joined else {}, self._sandbox.memory_mib
         return limits.apply(self._sandbox.cgroup, resources, memory_mib, self._sandbox.log)
 
     def run_hooks(self, container: Container, name: str, state: bytes) -> None:
@@ -231,12 +282,22 @@ class Containers:
 
     def stopped(self, alone: bool) -> None:
         """An init is gone; when it was `alone` in its sandbox, the VM is needed no longer."""
+        if alone:
+            self._tenancy.reserved.close()
         self._sandbox.container_stopped(alone)
 
     def delete(self, container: Container) -> None:
         """Give back what the host holds for it."""
-        self._filters.pop(container.id, None)
+        self._made.pop(container.id, None)
         container.undo.close()
+
+    def close(self) -> None:
+        """The sandbox ends, whatever is in it."""
+        self._tenancy.reserved.close()
+
+
+def _here(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def needs_share(spec: oci.Spec) -> bool:
@@ -303,7 +364,7 @@ def _unmount(path: str) -> None:
 def tmpfs_size(path: str) -> int:
     """Bytes of the tmpfs mounted exactly at `path`, or 0 when something else is there."""
     real = os.path.realpath(path)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.partition(" - ")
             if left.split()[4] == real and right.startswith("tmpfs "):

@@ -1,14 +1,19 @@
-"""Ends what a killed shim left behind, from `leftovers.json` alone. Trusts a pid only with its start time."""
+"""leftovers.json: written while a sandbox runs, and what ends from it alone what a killed shim left behind.
+
+A pid is trusted only with its start time, a link or a namespace only with its inode.
+"""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
+import threading
+from contextlib import suppress
 from functools import partial
 
 from bufferzone import state
-from bufferzone.errors import BufferzoneError
+from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.network import namespace, wire
 from bufferzone.sandbox import cgroups
 
@@ -18,6 +23,69 @@ if TYPE_CHECKING:
 
 _WAIT_MS = 5000
 _OWNER_WAIT_MS = 3000
+
+
+class Leftovers:
+    """Writes leftovers.json, at every step that leaves something behind, into the state directory of each
+    container of the VM: whichever is deleted last tells of everything. Thread-safe.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directories = [directory]
+        self._lock = threading.Lock()
+        self._left: dict[str, list[Any]] = {"processes": [], "cgroups": [], "networks": [], "links": []}
+
+    def add_process(self, pid: int) -> None:
+        """One that has to end with the sandbox."""
+        self._add("processes", [[pid, state.process_start(pid)]])
+
+    def add_cgroups(self, directories: list[str]) -> None:
+        """Directories to remove."""
+        self._add("cgroups", directories)
+
+    def drop_cgroups(self, directories: list[str]) -> None:
+        """They were removed."""
+        with self._lock:
+            for directory in directories:
+                self._left["cgroups"].remove(directory)
+            self._write()
+
+    def add_network(self, identity: list[int], path: str, taps: list[str]) -> None:
+        """The namespace at `path` (device and inode: `identity`) gets these taps, all of ours there."""
+        with self._lock:
+            others = [row for row in self._left["networks"] if row["identity"] != identity]
+            self._left["networks"] = [*others, {"identity": identity, "path": path, "taps": taps}]
+            self._write()
+
+    def add_link(self, path: str, identity: list[int]) -> None:
+        """Another name of the file with this device and inode."""
+        self._add("links", [[path, identity]])
+
+    def add_directory(self, directory: str) -> None:
+        """The state directory of one more container."""
+        with self._lock:
+            self._directories.append(directory)
+            self._write()
+
+    def drop_directory(self, directory: str) -> None:
+        """It is about to be removed; the last one keeps its file until then."""
+        with self._lock:
+            if directory in self._directories and len(self._directories) > 1:
+                self._directories.remove(directory)
+
+    def _add(self, key: str, rows: list[Any]) -> None:
+        with self._lock:
+            self._left[key] += rows
+            self._write()
+
+    def _write(self) -> None:
+        for directory in tuple(self._directories):
+            try:
+                state.write_leftovers(directory, self._left)
+            except HostError:
+                if len(self._directories) == 1 or os.path.isdir(directory):
+                    raise
+                self._directories.remove(directory)  # a forced removal did not ask us
 
 
 def clean(directory: str) -> list[str]:
@@ -36,12 +104,22 @@ def clean(directory: str) -> list[str]:
             cgroups.remove(path)
         except OSError as error:
             left.append(f"cgroup {path}: {error.strerror}")
+    for path, identity in leftovers.get("links", []):
+        _unlink(path, identity)
     for network in leftovers.get("networks", []):
         try:
             _part(network)
         except (OSError, BufferzoneError) as error:
             left.append(f"taps in {network['path']}: {error}")
     return left
+
+
+def _unlink(path: str, identity: list[int]) -> None:
+    """Remove a name of the killed shim's socket, unless it is another's by now."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if [found.st_dev, found.st_ino] == identity:
+            os.unlink(path)
 
 
 def _part(network: dict[str, Any]) -> None:

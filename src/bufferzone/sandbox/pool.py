@@ -17,7 +17,8 @@ from bufferzone.image import templates
 from bufferzone.linux import process
 from bufferzone.sandbox import cgroups, plan, rehearsal
 from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.boot import Leftovers, Starter, facts_of, make_directory, park
+from bufferzone.sandbox.boot import Starter, facts_of, make_directory, park
+from bufferzone.sandbox.leftovers import Leftovers
 from bufferzone.sandbox.machine import describe, template_key
 from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.running import Sandbox
@@ -185,6 +186,7 @@ class WaitingVm:
             network=network,
             timeline=timeline,
             cgroup=cgroup,
+            left=left,
             boot_timeout_s=settings.boot_timeout_s,
             facts=facts_of(settings, self._machine, "pool"),
             log=self._log,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from bufferzone.sandbox.agent import AgentClient
     from bufferzone.sandbox.capture import Capture
+    from bufferzone.sandbox.leftovers import Leftovers
     from bufferzone.sandbox.network import Network
     from bufferzone.sandbox.rootdisk import RootDisk
     from bufferzone.sandbox.timeline import Timeline
@@ -51,6 +52,7 @@ class Sandbox:
         network: Network,
         timeline: Timeline,
         cgroup: str,
+        left: Leftovers,
         boot_timeout_s: float,
         facts: dict[str, str],
         log: Callable[[str], None],
@@ -73,6 +75,7 @@ class Sandbox:
         self.share = share
         self.disk = disk
         self.cgroup = cgroup
+        self.left = left
         self.log = log
         self.failure: VmmError | None = None
         self._vmm, self._daemon, self._timeline = vmm, daemon, timeline

@@ -156,7 +156,8 @@ def run_sandbox(
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
     records = Records(arguments.state_root, sandbox.facts)
-    containers = Containers(sandbox, records.text)
+    home = os.path.join(arguments.state_root, arguments.id) if cli else ""
+    containers = Containers(sandbox, records.text, home)
     tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
     server = Server(listener, _services(tasks, sandbox), log)
     server.start()
@@ -164,6 +165,7 @@ def run_sandbox(
     signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
     tell()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
+    containers.close()
     server.stop_accepting()
     server.drain(2.0)
     publisher.close()

@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bufferzone.shim.process import Process
+
 _TRIES = 5
 _TIMEOUT_S = 5.0
 
@@ -75,3 +77,24 @@ class Publisher:
                 if attempt:
                     time.sleep(attempt)
         return None
+
+
+def created(request: task.CreateTaskRequest, pid: int) -> task.TaskCreate:
+    """A container was made, and `pid` stands for it."""
+    io = task.TaskIO(
+        stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
+    )
+    return task.TaskCreate(
+        container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=pid
+    )
+
+
+def exited(process: Process) -> task.TaskExit:
+    """A container's init or an exec has ended."""
+    return task.TaskExit(
+        container_id=process.ref.id,
+        id=process.ref.exec_id or process.ref.id,
+        pid=process.pid,
+        exit_status=process.exit_status,
+        exited_at=process.exited_at(),
+    )

@@ -83,6 +83,6 @@ class Table:
             return self._containers.pop(container_id, None)
 
     def has_containers(self) -> bool:
-        """Whether any container is left."""
+        """Whether any container is left, or being made."""
         with self._lock:
-            return bool(self._containers)
+            return bool(self._containers) or any(not exec_id for _, exec_id in self._processes)

@@ -11,6 +11,7 @@ import os
 import threading
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
+from bufferzone.shim import events
 from bufferzone.shim.checkpoint import Checkpoints
 from bufferzone.shim.oom import OomTeller
 from bufferzone.shim.process import Process, check_spec, parse_resources
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.records import Records
     from bufferzone.shim.server import Handler, Peer, Service
-    from bufferzone.wire.proto import Message
 
 _SIGKILL = 9
 _OBEY_S = 10.0
@@ -45,8 +45,8 @@ class TaskService:
         *,
         single: bool,
     ) -> None:
-        """`single`: the sandbox exists for one container and ends with it (the CLI); a pod outlives its
-        first.
+        """`single`: the sandbox exists for its containers, one as a rule, and ends with the last (the CLI); a
+        pod outlives them.
         """
         self._single = single
         self._sandbox = containers
@@ -97,13 +97,14 @@ class TaskService:
         except BaseException:
             self._table.forget(process)
             stdio.close()
+            self._end_if_done()
             raise
         self._table.add_container(container)
         stdio.start(self._sandbox.agent, ref, terminal=request.terminal)
         with process.transition:
             process.watch(self._sandbox.agent, self._finished)
             self._records.changed(process, container)
-            self._publish_create(process, request)
+            self._events.publish(events.created(request, process.pid))
         if attended:
             peer.when_gone(lambda: self._abandoned(process))
         return task.CreateTaskResponse(pid=process.pid)
@@ -303,9 +304,11 @@ class TaskService:
         return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="2")
 
     def shutdown(self, peer: Peer, request: task.ShutdownRequest) -> Empty:
-        """End the shim unless containers are left."""
+        """End the shim unless containers are left: `StateError` `vm-shared` for the CLI, which would wait."""
         if not self._table.has_containers():
             self._ended()
+        elif self._single:
+            raise StateError("another container is in its VM", code="vm-shared")
         return Empty()
 
     def is_unused(self) -> bool:
@@ -357,9 +360,14 @@ class TaskService:
             if container is not None:
                 with contextlib.suppress(HostError):  # a full disk: it is told when the shim has ended
                     self._records.changed(process, container)
-        self._publish_exit(process)
+        self._events.publish(events.exited(process))
         if not ref.exec_id:
             self._sandbox.stopped(self._single and self._table.all_stopped())
+
+    def _end_if_done(self) -> None:
+        """A container that was to join the last one was not made: that may have ended meanwhile."""
+        if self._single and not self._table.is_empty() and self._table.all_stopped():
+            self._sandbox.stopped(True)
 
     def _exec_refused(self, process: Process, failure: str) -> None:
         """An exec that never ran has no exit event."""
@@ -376,22 +384,3 @@ class TaskService:
             self._sandbox.delete(container)
             self.oom.forget(container.id)
             self._sandbox.run_hooks(container, "poststop", self._records.text(container, "stopped"))
-
-    def _publish_create(self, process: Process, request: task.CreateTaskRequest) -> None:
-        io = task.TaskIO(
-            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
-        )
-        event = task.TaskCreate(
-            container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=process.pid
-        )
-        self._events.publish(event)
-
-    def _publish_exit(self, process: Process) -> None:
-        event: Message = task.TaskExit(
-            container_id=process.ref.id,
-            id=process.ref.exec_id or process.ref.id,
-            pid=process.pid,
-            exit_status=process.exit_status,
-            exited_at=process.exited_at(),
-        )
-        self._events.publish(event)

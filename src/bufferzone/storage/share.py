@@ -2,13 +2,15 @@
 
 All of it lives in the caller's own mount namespace (`own_namespace`), so the host's mount table stays as it
 is and everything goes away with the process. The tree is shared (MS_SHARED), so binds that are added later
-appear in virtiofsd's namespace too. Refuses: names with a slash, `.` or `..`.
+appear in virtiofsd's namespace too. Thread-safe. Refuses: names with a slash, `.` or `..`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import threading
+from functools import partial
 
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
@@ -16,7 +18,11 @@ from bufferzone.linux.process import CLONE_NEWNS, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bufferzone.model import Bind
+
+    Picked = tuple[int, bool]
 
 
 def own_namespace() -> None:
@@ -40,6 +46,7 @@ class Tree:
         """Mount the root on the existing directory `path`; raises HostError."""
         self.path = path
         self.fd = -1
+        self._lock = threading.Lock()
         try:
             # mount points only; virtiofsd sees it read-only, or a guest could swap one for a symbolic link
             mnt.mount(
@@ -76,43 +83,55 @@ class Tree:
             ) from error
         self.path = path
 
-    def add(self, bind: Bind) -> None:
-        """Bind `bind.source` (symbolic links followed, as runc does) to `bind.name`.
+    def move(self, path: str) -> None:
+        """Have it mounted on the existing directory `path` instead; raises HostError.
+
+        Removing a directory takes the mounts with it that other namespaces have there: rmdir(2) does not ask.
+        """
+        with self._lock:
+            try:
+                mnt.mount(self.path, path, flags=mnt.MS_MOVE)
+            except OSError as error:
+                raise HostError(
+                    f"cannot move the shared tree to {path}: {error.strerror}", code="share-failed"
+                ) from error
+            self.path = path
+
+    def add(self, bind: Bind, where: Callable[[Callable[[], Picked]], Picked] | None = None) -> None:
+        """Bind `bind.source` (symbolic links followed, as runc does) to `bind.name`. `where` calls what it is
+        given in the mount namespace in which the source is looked for, None: in ours.
 
         Raises HostError naming the source; then the tree is as it was.
         """
         _check_name(bind.name)
-        target = os.path.join(self.path, bind.name)
         try:
-            source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+            tree, directory = _pick(bind) if where is None else where(partial(_pick, bind))
         except OSError as error:
             raise _refused(bind, error) from error
-        tree = -1
         try:
-            tree = mnt.open_tree("", at=source, recursive=bind.recursive)
-            _restrict(tree, bind)
-            _make_point(target, stat.S_ISDIR(os.fstat(source).st_mode))
-            try:
-                mnt.move_mount(tree, target)
-            except OSError:
-                _remove_point(target)
-                raise
+            with self._lock:
+                target = os.path.join(self.path, bind.name)
+                _make_point(target, directory)
+                try:
+                    mnt.move_mount(tree, target)
+                except OSError:
+                    _remove_point(target)
+                    raise
+                self._names.append(bind.name)
         except OSError as error:
             raise _refused(bind, error) from error
         finally:
-            os.close(source)
-            if tree >= 0:
-                os.close(tree)
-        self._names.append(bind.name)
+            os.close(tree)
 
     def remove(self, name: str) -> None:
         """Take a bind out of the tree. A guest that still uses it keeps it until it lets go; twice is
         harmless."""
-        if name in self._names:
-            self._names.remove(name)
-            target = os.path.join(self.path, name)
-            mnt.unmount(target, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
-            _remove_point(target)
+        with self._lock:
+            if name in self._names:
+                self._names.remove(name)
+                target = os.path.join(self.path, name)
+                mnt.unmount(target, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
+                _remove_point(target)
 
     def close(self) -> None:
         """Unmount everything. May be called twice."""
@@ -135,6 +154,21 @@ class Tree:
 def _check_name(name: str) -> None:
     if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > 255:
         raise ValueError(f"not a name for a bind: {name!r}")
+
+
+def _pick(bind: Bind) -> Picked:
+    """A detached, restricted copy of the source's tree, and whether it is a directory. Raises OSError."""
+    source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        tree = mnt.open_tree("", at=source, recursive=bind.recursive)
+        try:
+            _restrict(tree, bind)
+        except OSError:
+            os.close(tree)
+            raise
+        return tree, stat.S_ISDIR(os.fstat(source).st_mode)
+    finally:
+        os.close(source)
 
 
 def _restrict(tree: int, bind: Bind) -> None:
