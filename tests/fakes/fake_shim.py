@@ -180,6 +180,9 @@ class FakeShim:
             process.exited.wait(request.timeout_ms / 1000)
         return shim.OomResponse(count=request.seen, ended=process.exited.is_set())
 
+    def do_connect(self, request, fds, pid):
+        return task.ConnectResponse(shim_pid=os.getpid())
+
     def do_shutdown(self, request, fds, pid):
         return Empty()
 

@@ -1,13 +1,16 @@
 """The shared tree, in a child that has a mount namespace of its own."""
 
 import os
+import signal
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bufferzone.errors import HostError
+from bufferzone.linux import apart as mount_namespaces
 from bufferzone.model import Bind
 from bufferzone.storage import share, virtiofs
 
@@ -95,6 +98,59 @@ def test_a_missing_source_is_named_and_the_tree_stays_as_it_was(tmp_path: Path) 
         assert os.listdir(tmp_path / "tree") == ["taken"]
 
     apart(check, tmp_path)
+
+
+def test_a_tree_that_moved_takes_its_binds_along_and_its_old_place_may_go(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+
+    def check(tree: share.Tree) -> None:
+        tree.add(Bind(source="/etc", name="first"))
+        tree.move(str(tmp_path / "other"))
+        tree.add(Bind(source="/usr", name="second"))
+        assert sorted(os.listdir(tmp_path / "other")) == ["first", "second"]
+        assert (tmp_path / "other" / "first" / "passwd").exists()
+        os.rmdir(tmp_path / "tree")
+        os.mkdir(tmp_path / "tree")
+        tree.remove("first")
+        assert os.listdir(tmp_path / "other") == ["second"]
+        with pytest.raises(HostError, match="cannot move the shared tree to /no/such"):
+            tree.move("/no/such")
+
+    apart(check, tmp_path)
+
+
+def test_a_source_is_looked_for_where_the_caller_is(tmp_path: Path) -> None:
+    """As podman's overlay mounts are private: a shim that was there before does not see them."""
+    (tmp_path / "data").mkdir()
+    ours, theirs = os.pipe()
+
+    def check(tree: share.Tree) -> None:
+        pid = os.fork()
+        if pid == 0:
+            share.own_namespace()
+            with share.Tree(str(tmp_path / "data")):
+                (tmp_path / "data" / "theirs").touch()
+                os.write(theirs, b"x")
+                signal.pause()
+        os.read(ours, 1)
+        there = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+        try:
+            bind = Bind(source=str(tmp_path / "data"), name="seen")
+            tree.add(bind, partial(mount_namespaces.in_mount_namespace, there))
+            assert os.listdir(tmp_path / "tree" / "seen") == ["theirs"]
+            assert os.listdir(tmp_path / "data") == [], "this process is where it was"
+            missing = Bind(source="/no/such", name="x")
+            with pytest.raises(HostError, match="cannot share /no/such"):
+                tree.add(missing, partial(mount_namespaces.in_mount_namespace, there))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    try:
+        apart(check, tmp_path)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "x\0", "n" * 256])

@@ -326,16 +326,17 @@ def test_what_a_vm_cannot_take_over_is_one_line(runtime, world, tmp_path):
     assert "interface eth0: MTU 65535: a VM's NIC carries at most 65521" in line
 
 
-def test_an_interface_that_another_vm_uses_is_left_to_it(runtime, one, tmp_path):
+def test_a_namespace_that_a_vm_of_another_root_uses_is_left_to_it(runtime, one, tmp_path):
     first = runtime.run("first", made(tmp_path / "a", "exec sleep 1000", one))
+    other = Runtime(tmp_path / "other")
     try:
-        runtime.create("second", made(tmp_path / "b", "true", one))
-        line = runtime.verb("start", "second").line
-        assert "interface eth0: another VM uses it already" in line
-        runtime.ok("delete", "--force", "second")
+        line = other.try_create("second", made(tmp_path / "b", "true", one)).line
+        assert "its network namespace: another VM uses it already" in line
+        assert not (other.root / "second").exists()
         ping = runtime.ok("exec", "first", "/bin/busybox", "ping", "-c", "2", "10.213.7.1")
         assert "2 packets received" in ping.out
     finally:
+        other.close()
         runtime.ok("delete", "--force", "first")
     assert first.wait() == 137
     assert one.left() == []

@@ -172,14 +172,51 @@ def test_a_namespace_by_path(net):
         ip("-n", net.world.inside, "link", "delete", "eth0")
 
 
-def test_the_network_of_another_container_is_refused_in_one_line(net):
-    net.podman("run", "--detach", "--name", "owner", "--network", "one", net.podman.image, "sleep", "1000")
+def test_the_network_of_another_container_is_shared_with_it(net):
+    words = ("run", "--detach", "--name", "owner", "--network", "one", "--hostname", "one")
+    net.podman(*words, net.podman.image, "sh", "-c", _SERVE)
     try:
-        words = ("run", "--rm", "--network", "container:owner", net.podman.image, "true")
-        done = net.podman.any(*words)
-        assert done.status != 0
-        assert "interface eth0: another VM uses it already" in done.complaint
+        words = ("run", "--detach", "--name", "guest", "--network", "container:owner", "--volume", "/srv")
+        net.podman(*words, net.podman.image, "sh", "-c", _SERVE.replace("8080", "9090"))
+        address = net.podman.inspect("owner")["NetworkSettings"]["Networks"]["one"]["IPAddress"]
+        for name, other in (("owner", 9090), ("guest", 8080)):
+            text = net.podman("exec", name, "ip", "address", "show", "eth0").text
+            assert f"inet {address}/24" in text
+            assert "2 packets received" in net.podman("exec", name, "ping", "-c", "2", GATEWAY).text
+            get = f"wget -q -O - http://127.0.0.1:{other}/page"
+            await_true(
+                lambda n=name, g=get: net.podman.any("exec", n, "sh", "-c", g).text, "the other's page"
+            )
+        net.podman("exec", "guest", "sh", "-c", "echo mine > /srv/file; echo mine > /tmp/file")
+        assert net.podman("exec", "owner", "ls", "/tmp").lines == ["page"]
+        assert "8080" not in net.podman("top", "guest").text
+        net.podman("stop", "--time", "0", "guest")
         assert "2 packets received" in net.podman("exec", "owner", "ping", "-c", "2", GATEWAY).text
+        net.podman("start", "guest")
+        assert net.podman("exec", "guest", "cat", "/srv/file", "/tmp/file").lines == ["mine", "mine"]
+        assert "2 packets received" in net.podman("exec", "guest", "ping", "-c", "2", GATEWAY).text
+        net.podman("stop", "--time", "0", "owner")
+        assert net.podman("exec", "guest", "cat", "/srv/file").text == "mine"
+        net.podman("rm", "--force", "--time", "0", "guest")
+        net.podman("start", "owner")
+        text = net.run(net.podman.image, "ping", "-c", "2", GATEWAY, network="container:owner")
+        assert "2 packets received" in text
+    finally:
+        net.podman("rm", "--all", "--force", "--time", "0")
+
+
+_SERVE = "mkdir -p /tmp; echo page > /tmp/page; exec httpd -f -p 127.0.0.1:8080 -h /tmp"
+
+
+def test_without_a_network_two_containers_share_their_loopback(net):
+    net.podman(
+        "run", "--detach", "--name", "owner", "--network", "none", net.podman.image, "sh", "-c", _SERVE
+    )
+    try:
+        get = "for n in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://127.0.0.1:8080/page && break; sleep 1; done"
+        assert net.run(net.podman.image, "sh", "-c", get, network="container:owner") == "page"
+        text = net.run(net.podman.image, "sh", "-c", "ls /sys/class/net", network="container:owner")
+        assert text == "lo"
     finally:
         net.podman("rm", "--all", "--force", "--time", "0")
 
