@@ -183,10 +183,8 @@ def test_the_network_of_another_container_is_shared_with_it(net):
             text = net.podman("exec", name, "ip", "address", "show", "eth0").text
             assert f"inet {address}/24" in text
             assert "2 packets received" in net.podman("exec", name, "ping", "-c", "2", GATEWAY).text
-            get = f"wget -q -O - http://127.0.0.1:{other}/page"
-            await_true(
-                lambda n=name, g=get: net.podman.any("exec", n, "sh", "-c", g).text, "the other's page"
-            )
+            get = ("exec", name, "wget", "-q", "-O", "-", f"http://127.0.0.1:{other}/page")
+            await_true(lambda words=get: net.podman.any(*words).text, "the other's page")
         net.podman("exec", "guest", "sh", "-c", "echo mine > /srv/file; echo mine > /tmp/file")
         assert net.podman("exec", "owner", "ls", "/tmp").lines == ["page"]
         assert "8080" not in net.podman("top", "guest").text
@@ -209,11 +207,10 @@ _SERVE = "mkdir -p /tmp; echo page > /tmp/page; exec httpd -f -p 127.0.0.1:8080 
 
 
 def test_without_a_network_two_containers_share_their_loopback(net):
-    net.podman(
-        "run", "--detach", "--name", "owner", "--network", "none", net.podman.image, "sh", "-c", _SERVE
-    )
+    words = ("run", "--detach", "--name", "owner", "--network", "none", net.podman.image, "sh", "-c", _SERVE)
+    net.podman(*words)
     try:
-        get = "for n in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://127.0.0.1:8080/page && break; sleep 1; done"
+        get = "for n in $(seq 60); do wget -q -O - http://127.0.0.1:8080/page && break; sleep 1; done"
         assert net.run(net.podman.image, "sh", "-c", get, network="container:owner") == "page"
         text = net.run(net.podman.image, "sh", "-c", "ls /sys/class/net", network="container:owner")
         assert text == "lo"

@@ -204,7 +204,8 @@ class Containers:
         reserved = self._tenancy.reserved
         if container.namespace >= 0 and not reserved.is_wired(container.namespace):
             self._sandbox.network.attach(container.namespace, container.namespace_path)
-            reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
+            if self._sandbox.network.is_joined:
+                reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
         method = "Resume" if container.adopted else "Start"
         self.agent.call(method, agent.ProcessRef(id=container.id), Empty)
 
