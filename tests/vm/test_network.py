@@ -315,7 +315,7 @@ def test_what_a_vm_cannot_take_over_is_one_line(runtime, world, tmp_path):
     world.link("eth0", "10.213.7.2/24", mac="02:11:22:33:44:55")
     world.link("eth1", "10.213.8.2/24", mac="02:11:22:33:44:55")
     line = refused(runtime, tmp_path / "mac", world)
-    assert "interfaces eth0 and eth1: both have the MAC address 02:11:22:33:44:55" in line
+    assert "c: interfaces eth0 and eth1: both have the MAC address 02:11:22:33:44:55" in line
     world.ip("link", "set", "eth1", "address", "02:11:22:33:44:56")
     world.ip("address", "add", "10.213.7.2/32", "dev", "eth1")
     line = refused(runtime, tmp_path / "address", world)
@@ -324,6 +324,19 @@ def test_what_a_vm_cannot_take_over_is_one_line(runtime, world, tmp_path):
     world.ip("link", "set", "eth0", "mtu", "65535")
     line = refused(runtime, tmp_path / "mtu", world)
     assert "interface eth0: MTU 65535: a VM's NIC carries at most 65521" in line
+
+
+def test_a_machine_without_tap_devices_is_one_line_and_a_container_without_a_network_runs(tmp_path, world):
+    (tmp_path / "empty").mkdir()
+    hide = f'mount --bind {tmp_path / "empty"} /dev/net && exec "$@"'
+    poor = Runtime(tmp_path / "root", ("unshare", "--mount", "sh", "-c", hide, "hide"))
+    try:
+        assert output(poor, tmp_path / "none", "ls /sys/class/net", world) == "lo\n"
+        world.link("eth0", "10.213.7.2/24")
+        line = refused(poor, tmp_path / "one", world)
+        assert "c: the VM has no NIC for eth0: /dev/net/tun cannot be used (hint: modprobe tun" in line
+    finally:
+        poor.close()
 
 
 def test_a_namespace_that_a_vm_of_another_root_uses_is_left_to_it(runtime, one, tmp_path):
@@ -342,16 +355,17 @@ def test_a_namespace_that_a_vm_of_another_root_uses_is_left_to_it(runtime, one, 
     assert one.left() == []
 
 
-def test_a_namespace_that_is_not_there_is_one_line_and_nothing_is_made(runtime, world, tmp_path):
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/run/netns/none-such", "no such file or directory"), ("/etc/passwd", "not a network namespace")],
+)
+def test_a_namespace_that_is_none_is_one_line_and_nothing_is_made(runtime, world, tmp_path, path, reason):
     directory = made(tmp_path, "true", world)
-    text = (directory / "config.json").read_text().replace(world.path, "/run/netns/none-such")
+    text = (directory / "config.json").read_text().replace(world.path, path)
     (directory / "config.json").write_text(text)
     result = runtime.try_create("c", directory)
     assert result.status == 1
-    assert (
-        "config.json: linux.namespaces[4].path: no such file or directory: /run/netns/none-such"
-        in result.line
-    )
+    assert f"config.json: linux.namespaces[4].path: {reason}: {path}" in result.line
     assert not (runtime.root / "c").exists()
 
 

@@ -101,11 +101,13 @@ def _is_lasting(address: rtnetlink.Address) -> bool:
 def _check(found: tuple[Interface, ...], most: int) -> None:
     if len(found) > most:
         names = ", ".join(interface.name for interface in found)
-        raise HostError(f"too many interfaces for a VM: {names}: at most {most}", code="network")
+        hint = "connect the container to fewer networks"
+        raise HostError(f"too many interfaces for a VM: {names}: at most {most}", hint=hint, code="network")
     for interface in found:
         if interface.mtu > MOST_MTU:
             raise HostError(
                 f"interface {interface.name}: MTU {interface.mtu}: a VM's NIC carries at most {MOST_MTU}",
+                hint=f"ip link set {interface.name} mtu {MOST_MTU}, in the container's network namespace",
                 code="network",
             )
     _check_unique("MAC address", ((i.mac.hex(":"), i.name) for i in found))
@@ -125,4 +127,5 @@ def _check_unique(what: str, rows: Iterable[tuple[str, str]]) -> None:
     for value, name in rows:
         if seen.setdefault(value, name) != name:
             names = f"interfaces {seen[value]} and {name}"
-            raise HostError(f"{names}: both have the {what} {value}", code="network")
+            hint = "a VM has both on one machine: give one of them another, or remove it"
+            raise HostError(f"{names}: both have the {what} {value}", hint=hint, code="network")

@@ -51,7 +51,7 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
     """
     entry = network_entry(spec)
     if entry is not None and entry[1]:
-        _check_there(f"linux.namespaces[{entry[0]}].path", entry[1])
+        _check_namespace(f"linux.namespaces[{entry[0]}].path", entry[1])
     if asks_for_host_network(spec) and settings.host_network == "refuse":
         raise fail(
             "linux.namespaces",
@@ -80,9 +80,16 @@ def asks_for_host_network(spec: dict[str, Any]) -> bool:
     return bool(entry[1]) and os.path.samefile(entry[1], "/proc/self/ns/net")
 
 
-def _check_there(where: str, path: str) -> None:
+def _check_namespace(where: str, path: str) -> None:
+    """Only namespaces are on the file system that they are on; of which kind it is, `setns` will say."""
+    if _check_there(where, path).st_dev != os.stat("/proc/self/ns/net").st_dev:
+        hint = "a file below /run/netns is one only while `ip netns` has a namespace mounted there"
+        raise fail(where, f"not a network namespace: {path}", hint)
+
+
+def _check_there(where: str, path: str) -> os.stat_result:
     try:
-        os.stat(path)
+        return os.stat(path)
     except OSError as error:
         reason = (error.strerror or "cannot be looked at").lower()
         raise fail(where, f"{reason}: {path}") from error

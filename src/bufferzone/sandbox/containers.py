@@ -203,7 +203,11 @@ class Containers:
         self._sandbox.network.begin()
         reserved = self._tenancy.reserved
         if container.namespace >= 0 and not reserved.is_wired(container.namespace):
-            self._sandbox.network.attach(container.namespace, container.namespace_path)
+            try:
+                self._sandbox.network.attach(container.namespace, container.namespace_path)
+            except HostError as error:
+                words = f"{container.id}: {error.message}"
+                raise HostError(words, hint=error.hint, code=error.code) from error
             if self._sandbox.network.is_joined:
                 reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
         method = "Resume" if container.adopted else "Start"
