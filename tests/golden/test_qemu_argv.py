@@ -109,7 +109,7 @@ def test_a_comma_in_a_name_stays_inside_its_value() -> None:
 
 
 def test_the_c_virtiofsd() -> None:
-    words = virtiofs.argv(virtiofs.Program(kind="c", path="/usr/lib/qemu/virtiofsd"), 7, 1024)
+    words = virtiofs.argv(virtiofs.Program(kind="c", path="/usr/lib/qemu/virtiofsd"), 7, 1024, uid=5)
     assert " ".join(words) == (
         "/usr/lib/qemu/virtiofsd --fd=7 -f --rlimit-nofile=0 -o source=/tree -o sandbox=chroot "
         "-o cache=always -o timeout=0.1 -o xattr -o announce_submounts -o no_flock -o no_posix_lock"
@@ -117,8 +117,10 @@ def test_the_c_virtiofsd() -> None:
 
 
 def test_the_rust_virtiofsd() -> None:
-    words = virtiofs.argv(virtiofs.Program(kind="rust", path="/usr/libexec/virtiofsd"), 7, 1024)
-    assert " ".join(words) == (
-        "/usr/libexec/virtiofsd --fd=7 --shared-dir=/tree --sandbox=chroot --cache=auto --xattr "
+    program = virtiofs.Program(kind="rust", path="/usr/libexec/virtiofsd")
+    expected = (
+        "/usr/libexec/virtiofsd --fd=7 --shared-dir=/tree --sandbox={} --cache=auto --xattr "
         "--announce-submounts --inode-file-handles=never --rlimit-nofile=1024 --thread-pool-size=0"
     )
+    assert " ".join(virtiofs.argv(program, 7, 1024, uid=0)) == expected.format("chroot")
+    assert " ".join(virtiofs.argv(program, 7, 1024, uid=1000)) == expected.format("none")

@@ -126,7 +126,7 @@ class Floor:
         program = virtiofs.find_program()
         listener, near = virtiofs.connected_pair(self._directory)
         with listener:
-            words = virtiofs.argv(program, listener.fileno(), _OPEN_FILES)
+            words = virtiofs.argv(program, listener.fileno(), _OPEN_FILES, uid=os.geteuid())
             words = [word.replace(virtiofs.TREE_PATH, self._tree) for word in words]
             stack.enter_context(self._spawn(words, [listener.fileno()]))
         stack.enter_context(near)

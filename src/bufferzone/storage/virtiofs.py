@@ -6,7 +6,8 @@ host (no device nodes, no mounts, no trusted.* attributes). Its root shows the t
 and /proc/self/fd; it has its own uid, no network, no other process in sight, and its own seccomp filter on
 top.
 
-Two programs are known: the C one that QEMU 7.2 brings (Debian 12) and the Rust one that followed it.
+Two programs are known: the C one that QEMU 7.2 brings (Debian 12) and the Rust one that followed it. The Rust
+one has no uid of its own: it must be 0 in its user namespace, or files of the guest's root are not root's.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ _CAPABILITIES = (
     "CAP_SETPCAP",
 )
 
-# it reopens its O_PATH descriptors through /proc/self/fd; the Rust one looks up mount ids; the C one reads
-# the system's limit before it looks at --rlimit-nofile
-_PROC = {"rust": ("self/fd", "self/mountinfo"), "c": ("self/fd", "sys/fs/file-max")}
+# it reopens its O_PATH descriptors through /proc/self/fd; the Rust one looks up mount ids; each reads a limit
+# of the system's before it looks at --rlimit-nofile
+_PROC = {"rust": ("self/fd", "self/mountinfo", "sys/fs/nr_open"), "c": ("self/fd", "sys/fs/file-max")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,10 @@ def find_program(places: tuple[tuple[str, str], ...] = _PLACES) -> Program:
     )
 
 
-def argv(program: Program, listen_fd: int, open_files: int) -> list[str]:
+def argv(program: Program, listen_fd: int, open_files: int, *, uid: int) -> list[str]:
     """The command line; `open_files` is the limit in force already (raising it takes CAP_SYS_RESOURCE)."""
     if program.kind == "rust":
-        return _rust_argv(program.path, listen_fd, open_files)
+        return _rust_argv(program.path, listen_fd, open_files, uid)
     return _c_argv(program.path, listen_fd)
 
 
@@ -108,12 +109,13 @@ def _c_argv(path: str, listen_fd: int) -> list[str]:
     return words
 
 
-def _rust_argv(path: str, listen_fd: int, open_files: int) -> list[str]:
+def _rust_argv(path: str, listen_fd: int, open_files: int, uid: int) -> list[str]:
     return [
         path,
         f"--fd={listen_fd}",
         f"--shared-dir={TREE_PATH}",
-        "--sandbox=chroot",
+        # chroot insists on uid 0; without it the jail alone is the sandbox
+        "--sandbox=chroot" if uid == 0 else "--sandbox=none",
         "--cache=auto",
         "--xattr",
         "--announce-submounts",
@@ -171,6 +173,7 @@ def start(
     is left.
     """
     program = find_program()
+    uid, gid = _ids(program, uid, gid)
     open_files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     listener, client = connected_pair(socket_dir)
     with listener, client:
@@ -184,8 +187,13 @@ def start(
             open_files=open_files,
             cgroups=cgroups,
         )
-        child = jail.start(argv(program, listener.fileno(), open_files), confined)
+        child = jail.start(argv(program, listener.fileno(), open_files, uid=uid), confined)
         return child, Share(tag=SHARE_TAG, fd=client.detach())
+
+
+def _ids(program: Program, uid: int, gid: int) -> tuple[int, int]:
+    """Whom it runs as. The Rust one takes it that it is uid 0 when it creates a file for the guest's root."""
+    return (0, 0) if program.kind == "rust" and os.geteuid() == 0 else (uid, gid)
 
 
 def connected_pair(socket_dir: str) -> tuple[socket.socket, socket.socket]:
