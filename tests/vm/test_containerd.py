@@ -9,6 +9,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,14 +25,15 @@ pytestmark = [
 
 RUNTIME = "io.containerd.bufferzone.v2"
 TIMEOUT_S = 120
+WORDS = [sys.executable, "-ISXutf8", str(Path(__file__).parents[2] / "src/bufferzone/shim/__main__.py")]
 SCRIPT = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "busybox_image.py")
 
 
 class Containerd:
     """A running daemon and its command line client."""
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self, directory, before=()):
+        self.directory, self._before = directory, before
         self.socket = str(directory / "containerd.sock")
         self.log = directory / "containerd.log"
 
@@ -57,12 +60,12 @@ class Containerd:
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(str(self.directory / "notify"))
         environment = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{self._programs()}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "NOTIFY_SOCKET": notify.getsockname(),
         }
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                ["containerd", "-c", str(config)],
+                [*self._before, "/usr/bin/containerd", "-c", str(config)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -71,6 +74,16 @@ class Containerd:
         with notify:
             assert select.select([notify], [], [], 60)[0], self.log.read_text()
             assert b"READY=1" in notify.recv(4096)
+
+    def _programs(self):
+        """A directory with this checkout's shim."""
+        program = self.directory / "bin" / "containerd-shim-bufferzone-v2"
+        program.parent.mkdir()
+        program.write_text(f"#!/usr/bin/python3 -IS\nimport os, sys\nwords = {WORDS!r}\n")
+        with program.open("a") as file:
+            file.write("os.execv(words[0], [*words, *sys.argv[1:]])\n")
+        program.chmod(0o755)
+        return program.parent
 
     def stop(self):
         self.process.terminate()

@@ -166,7 +166,7 @@ class FakeVerb:
     def __init__(self, pool: Pool, made: Path, id: str) -> None:
         self.directory = state.create(str(pool.runtime.root), id)
         self._socket = claims._connect(str(pool.runtime.root))
-        claims._send(self._socket, self.directory, oci.load(str(made)), settings_of(pool))
+        claims._send(self._socket, self.directory, oci.load(str(made)), settings_of(pool), {})
 
     def line(self) -> bytes:
         return claims._line(self._socket, EVENT_S)

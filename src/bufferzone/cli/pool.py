@@ -35,17 +35,17 @@ class NoKeeper(Exception):
     """Nobody listens: a keeper may be started."""
 
 
-def claim(directory: str, spec: Spec, settings: Settings) -> int:
+def claim(directory: str, spec: Spec, settings: Settings, more: dict[str, Any] | None = None) -> int:
     """Make a waiting VM the one of the container in `directory`; the shim's pid, or 0 when there is none.
 
-    Then the directory is as before. Raises `NoKeeper`.
+    Then the directory is as before. `more` goes with the request. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
     pidfd = -1
     try:
         if os.readlink("/proc/self/root") != "/":
             return 0  # paths in a mount namespace alone would not say what they mean to us
-        _send(sock, directory, spec, settings)
+        _send(sock, directory, spec, settings, more or {})
         word, _, number = _line(sock, _CLAIM_S).partition(b" ")
         if word != b"ready" or not number.isdigit():
             return 0
@@ -81,7 +81,7 @@ def _connect(root: str) -> socket.socket:
     return sock
 
 
-def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings) -> None:
+def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings, more: dict[str, Any]) -> None:
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         oom_score_adj = int(file.read())
     request = {
@@ -92,6 +92,7 @@ def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings) -
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "namespaces": " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in _KINDS),
         **shape(spec, settings),
+        **more,
     }
     here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:

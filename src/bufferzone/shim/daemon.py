@@ -75,7 +75,10 @@ def start(arguments: Arguments) -> int:
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = _socket_path(arguments, bundle)
-    if _answers(path):
+    from bufferzone.shim.taking import Taking  # which knows us
+
+    taking = None if _answers(path) else Taking(arguments, bundle)
+    if taking is None or taking.take(path):
         print(f"unix://{path}", end="", flush=True)
         return 0
     read_end, write_end = os.pipe()
@@ -88,26 +91,21 @@ def start(arguments: Arguments) -> int:
         line = pipe.readline()
     if line != b"ready\n":
         raise _read_error(line)
+    taking.begin_pool()
     print(f"unix://{path}", end="", flush=True)
     return 0
 
 
 def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
     os.setsid()
-    logged = _open_log(os.path.join(bundle, "log"))
     null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    _log_to(logged if logged >= 0 else null)
+    for fd in range(3):
+        os.dup2(null, fd)
+    log_to_containerd(bundle)
     os.set_inheritable(ready, False)
     arguments.bundle = bundle
     try:
-        os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(path)
-        listener.listen(64)
+        listener = listen_at(path)
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
@@ -230,12 +228,28 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _open_log(path: str) -> int:
-    """containerd's log FIFO, or -1 when nobody reads it."""
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
+def listen_at(path: str) -> socket.socket:
+    """Listen at containerd's address for this shim; what lies there is of one that is gone.
+
+    Raises OSError.
+    """
+    os.umask(0o077)
+    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(64)
+    return listener
+
+
+def log_to_containerd(bundle: str) -> None:
+    """Log to containerd's FIFO, which it opens before it starts a shim; without one as before."""
+    with contextlib.suppress(OSError):
+        fd = os.open(os.path.join(bundle, "log"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(fd, True)
+        os.dup2(fd, 2)
+        os.close(fd)
 
 
 def _log_to(fd: int) -> None:

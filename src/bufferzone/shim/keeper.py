@@ -37,7 +37,7 @@ _END_S = 10.0
 #: the longest time without a look at whether callers still find us, where no event tells
 _LOOK_S = 60.0
 #: what of a claim its waiter is told; the rest has been looked at here
-_PASSED_ON = ("id", "bundle", "oom_score_adj", "nice")
+_PASSED_ON = ("id", "bundle", "oom_score_adj", "nice", "containerd")
 
 
 class Waiter:
@@ -297,7 +297,7 @@ class Keeper:
         """Give the claim to the first that waits; with none the caller hears the connection end."""
         if len(fds) != 1:
             raise ValueError("a claim comes with one descriptor")
-        message = json.dumps({key: request[key] for key in _PASSED_ON}).encode()
+        message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
         for waiter in [waiter for waiter in shape.waiters if waiter.state == "waiting"]:
             try:
                 socket.send_fds(waiter.control, [message], [connection.fileno(), fds[0]])

@@ -22,7 +22,7 @@ from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.linux import process
 from bufferzone.oci.host import settings_of
 from bufferzone.sandbox import pool
-from bufferzone.shim import daemon
+from bufferzone.shim import daemon, taking
 from bufferzone.shim.door import MOST_REQUEST
 
 TYPE_CHECKING = False
@@ -83,6 +83,9 @@ def wait(arguments: Arguments) -> int:
         with contextlib.suppress(OSError):  # the keeper is gone, or the container's business begun
             control.send(line.encode())
         return 1
+    finally:
+        if arguments.socket:
+            taking.leave(arguments.socket, os.path.join(arguments.state_root, arguments.id))
     return 0
 
 
@@ -130,8 +133,10 @@ def _be_taken(
         control.close()
         directory = state.directory(arguments.state_root, arguments.id)
         sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid)
-        listener = daemon.listen(directory)
+        asked = request.get("containerd")
+        listener = taking.be_containerds(arguments, asked) if asked else daemon.listen(directory)
         state.write_owner(directory, os.getpid())
+        arguments.socket = asked["socket"] if asked else ""
     except BaseException:
         claim.close()
         raise
@@ -140,7 +145,7 @@ def _be_taken(
         claim.say(b"listening\n")
         claim.close()
 
-    daemon.run_sandbox(arguments, sandbox, listener, tell, cli=True)
+    daemon.run_sandbox(arguments, sandbox, listener, tell, cli=not asked)
 
 
 def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:
