@@ -54,6 +54,16 @@ class Pooled:
         self.ctr("run", "-d", "--runtime", RUNTIME, self.image, id, "sleep", "1000")
         return str(self.pool.runtime.state(id)["annotations"]["bufferzone.start"])
 
+    def take(self, id: str) -> int:
+        """Run one in a VM that waited; its shim. A start on a busy machine may be impatient; not three."""
+        for _ in range(3):
+            (waiting,) = self.pool.await_waiting()
+            if self.run(id) == "pool":
+                assert self.pid(id) == waiting
+                return waiting
+            self.remove(id)
+        pytest.fail(f"no start is served: {self.pool.log()}")
+
     def pid(self, id: str) -> int:
         """As containerd knows it."""
         rows = [line.split() for line in self.ctr("task", "ls").splitlines()]
@@ -94,10 +104,8 @@ def sockets() -> set[str]:
 
 def test_the_first_start_begins_the_pool_and_the_next_one_takes_from_it(pooled: Pooled) -> None:
     assert pooled.run("first") == "warm"
-    (waiting,) = pooled.pool.await_waiting()
     before = sockets()
-    assert pooled.run("second") == "pool"
-    assert pooled.pid("second") == waiting
+    waiting = pooled.take("second")
     (own,) = sockets() - before
     echoed = pooled.ctr("task", "exec", "--exec-id", "e1", "second", "cat", stdin=b"through the wall\n")
     assert echoed == "through the wall\n"
@@ -129,18 +137,14 @@ def test_its_end_and_output_and_status_reach_the_client(pooled: Pooled) -> None:
 
 def test_a_vm_that_is_lost_is_told_in_containerds_log(pooled: Pooled) -> None:
     pooled.run("first")
-    pooled.pool.await_waiting()
-    assert pooled.run("lost") == "pool"
-    shim = pooled.pid("lost")
+    shim = pooled.take("lost")
     kill(next(pid for pid in descendants(shim) if name_of(pid).startswith("qemu")))
     await_true(lambda: "virtual machine" in pooled.daemon.log.read_text(), "the shim's word")
 
 
 def test_a_shim_from_the_pool_that_is_killed_is_cleaned_up(pooled: Pooled) -> None:
     pooled.run("first")
-    pooled.pool.await_waiting()
-    assert pooled.run("killed") == "pool"
-    shim = pooled.pid("killed")
+    shim = pooled.take("killed")
     family = [pid for pid in descendants(shim) if is_alive(pid)]
     kill(shim)
     for pid in family:
@@ -165,8 +169,7 @@ def test_without_an_answer_from_the_pool_a_start_works(how: str, pooled: Pooled)
     finally:
         os.kill(waiting, 18)
     await_end(waiting)
-    pooled.pool.await_waiting()
-    assert pooled.run("last") == "pool"
+    pooled.take("last")
 
 
 def keeper_of(waiting: int) -> int:

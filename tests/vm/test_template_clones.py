@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone.model import ImageRef
-from vm.verbs import BOOT_S, Container, await_true, bundle, config
+from vm.verbs import BOOT_S, Container, await_true, bundle, config, privileged
 from vm.warm import Warm
 
 pytestmark = pytest.mark.vm
@@ -176,3 +176,30 @@ def test_clones_woken_at_the_same_time_are_no_twins_either(warm: Warm, made: Pat
         os.close(end)
     assert len(facts[0]) == len(facts[1]) == 7
     assert facts[0] & facts[1] == set()
+
+
+#: root of the guest, in the VM's own namespaces, gives the NIC that nobody uses its driver by hand
+BIND = r"""
+busybox mount -t sysfs sys /sys
+for device in /sys/bus/virtio/devices/*; do
+    test $(busybox cat $device/device) = 0x0001 || continue
+    echo ${device##*/} >/sys/bus/virtio/drivers/virtio_net/bind
+done
+echo macs $(busybox cat /sys/bus/virtio/drivers/virtio_net/*/net/*/address)
+"""
+
+
+def test_a_nic_that_is_not_used_has_another_mac_in_every_clone(warm: Warm, tmp_path: Path) -> None:
+    value = privileged(f"busybox nsenter -t 1 -n busybox sh -c '{BIND}'; exec sleep 1000")
+    value["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "network")]
+    made = bundle(tmp_path / "bundle", **value)
+    macs = set()
+    for id in ("mac1", "mac2", "mac3"):
+        container = warm.runtime.run(id, made)
+        assert warm.begun(id) == "warm"
+        mac = next(line for line in lines(container) if line.startswith("macs ")).split()[1:]
+        assert len(mac) == 1, mac
+        macs.add(mac[0])
+        warm.runtime.ok("delete", "--force", id)
+    assert len(macs) == 3, macs
+    assert all(mac.startswith("02:") for mac in macs), macs

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,19 @@ def test_a_template_that_cannot_be_made_is_one_line(tmp_path: Path, guest_image:
     assert failed.status == 1
     assert failed.line.startswith("bz: cannot make a template: ")
     assert "Traceback" not in failed.err
+
+
+def test_of_an_image_that_rotted_no_template_is_made(tmp_path: Path, guest_image: ImageRef) -> None:
+    copy = tmp_path / "images" / guest_image.digest
+    shutil.copytree(guest_image.directory, copy)
+    with (copy / "initrd").open("r+b") as file:  # of the same size, which is all that a start looks at
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+    warm = Warm(tmp_path / "warm", replace(guest_image, directory=str(copy)))
+    failed = warm.bz("template", "make")
+    assert failed.status == 1
+    assert f"the guest image is damaged: {copy}/initrd (hint: run: bz setup)" in failed.line
+    assert warm.keys() == []
 
 
 def test_a_store_that_cannot_be_written_does_not_stop_a_start(warm: Warm, made: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 from bufferzone import __version__
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import adopt, block, nic, processes
+from bufferzone.guest import adopt, block, disguise, nic, processes
 from bufferzone.guest.jsontext import loads
 from bufferzone.guest.loop import Loop, warn
 from bufferzone.guest.modprobe import begin
@@ -85,6 +85,7 @@ class Agent:
                 import _socket
 
                 _socket.sethostname(request.hostname)
+            disguise.disguise_all()
         return wire.HelloResponse(
             kernel=os.uname().release,
             version=__version__,

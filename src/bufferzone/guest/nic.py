@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.guest.cgroup import read, write
+from bufferzone.guest.disguise import true_name
 from bufferzone.guest.modprobe import modprobe
 
 TYPE_CHECKING = False
@@ -62,10 +63,10 @@ def _devices(*, bound: bool) -> list[str]:
 
 
 def by_mac() -> dict[str, tuple[int, str]]:
-    """Index and name of each NIC's interface by the MAC address it has now."""
+    """Index and name of each NIC's interface by the MAC address that its back end calls it."""
     found = {}
     for name in os.listdir("/sys/class/net"):
         path = f"/sys/class/net/{name}"
         if os.path.exists(f"{path}/device"):
-            found[read(f"{path}/address").strip()] = int(read(f"{path}/ifindex")), name
+            found[true_name(read(f"{path}/address").strip())] = int(read(f"{path}/ifindex")), name
     return found

@@ -18,6 +18,7 @@ from dataclasses import asdict
 
 from bufferzone import config, jail
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.image import store as images
 from bufferzone.image import templates
 from bufferzone.linux import mount
 from bufferzone.sandbox import cgroups, network
@@ -129,7 +130,8 @@ def make(
 ) -> str:
     """Make the template for `machine` unless it is there or being made; returns its key.
 
-    The process must have one thread only. Raises `HostError` or `VmmError`; then nothing is left.
+    The process must have one thread only. Raises `HostError` (`image-damaged`: its files are not what was
+    built) or `VmmError`; then nothing is left.
     """
     key = template_key(machine)
     with templates.making(store, key) as directory:
@@ -145,6 +147,7 @@ def make(
         except BufferzoneError as error:
             progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
+        images.verify(machine.image)  # here nobody waits: a start looks at sizes alone
         _boot_and_save(machine, directory, run_directory)
         facts = {
             "image": machine.image.digest,
