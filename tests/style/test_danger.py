@@ -11,6 +11,7 @@ from style.source import dotted, everything, names_used, package, report
 STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
     "sandbox/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
+    "sandbox/saver.py": "writes a checkpoint outside of the container's cgroup; posix_spawn only",
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
     "network/nft.py": "nft, from a thread that is in the network namespace meant; posix_spawn only",
     "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",

@@ -171,7 +171,7 @@ def test_forks_share_the_past_and_nothing_else(warm: Warm, made: Path, tmp_path:
         warm.runtime.ok("kill", id, "KILL")
         warm.runtime.await_status(id, "stopped")
         warm.runtime.ok("delete", id)
-    assert [path.name for path in warm.runtime.root.glob(".fork-*")] == []
+    assert os.listdir(tmp_path / "warm" / "forks") == []
 
 
 def test_what_cannot_be_saved_is_one_line_and_runs_on(warm: Warm, made: Path, tmp_path: Path) -> None:
@@ -252,6 +252,10 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp
     manifest = image / saved.MANIFEST
     good = manifest.read_text()
     assert image.stat().st_mode & 0o777 == 0o700
+    other_bundle = bundle(tmp_path / "other", "exec sleep 1000", annotations=BLOCK)
+    assert refusal(warm, other_bundle, image) == (
+        f"the checkpoint {image} does not fit: config.json is not what it was when it was made: process.args"
+    )
     value = json.loads(good)
     for key, other in (("version", "0.0.1"), ("key", "0" * 32)):
         manifest.write_text(json.dumps({**value, key: other}))
@@ -261,8 +265,9 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp
     manifest.unlink()
     assert refusal(warm, made, image).startswith(f"no checkpoint in {image}: {saved.MANIFEST} is missing")
     manifest.write_text(good)
-    for name in (saved.STATE, saved.DISK, saved.MEMORY):
-        path = image / name
+    for kind in (saved.STATE, saved.DISK, saved.MEMORY):
+        (path,) = image.glob(f"bufferzone-{kind}-*")
+        name = path.name
         with path.open("r+b") as file:
             file.seek(path.stat().st_size // 2)
             byte = file.read(1)
@@ -285,7 +290,7 @@ def test_a_shim_killed_while_it_saves_leaves_no_checkpoint(warm: Warm, made: Pat
     verb = subprocess.Popen(
         warm.runtime.command("checkpoint", "--image-path", str(image), "one"), stderr=subprocess.DEVNULL
     )
-    await_true(lambda: (image / saved.MEMORY).exists(), "the first file of the checkpoint")
+    await_true(lambda: image.is_dir() and list(image.glob("bufferzone-*")), "the checkpoint's first file")
     pids = warm.runtime.helper_pids("one")
     os.kill(pids["shim"], signal.SIGKILL)
     assert verb.wait(30) != 0
@@ -294,6 +299,85 @@ def test_a_shim_killed_while_it_saves_leaves_no_checkpoint(warm: Warm, made: Pat
     assert warm.runtime.status("one") == "stopped"
     warm.runtime.ok("delete", "--force", "one")
     assert refusal(warm, made, image).startswith(f"no checkpoint in {image}")
+
+
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(not (MEMORY_CGROUP / "memory.limit_in_bytes").exists(), reason="no memory cgroup (v1)")
+def test_what_is_saved_is_not_charged_to_the_container(warm: Warm, tmp_path: Path) -> None:
+    linux = {
+        **config("")["linux"],
+        "cgroupsPath": f"/{MARK}-limited",
+        "resources": {"memory": {"limit": 400 << 20}},
+    }
+    container = warm.runtime.run("one", bundle(tmp_path / "b", COUNTER, annotations=BLOCK, linux=linux))
+    container.expect("n 10.")
+    place = MEMORY_CGROUP / f"{MARK}-limited"
+    saved_bytes = int((place / "memory.usage_in_bytes").read_text())
+    peak = place / "memory.max_usage_in_bytes"
+    peak.write_text("0")
+    image = tmp_path / "image"
+    warm.runtime.ok("checkpoint", "--leave-running", "--image-path", str(image), "one")
+    grown = int(peak.read_text()) - saved_bytes
+    written = sum(path.stat().st_blocks * 512 for path in image.iterdir())
+    assert written > 64 << 20
+    assert grown < 48 << 20, f"{grown >> 20} MiB"  # QEMU translates what the guest had not run before
+    warm.runtime.ok("delete", "--force", "one")
+
+
+def begin(warm: Warm, program: str, *words: str) -> subprocess.Popen[bytes]:
+    """`bufferzone` or `bz`, not waited for."""
+    command = warm.runtime.command(*words)
+    at = command.index("--root")
+    command[at - 1] = str(Path(command[at - 1]).with_name(program))
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def test_qemu_killed_while_it_is_saved_is_the_end_of_the_container_alone(
+    warm: Warm, made: Path, tmp_path: Path
+) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 2.")
+    image = tmp_path / "image"
+    verb = begin(warm, "bufferzone", "checkpoint", "--image-path", str(image), "one")
+    await_true(lambda: image.is_dir() and list(image.glob("bufferzone-*")), "the checkpoint's first file")
+    os.kill(warm.runtime.helper_pids("one")["qemu"], signal.SIGKILL)
+    assert verb.wait(60) != 0
+    assert container.wait() == 137
+    assert warm.runtime.status("one") == "stopped"
+    warm.runtime.ok("delete", "--force", "one")
+    assert os.listdir(image) == []
+
+
+def test_a_killed_fork_leaves_the_original_and_copies_that_can_be_deleted(
+    warm: Warm, made: Path, tmp_path: Path
+) -> None:
+    container = warm.runtime.run("one", made)
+    container.expect("n 2.")
+    forks = tmp_path / "warm" / "forks"
+    root = warm.runtime.root
+    moments = {
+        "two": lambda: list(forks.glob("fork-*/image/bufferzone-*")),
+        "three": lambda: (root / "three" / "bundle" / "config.json").exists(),
+        "four": lambda: (root / "four" / "shim.sock").exists(),
+    }
+    for id, moment in moments.items():
+        verb = begin(warm, "bz", "fork", "one", id)
+        await_true(moment, f"the moment of {id}")
+        verb.kill()
+        verb.wait()
+        assert len(list(forks.iterdir())) == 1  # the one before was tidied away
+        if (root / id).exists():
+            warm.runtime.ok("delete", "--force", id)
+    last = numbers(container)[-1]
+    container.expect(f"n {last + 5}.")
+    assert warm.bz("fork", "one", "last").status == 0
+    assert os.listdir(forks) == []
+    for id in ("last", "one"):
+        warm.runtime.ok("delete", "--force", id)
 
 
 @pytest.mark.skipif(shutil.which("criu") is None, reason="not installed: criu, which podman looks for")

@@ -2,19 +2,20 @@
 
 The container is frozen in its guest before, and the agent's channel is silent: nothing is half way between
 guest and host when the VM stops. A VM that goes on stands still while its devices are saved and its memory is
-copied within memory; the copy goes to disk afterwards. Source: QEMU 7.2 docs/devel/migration.rst.
+copied within memory, outside of its cgroup; the copy goes to disk afterwards.
+Source: QEMU 7.2 docs/devel/migration.rst.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from contextlib import ExitStack
 
 from bufferzone.errors import StateError
 from bufferzone.sandbox import saved
-from bufferzone.storage import ram
+from bufferzone.sandbox.draft import Draft
+from bufferzone.sandbox.saver import Saver
 from bufferzone.vmm import snapshot
 
 TYPE_CHECKING = False
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.rootdisk import RootDisk
     from bufferzone.storage.share import Tree
     from bufferzone.vmm.driver import Vmm
-
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Capture:
@@ -80,72 +79,54 @@ class Capture:
         ended: Callable[[], None] | None,
     ) -> None:
         """Write the checkpoint. `ended` is called as soon as it is complete, while the VM still stands; None:
-        the VM goes on. After a failure the VM goes on and there is no checkpoint.
+        the VM goes on. After a failure the VM goes on, and an older checkpoint in the directory is as it was.
 
         While `still` is entered, the container is frozen. Raises OSError, `HostError`, `VmmError` or
         `StateError`.
         """
         self.check()
-        os.makedirs(directory, 0o700, exist_ok=True)
-        saved.discard(directory)
-        try:
-            self._save(directory, facts, still, ended)
-        except BaseException:
-            saved.discard(directory)
-            raise
-
-    def _save(
-        self,
-        directory: str,
-        facts: dict[str, Any],
-        still: AbstractContextManager[None],
-        ended: Callable[[], None] | None,
-    ) -> None:
+        assert self._disk is not None
+        _, disk_fd = self._disk.image()
         with ExitStack() as stack:
-            state_fd = _create(stack, directory, saved.STATE)
-            memory_fd = _create(stack, directory, saved.MEMORY)
-            size = self._machine.memory_mib << 20
-            os.ftruncate(memory_fd, size)
-            self._copy_disk(stack, directory)
+            saver = stack.enter_context(Saver())
+            draft = stack.enter_context(Draft(directory))
+            digests = {saved.DISK: saver.pack(disk_fd, _sized(draft.fds[saved.DISK], _size(disk_fd)))}
+            memory_fd = _sized(draft.fds[saved.MEMORY], self._machine.memory_mib << 20)
+            copied = -1
             with still, self._agent.held():
                 began = time.monotonic()
                 complete = False
                 try:
-                    snapshot.save(self._vmm, state_fd)
-                    source = self._memory_fd
-                    if ended is None:
-                        source = self._copy_memory(stack, size)
-                    else:
-                        ram.pack(source, memory_fd)
-                        saved.write_manifest(directory, self._machine, facts)
+                    snapshot.save(self._vmm, draft.fds[saved.STATE])
+                    if ended is None and saver.outside:
+                        copied = self._copy_memory(stack, saver)
+                    else:  # no room for a second copy, or no haste
+                        digests[saved.MEMORY] = saver.pack(self._memory_fd, memory_fd)
+                    if ended is not None:
+                        draft.publish(self._machine, facts, digests)
                         complete = True
                         ended()
                 finally:
                     if not complete:
                         snapshot.resume(self._vmm)
                         self.stopped_s = time.monotonic() - began
+            if copied >= 0:
+                digests[saved.MEMORY] = saver.pack(copied, memory_fd)
             if ended is None:
-                ram.pack(source, memory_fd)
-                saved.write_manifest(directory, self._machine, facts)
+                draft.publish(self._machine, facts, digests)
 
-    def _copy_memory(self, stack: ExitStack, size: int) -> int:
+    def _copy_memory(self, stack: ExitStack, saver: Saver) -> int:
         """The memory as it is now, in memory: the shortest way to let the guest go on."""
         fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
         stack.callback(os.close, fd)
-        os.ftruncate(fd, size)
-        ram.copy(self._memory_fd, fd)
+        saver.copy(self._memory_fd, _sized(fd, self._machine.memory_mib << 20))
         return fd
 
-    def _copy_disk(self, stack: ExitStack, directory: str) -> None:
-        """The image of the root file system, which does not change."""
-        assert self._disk is not None
-        _, source = self._disk.image()
-        target = _create(stack, directory, saved.DISK)
-        with open(f"/proc/self/fd/{source}", "rb") as image, open(target, "wb", closefd=False) as copy:
-            shutil.copyfileobj(image, copy, 1 << 20)
+
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
 
 
-def _create(stack: ExitStack, directory: str, name: str) -> int:
-    fd = os.open(os.path.join(directory, name), _NEW, 0o600)
-    stack.callback(os.close, fd)
+def _sized(fd: int, size: int) -> int:
+    os.ftruncate(fd, size)
     return fd

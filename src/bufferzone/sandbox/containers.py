@@ -4,7 +4,6 @@ reverse.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -17,7 +16,7 @@ from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp, mountoptions
 from bufferzone.linux import mount as mnt
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, limits, plan, rootdisk
+from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.tenancy import Tenancy
@@ -180,7 +179,7 @@ class Containers:
         facts = {
             "container": container.id,
             "terminal": bool(container.spec["process"].get("terminal")),
-            "spec": hashlib.sha256(json.dumps(container.spec, sort_keys=True).encode()).hexdigest(),
+            "spec": likeness.parts(container.spec),
             "created": time.time_ns(),
         }
         still = nullcontext() if frozen else self._frozen(agent.ProcessRef(id=container.id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bufferzone.errors import HostError
-from bufferzone.sandbox import containers, plan
+from bufferzone.sandbox import containers, likeness, plan
 from bufferzone.sandbox.machine import check_accelerator
 from bufferzone.vmm import slot
 from bufferzone.wire.agent import ROOT_DISK
@@ -44,6 +44,8 @@ def machine_of(
         problem = f"process.terminal was {str(restored.terminal).lower()} when it was made"
     elif containers.needs_share(spec):
         problem = "the bundle has volumes, and a saved VM has none"
+    elif differing := likeness.differences(restored.spec, spec.raw):
+        problem = f"config.json is not what it was when it was made: {', '.join(differing[:5])}"
     if problem:
         raise HostError(
             f"the checkpoint {restored.directory} does not fit: {problem}", code="checkpoint-mismatch"

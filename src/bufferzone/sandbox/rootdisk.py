@@ -12,6 +12,7 @@ import stat
 
 from bufferzone.errors import HostError, SpecError
 from bufferzone.storage import erofs
+from bufferzone.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def open_root(
         disk = RootDisk(stack)
         disk.use(open_image(settings.rootfs_image), settings.rootfs_image)
         return disk
-    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid)
+    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=qemu.SLOT_BYTES)
     stack.callback(packing.close)
     return RootDisk(stack, packing=packing)
 

@@ -1,13 +1,14 @@
-"""A checkpoint: a whole VM in a directory. Written by `capture`, opened here to be restored.
+"""A checkpoint: a whole VM in a directory. Written by `capture` and `draft`, opened here to be restored.
 
-    DIR/manifest.json  versions, the shape of the VM, its container, size and SHA-256 of each file
-    DIR/memory         guest memory, sparse
-    DIR/state          QEMU's device state (migration stream without memory)
-    DIR/disk           the image of the root file system
-    DIR/inventory.img  a line of text: podman looks for this name of CRIU's before it restores
+    DIR/manifest.json           versions, the VM's shape, its container; name, size and SHA-256 of each file
+    DIR/bufferzone-memory-HEX   guest memory, sparse
+    DIR/bufferzone-state-HEX    QEMU's device state (migration stream without memory)
+    DIR/bufferzone-disk-HEX     the image of the root file system
+    DIR/inventory.img           a line of text: podman looks for this name of CRIU's before it restores
 
-The manifest is written last, by rename: without one there is no checkpoint. Memory that will be executed, and
-what a container had in it: directory and files are the owner's alone. Nothing is used that does not match.
+HEX is another one in each checkpoint. The manifest is replaced last, by rename: without one there is no
+checkpoint. Memory that will be executed, and what a container had in it: directory and files are the owner's
+alone. Nothing is used that does not match.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import errno
 import json
 import os
 import stat
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from contextlib import ExitStack
 
 from bufferzone import __version__
 from bufferzone.errors import HostError
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
     from bufferzone.sandbox.machine import Machine
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, MEMORY, STATE, DISK = "manifest.json", "memory", "state", "disk"
 INVENTORY = "inventory.img"
-_FILES = (MEMORY, STATE, DISK)
+KINDS = (MEMORY, STATE, DISK)
+#: how the name of every file begins that is ours to remove
+OURS = "bufferzone-"
+_TOKEN = 16
 _MOST_MANIFEST = 1 << 20
 
 
@@ -45,14 +48,15 @@ class Saved:
         self.machine: Machine = from_fields(manifest["machine"])
         self.container = str(manifest["container"])
         self.terminal = bool(manifest["terminal"])
-        self.memory_fd, self.state_fd, self.disk_fd = (fds[name] for name in _FILES)
+        self.memory_fd, self.state_fd, self.disk_fd = (fds[name] for name in KINDS)
+        self.spec = {str(key): str(value) for key, value in manifest["spec"].items()}
         self._memory = manifest["files"][MEMORY]
 
     def check_memory(self, fd: int) -> None:
         """Raise `HostError` unless the copy of the memory behind `fd` is what was written."""
-        size, digest = self._memory
+        name, size, digest = self._memory
         if os.fstat(fd).st_size != size or ram.digest(fd, size) != digest:
-            raise damaged(self.directory, f"{MEMORY} is not what was written")
+            raise damaged(self.directory, f"{name} is not what was written")
 
     def close(self) -> None:
         """Close the files."""
@@ -66,17 +70,27 @@ def open_saved(directory: str) -> Saved:
     Raises `HostError`: damaged, of another version, or made on a machine that this one does not match.
     """
     manifest = read_manifest(directory)
+    while True:
+        try:
+            return _open(directory, manifest)
+        except HostError:
+            before, manifest = manifest, read_manifest(directory)
+            if before == manifest:
+                raise  # else it was replaced by a newer one while we looked
+
+
+def _open(directory: str, manifest: dict[str, Any]) -> Saved:
     with ExitStack() as stack:
         fds = {}
-        for name in _FILES:
+        for kind in KINDS:
+            name, size, digest = manifest["files"][kind]
             try:
                 fd = _open_file(directory, name)
             except OSError as error:
                 raise damaged(directory, f"{name}: {error.strerror}") from error
             stack.callback(os.close, fd)
-            fds[name] = fd
-            size, digest = manifest["files"][name]
-            if os.fstat(fd).st_size != size or (name != MEMORY and ram.digest(fd, size) != digest):
+            fds[kind] = fd
+            if os.fstat(fd).st_size != size or (kind != MEMORY and ram.digest(fd, size) != digest):
                 raise damaged(directory, f"{name} is not what was written")
         try:
             saved = Saved(directory, manifest, fds)
@@ -106,11 +120,7 @@ def _open_file(directory: str, name: str) -> int:
 def read_manifest(directory: str) -> dict[str, Any]:
     """The manifest, shape and versions checked; raises `HostError`."""
     try:
-        with open(_open_file(directory, MANIFEST), "rb") as file:
-            value = json.loads(file.read(_MOST_MANIFEST))
-        found = value["format"], value["version"]
-        files = {name: (int(value["files"][name][0]), str(value["files"][name][1])) for name in _FILES}
-        str(value["key"])
+        value = raw_manifest(directory)
     except FileNotFoundError as error:
         raise HostError(
             f"no checkpoint in {directory}: {MANIFEST} is missing",
@@ -119,52 +129,47 @@ def read_manifest(directory: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise damaged(directory, f"{MANIFEST}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise damaged(directory, f"{MANIFEST}: {error}") from error
+    found = value["format"], value["version"]
     if found != (FORMAT, __version__):
         raise HostError(
             f"the checkpoint {directory} was made by version {found[1]}, this is {__version__}",
             code="checkpoint-mismatch",
         )
-    return {**value, "files": files}
+    try:
+        files = value["files"]
+        value["files"] = {k: (str(files[k][0]), int(files[k][1]), str(files[k][2])) for k in KINDS}
+        str(value["key"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise damaged(directory, f"{MANIFEST}: {error}") from error
+    for name in names(value):
+        if not is_file_name(name):
+            raise damaged(directory, f"{MANIFEST}: not a name of ours: {name!r}")
+    return value
 
 
-def write_manifest(directory: str, machine: Machine, facts: dict[str, Any]) -> None:
-    """Make the files in `directory` a checkpoint: their sizes and hashes, atomically. Raises OSError."""
-    files = {}
-    for name in _FILES:
-        fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-            size = os.fstat(fd).st_size
-            files[name] = (size, ram.digest(fd, size))
-        finally:
-            os.close(fd)
-    with open(os.path.join(directory, INVENTORY), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(f"A virtual machine saved by bufferzone, see {MANIFEST}.\n".encode())
-    value = {
-        **facts,
-        "format": FORMAT,
-        "version": __version__,
-        "machine": asdict(machine),
-        "key": saved_key(machine),
-        "files": files,
-    }
-    path = os.path.join(directory, MANIFEST)
-    with open(f"{path}.new", "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(json.dumps(value, indent=1, sort_keys=True).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
+def raw_manifest(directory: str) -> dict[str, Any]:
+    """The manifest of any version, hardly checked; raises OSError or `HostError`."""
+    try:
+        with open(_open_file(directory, MANIFEST), "rb") as file:
+            value = json.loads(file.read(_MOST_MANIFEST))
+        str(value["container"]), value["format"], value["version"], value["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(directory, f"{MANIFEST}: {error}") from error
+    return dict(value)
 
 
-def discard(directory: str) -> None:
-    """Remove what makes the directory a checkpoint, and its files."""
-    for name in (MANIFEST, f"{MANIFEST}.new", INVENTORY, *_FILES):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, name))
+def names(manifest: dict[str, Any]) -> list[str]:
+    """The names of the files of a checkpoint."""
+    return [
+        str(entry[0]) for entry in manifest["files"].values() if isinstance(entry, list | tuple) and entry
+    ]
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` is one that we give to a file of a checkpoint."""
+    kind, dash, token = name.removeprefix(OURS).partition("-")
+    known = name.startswith(OURS) and kind in KINDS and dash == "-"
+    return known and len(token) == _TOKEN and set(token) <= set("0123456789abcdef")
 
 
 def damaged(directory: str, reason: str) -> HostError:

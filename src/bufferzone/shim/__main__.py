@@ -3,6 +3,7 @@
 serve    called by `bufferzone create`: boot, listen on ROOT/ID/shim.sock, say `ready` on -ready-fd
 start    called by containerd: the same as a daemon; prints the socket's address
 template called by a shim after a cold boot: make the template that its standard input describes
+saver    called by a shim that saves its VM: write the checkpoint, outside of the container's cgroup
 pool     called by `bufferzone create` where pool.size says so: the keeper of waiting VMs
 wait     called by the keeper: boot a VM, wait for a container, then do what `serve` does
 delete   called by containerd or `bufferzone delete`: clean up after a shim that is gone
@@ -39,6 +40,10 @@ def main(argv: list[str]) -> int:
             from bufferzone.sandbox import template
 
             return template.run_maker(0)
+        if parsed.action == "saver":
+            from bufferzone.sandbox import saver
+
+            return saver.run_saver(0)
         if parsed.action == "pool":
             from bufferzone.shim import pool
 

@@ -22,7 +22,7 @@ _WITH_VALUE = (
     "restore-from",
 )
 _SWITCHES = ("debug", "v", "info", "version")
-ACTIONS = ("serve", "start", "delete", "info", "version", "template", "pool", "wait")
+ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver", "pool", "wait")
 
 
 class Arguments:

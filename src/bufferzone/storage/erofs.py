@@ -7,10 +7,13 @@ Linux fs/erofs/erofs_fs.h and fs/ext4/ext4.h (magic numbers).
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
+import signal
 import tempfile
+import time
 
 from bufferzone import jail
 from bufferzone.errors import HostError
@@ -26,25 +29,39 @@ _SOURCE = "/tree"
 _MAGIC = {"erofs": (1024, 0xE0F5E1E2.to_bytes(4, "little")), "ext4": (1024 + 56, b"\x53\xef")}
 #: files of any owner and mode are read; what the jail shows is all there is to read
 _CAPABILITIES = ("CAP_DAC_READ_SEARCH",)
+#: seconds until an image has to be there: a file that became a FIFO after mkfs.erofs saw it is read for ever
+DEADLINE_S = 600.0
+_FREE_PART = 16  # of the disk's free space one part is left
 
 
 class Packing:
     """mkfs.erofs at work. Owns the process, its words and the image's descriptor until `image`."""
 
-    def __init__(self, child: Child, image_fd: int, log_fd: int, source: str) -> None:
+    def __init__(self, child: Child, image_fd: int, log_fd: int, source: str, most: int) -> None:
         self._child, self._fd, self._log, self._source = child, image_fd, log_fd, source
+        self._most, self._until = most, time.monotonic() + DEADLINE_S
 
     def image(self) -> int:
         """Wait for the end; a read-only descriptor of the image, the caller's. Raises `HostError`."""
-        status = self._child.wait_exit()
+        status = self._child.wait_exit(max(0.0, self._until - time.monotonic()))
         if status != 0:
-            lines = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").split("\n")
-            words = [line.strip() for line in lines if line.strip()][-1:]
-            why = "".join(c if c.isprintable() else "?" for c in (words or [f"status {status}"])[0][:300])
+            self._child.kill()
             raise HostError(
-                f"cannot pack {self._source} into an image: {why}", code="pack", hint="rootfs = virtiofs"
+                f"cannot pack {self._source} into an image: {self._why(status)}",
+                code="pack",
+                hint="rootfs = virtiofs",
             )
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _why(self, status: int | None) -> str:
+        if status is None:
+            return f"not done after {DEADLINE_S:g} s"
+        said = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace")
+        if status == -signal.SIGXFSZ or os.strerror(errno.EFBIG) in said:  # PID 1 gets the error alone
+            return f"it would be larger than {self._most >> 20} MiB"
+        lines = said.split("\n")
+        words = [line.strip() for line in lines if line.strip()][-1:] or [f"status {status}"]
+        return "".join(c if c.isprintable() else "?" for c in words[0][:300])
 
     def close(self) -> None:
         """End it and forget the image. May be called twice."""
@@ -55,10 +72,11 @@ class Packing:
         self._fd = self._log = -1
 
 
-def pack(source: str, directory: str, *, uid: int) -> Packing:
+def pack(source: str, directory: str, *, uid: int, most: int) -> Packing:
     """Start packing the directory `source` into a nameless file on the disk of `directory`, as `uid`.
 
-    The process must have one thread only. Raises `HostError`; then nothing is left.
+    It gets at most `most` bytes, and never all of the disk. The process must have one thread only. Raises
+    `HostError`; then nothing is left.
     """
     program = find_program()
     log_fd = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)
@@ -66,11 +84,14 @@ def pack(source: str, directory: str, *, uid: int) -> Packing:
     try:
         fd = nameless_file(directory)
         os.fchown(fd, uid, uid)
+        space = os.fstatvfs(fd)
+        free = space.f_bavail * space.f_frsize
+        most = min(most, free - free // _FREE_PART)
         child = jail.start(
             [program, "--quiet", f"/proc/self/fd/{fd}", _SOURCE],
-            describe_jail(program, source, fd, uid=uid, log_fd=log_fd),
+            describe_jail(program, source, fd, uid=uid, log_fd=log_fd, most=most),
         )
-        return Packing(child, fd, log_fd, source)
+        return Packing(child, fd, log_fd, source, most)
     except BaseException as error:
         for number in (fd, log_fd):
             if number >= 0:
@@ -80,8 +101,8 @@ def pack(source: str, directory: str, *, uid: int) -> Packing:
         raise
 
 
-def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd: int) -> jail.Jail:
-    """The jail of mkfs.erofs."""
+def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd: int, most: int) -> jail.Jail:
+    """The jail of mkfs.erofs, whose image may have `most` bytes."""
     libraries, links = jail.library_view()
     return jail.Jail(
         name=_PROGRAM,
@@ -99,7 +120,7 @@ def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd:
         links=links,
         devices=("null", "urandom"),
         proc=("self/fd",),  # where the image's descriptor has a name
-        limits=((resource.RLIMIT_CORE, 0),),
+        limits=((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, most)),
     )
 
 

@@ -7,7 +7,9 @@ after loading, before the guest runs. Source: QEMU 7.2 docs/devel/migration.rst,
 
 from __future__ import annotations
 
+import os
 import select
+import threading
 from contextlib import contextmanager
 
 from bufferzone.errors import VmmError
@@ -24,6 +26,9 @@ _TRIES = 20_000
 #: what the guest keeps while its balloon is full: enough that nothing there fails to allocate
 _KEPT_FREE = 24 << 20
 _BALLOON_TRIES = 50
+#: devices take 250 KB to 1 MB; a QEMU that its guest took over shall not fill the disk
+_MOST_STATE = 64 << 20
+_LAST_BYTES_S = 10.0
 
 
 @contextmanager
@@ -53,14 +58,88 @@ def _await_balloon(vmm: Vmm, target: int) -> None:
 
 
 def save(vmm: Vmm, state_fd: int) -> None:
-    """Stop the guest and write its devices to `state_fd`; the memory file holds the rest. Raises
-    `VmmError`.
+    """Stop the guest and write its devices to `state_fd`; the memory file holds the rest. Raises `VmmError`,
+    or OSError when `state_fd` does not take them.
+
+    QEMU gets a pipe and never the file: how much is written is decided here.
     """
     vmm.qmp.execute("stop")
     vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
-    vmm.qmp.send_descriptor("state", state_fd)
-    vmm.qmp.execute("migrate", {"uri": "fd:state"})
-    _await_migration(vmm, "save the template")
+    drain = Drain(state_fd, _MOST_STATE)
+    try:
+        vmm.qmp.send_descriptor("state", drain.write_end)
+        drain.close_write_end()
+        vmm.qmp.execute("migrate", {"uri": "fd:state"})
+        _await_migration(vmm, "save its devices")
+        drain.finish(_LAST_BYTES_S)
+    except VmmError:
+        drain.stop()
+        if drain.error is not None:  # why QEMU could not write
+            raise drain.error from None
+        raise
+    finally:
+        drain.stop()
+
+
+class Drain:
+    """A pipe whose bytes a thread copies to `target_fd`, at most `most`; then its reader is closed.
+
+    `write_end` is given to the writer and closed here. `error` tells what ended the copying early.
+    """
+
+    def __init__(self, target_fd: int, most: int) -> None:
+        self._target, self._most = target_fd, most
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+        self.error: VmmError | OSError | None = None
+        self._thread = threading.Thread(target=self._copy, name="drain", daemon=True)
+        self._thread.start()
+
+    def close_write_end(self) -> None:
+        """Close ours, so that the writer's closing is the end. May be called twice."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait for the writer's last byte; raises `VmmError` or OSError when not all of it arrived."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise VmmError("QEMU does not end the stream of its devices", code="save-failed")
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Give everything back. May be called twice."""
+        self.close_write_end()
+        if self._stopped >= 0:
+            os.eventfd_write(self._stopped, 1)
+            self._thread.join()
+            os.close(self._stopped)
+            self._stopped = -1
+
+    def _copy(self) -> None:
+        poll = select.poll()
+        for fd in (self._read_end, self._stopped):
+            poll.register(fd, select.POLLIN)
+        done = 0
+        try:
+            while self._stopped not in (ready := [fd for fd, _ in poll.poll()]):
+                data = os.read(ready[0], 1 << 16)
+                if not data:
+                    return
+                done += len(data)
+                if done > self._most:
+                    raise VmmError(
+                        f"QEMU's device state is larger than {self._most >> 20} MiB", code="save-failed"
+                    )
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._target, view) :]
+        except (VmmError, OSError) as error:
+            self.error = error
+        finally:
+            os.close(self._read_end)
 
 
 def load(vmm: Vmm, state_fd: int) -> None:

@@ -7,14 +7,15 @@ copy has its own clock, random numbers, hostname and files; what its processes r
 from __future__ import annotations
 
 import os
-import tempfile
 
 from bufferzone import oci, state
 from bufferzone.cli import container, ending, launch, waiter
+from bufferzone.cli.bz import scratch
 from bufferzone.cli.flags import Flag
 from bufferzone.cli.oci import checkpoint, create
 from bufferzone.client import Client
 from bufferzone.errors import StateError, UsageError
+from bufferzone.oci.host import settings_of
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -56,10 +57,11 @@ def run(options: Options, words: list[str]) -> int:
     original = oci.load(str(found["bundle"]))
     if original.terminal:
         raise StateError(f"cannot fork container {words[0]}: it has a terminal")
-    with tempfile.TemporaryDirectory(prefix=".fork-", dir=root) as directory:
-        checkpoint.save(source, directory, leave_running=True)
+    with scratch.scratch(scratch.beside(settings_of(original).image_store)) as directory:
+        image = os.path.join(directory, "image")
+        checkpoint.save(source, image, leave_running=True)
         for name in names:
-            _restore(options, root, name, original, directory)
+            _restore(options, root, name, original, image)
             container.print_text(f"{name}\n")
     return 0
 

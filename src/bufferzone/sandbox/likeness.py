@@ -1,0 +1,54 @@
+"""Whether a bundle describes the container that was saved: what the guest made once and restoring keeps.
+
+May differ: what the host makes anew or the guest adopts. That is names (hostname, HOSTNAME, cgroup), the
+network, annotations, hooks, labels of the host's security modules, where the host keeps the root file system
+and the files of volumes, and linux.resources, which can be updated. Everything else was decided in the guest
+when the container was made: a bundle that promises fewer capabilities than the process has would be a lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PROCESS_FREE = ("terminal", "consoleSize", "selinuxLabel", "apparmorProfile")  # terminal: see `revive`
+_LINUX_FREE = ("cgroupsPath", "resources", "namespaces", "intelRdt", "mountLabel")
+_IMAGE = "bufferzone.rootfs_image"
+
+
+def parts(spec: dict[str, Any]) -> dict[str, str]:
+    """Hashes of what must be equal, by where it is in config.json. Absent and empty are the same."""
+    found: dict[str, Any] = {
+        f"process.{key}": value for key, value in spec["process"].items() if key not in _PROCESS_FREE
+    }
+    found["process.env"] = [e for e in spec["process"].get("env") or [] if not e.startswith("HOSTNAME=")]
+    linux = spec.get("linux") or {}
+    found |= {f"linux.{key}": value for key, value in linux.items() if key not in _LINUX_FREE}
+    kinds = {entry["type"] for entry in linux.get("namespaces") or []}
+    found["linux.namespaces"] = sorted(kinds - {"network"})
+    found["mounts"] = [_mount(entry) for entry in spec.get("mounts") or []]
+    found["root.readonly"] = spec["root"].get("readonly")
+    found["domainname"] = spec.get("domainname")
+    found[f"annotations.{_IMAGE}"] = (spec.get("annotations") or {}).get(_IMAGE)
+    return {key: _hash(value) for key, value in sorted(found.items()) if value}
+
+
+def differences(saved: dict[str, str], spec: dict[str, Any]) -> list[str]:
+    """Where `spec` differs from the one that `parts` made `saved` of."""
+    now = parts(spec)
+    return sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+
+
+def _mount(entry: dict[str, Any]) -> list[Any]:
+    """A mount without the host's path of a file that is bound."""
+    options = sorted(entry.get("options") or [])
+    bound = entry.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
+    return [entry.get("destination"), "bind" if bound else entry.get("type"), options]
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,200 @@
+"""A checkpoint's directory: whatever is killed, it holds the older one or the newer, whole, and what is not
+ours is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bufferzone.errors import HostError
+from bufferzone.model import ImageRef
+from bufferzone.sandbox import draft, likeness, saved
+from bufferzone.sandbox.draft import Draft
+from bufferzone.sandbox.machine import Machine
+
+IMAGE = ImageRef(digest="d", directory="/d", kernel="/k", initrd="/i", arguments=())
+MACHINE = Machine(
+    image=IMAGE,
+    kernel="/k",
+    initrd="/i",
+    kernel_arguments=(),
+    accelerator="tcg",
+    vcpus=1,
+    memory_mib=1,
+)
+FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}}
+
+
+@pytest.fixture(autouse=True)
+def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (draft, saved):
+        monkeypatch.setattr(module, "saved_key", lambda machine: "key")
+
+
+def write(directory: Path, text: str) -> Draft:
+    """A draft with `text` in its files, published."""
+    new = Draft(str(directory))
+    for kind, fd in new.fds.items():
+        os.write(fd, f"{text} {kind}".encode())
+    new.publish(MACHINE, FACTS, {})
+    return new
+
+
+def read(directory: Path) -> str:
+    """The text of the checkpoint there, which has to be whole."""
+    found = saved.open_saved(str(directory))
+    found.check_memory(found.memory_fd)
+    fds = (found.memory_fd, found.state_fd, found.disk_fd)
+    texts = {os.pread(fd, 100, 0).decode().split()[0] for fd in fds}
+    found.close()
+    assert len(texts) == 1
+    return texts.pop()
+
+
+def test_a_newer_one_replaces_the_older_and_leaves_no_files_behind(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with write(tmp_path, text):
+            pass
+        assert read(tmp_path) == text
+        assert len(os.listdir(tmp_path)) == 5
+
+
+def killed_at(directory: Path, step: int) -> bool:
+    """Write in a process that ends at its `step`th system call; whether it was done before."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    left = [step]
+
+    def dying(real: Any) -> Any:
+        def wrapper(*arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return real(*arguments, **more)
+
+        return wrapper
+
+    try:
+        for name in ("open", "fsync", "rename", "unlink", "fstat", "stat", "listdir"):
+            setattr(os, name, dying(getattr(os, name)))
+        write(directory, "new")
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_killed_at_any_step_the_older_or_the_newer_is_there(tmp_path: Path) -> None:
+    seen = []
+    finished = False
+    while not finished:
+        directory = tmp_path / str(len(seen))
+        with write(directory, "old"):
+            pass
+        finished = killed_at(directory, len(seen))
+        seen.append(read(directory))
+        with write(directory, "third"):  # and nothing stands in the way of the next
+            assert len(os.listdir(directory)) == 5
+        assert len(seen) < 100
+    assert seen == sorted(seen, reverse=True)  # old, old, ..., new, new
+    assert set(seen) == {"old", "new"}
+
+
+def test_one_that_was_never_finished_is_none_and_leaves_nothing(tmp_path: Path) -> None:
+    with Draft(str(tmp_path)):
+        with pytest.raises(HostError, match="no checkpoint in"):
+            saved.open_saved(str(tmp_path))
+        with pytest.raises(OSError, match="another one is being written there") as caught:
+            Draft(str(tmp_path))
+        assert caught.value.errno == errno.EBUSY
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    names = {"memory", "state", "disk", "memory-0123456789abcdef", "bufferzone-memory-x", "notes"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with Draft(str(tmp_path)):
+        pass
+    for text in ("old", "new"):
+        with write(tmp_path, text):
+            pass
+    assert {name for name in names if (tmp_path / name).read_text() == "mine"} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (saved.MANIFEST, "not JSON"),
+        (saved.MANIFEST, '{"name": "my app"}'),
+        (saved.MANIFEST, "[]"),
+        (saved.INVENTORY, "CRIU's"),
+    ],
+)
+def test_where_others_have_our_names_nothing_is_written(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(OSError, match=name):
+        Draft(str(tmp_path))
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
+
+
+def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
+    with write(tmp_path / "image", "old"):
+        pass
+    manifest = tmp_path / "image" / saved.MANIFEST
+    value = json.loads(manifest.read_text())
+    value["files"][saved.DISK][0] = "../secret"
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(HostError, match="not a name of ours"):
+        saved.open_saved(str(tmp_path / "image"))
+
+
+SPEC: dict[str, Any] = {
+    "hostname": "one",
+    "process": {"args": ["sh"], "env": ["A=1", "HOSTNAME=one"], "user": {"uid": 0}},
+    "root": {"path": "/a"},
+    "mounts": [{"destination": "/etc/hosts", "type": "bind", "source": "/x", "options": ["bind", "ro"]}],
+    "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/n"}], "cgroupsPath": "/one"},
+}
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "where"),
+    [
+        ("process.args", ["sh", "-c"], "process.args"),
+        ("process.env", ["A=2", "HOSTNAME=one"], "process.env"),
+        ("process.env", ["A=1", "HOSTNAME=two"], ""),
+        ("process.noNewPrivileges", True, "process.noNewPrivileges"),
+        ("process.apparmorProfile", "x", ""),
+        ("root.path", "/b", ""),
+        ("root.readonly", True, "root.readonly"),
+        ("root.readonly", False, ""),
+        ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW"}, "linux.seccomp"),
+        ("linux.cgroupsPath", "/two", ""),
+        ("linux.resources", {"pids": {"limit": 5}}, ""),
+        ("linux.namespaces", [{"type": "pid"}], ""),
+        ("linux.namespaces", [{"type": "network"}], "linux.namespaces"),
+        ("annotations", {"bufferzone.rootfs_image": "/i"}, "annotations.bufferzone.rootfs_image"),
+        ("annotations", {"other": "x"}, ""),
+        ("hostname", "two", ""),
+        ("mounts", [{**SPEC["mounts"][0], "source": "/y"}], ""),
+        ("mounts", [{**SPEC["mounts"][0], "options": ["bind"]}], "mounts"),
+        ("mounts", [], "mounts"),
+    ],
+)
+def test_a_bundle_may_differ_where_the_host_makes_it_anew_and_nowhere_else(
+    at: str, value: object, where: str
+) -> None:
+    changed = json.loads(json.dumps(SPEC))
+    *above, last = at.split(".")
+    within = changed
+    for key in above:
+        within = within[key]
+    within[last] = value
+    assert likeness.differences(likeness.parts(SPEC), changed) == ([where] if where else [])
