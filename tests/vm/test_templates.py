@@ -13,6 +13,7 @@ import pytest
 from bufferzone.image import templates
 from bufferzone.model import ImageRef
 from vm.leftovers import Watch, descendants, is_alive, name_of
+from vm.test_failures_disk import small_disk
 from vm.verbs import BOOT_S, await_end, await_true, bundle, config, kill
 from vm.warm import Warm, makers, open_files
 
@@ -196,6 +197,9 @@ def test_bz_template_shows_makes_and_removes(warm: Warm, watch: Watch) -> None:
     assert warm.bz("template", "rm", key[:12]).status == 0
     assert warm.keys() == []
     assert "must be 128 to" in warm.bz("template", "make", "--memory", "3").line
+    assert "must be 1 to" in warm.bz("template", "make", "--vcpus", "0").line
+    wanted = "bz: bz template ls has no --all (hint: bz template prune has)"
+    assert warm.bz("template", "ls", "--all").line == wanted
     watch.assert_nothing_left()
 
 
@@ -205,6 +209,17 @@ def test_a_template_that_cannot_be_made_is_one_line(tmp_path: Path, guest_image:
     assert failed.status == 1
     assert failed.line.startswith("bz: cannot make a template: ")
     assert "Traceback" not in failed.err
+
+
+@pytest.mark.parametrize("pages", [2, 2000])
+def test_a_template_that_finds_no_room_is_one_line_and_leaves_nothing(pages: int, warm: Warm) -> None:
+    with small_disk(warm.store, size=pages * 4096, nr_inodes=100) as store:
+        failed = warm.bz("template", "make")
+        assert failed.status == 1
+        assert failed.line.startswith("bz: cannot make a template: ")
+        assert "No space left on device" in failed.line
+        left = {path.name for path in store.iterdir() if not path.name.endswith("lock")}
+        assert left <= {"maker.log"}
 
 
 def test_of_an_image_that_rotted_no_template_is_made(tmp_path: Path, guest_image: ImageRef) -> None:

@@ -133,6 +133,16 @@ def make(
     The process must have one thread only. Raises `HostError` (`image-damaged`: its files are not what was
     built) or `VmmError`; then nothing is left.
     """
+    try:
+        return _make(machine, store, run_directory, progress)
+    except OSError as error:
+        where = error.filename or store
+        raise HostError(
+            f"the template cannot be kept: {error.strerror}: {where}", code="template-store"
+        ) from error
+
+
+def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[str], None]) -> str:
     key = template_key(machine)
     with templates.making(store, key) as directory:
         if directory is None:

@@ -46,7 +46,15 @@ def run(options: Options, words: list[str]) -> int:
         raise UsageError(f"no such action: {words[0]!a}", hint="ls, make, rm or prune")
     if words[0] != "rm" and len(words) > 1:
         raise UsageError(f"bz template {words[0]} takes no arguments: {words[1]!a}")
-    actions[words[0]](options, words[1:])
+    for name in sorted(options.given):
+        action = "prune" if name == "all" else "make"
+        if words[0] != action:
+            raise UsageError(f"bz template {words[0]} has no --{name}", hint=f"bz template {action} has")
+    try:
+        actions[words[0]](options, words[1:])
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename or _store()}"
+        raise HostError(f"cannot use the store of templates: {reason}", code="template-store") from error
     return 0
 
 
@@ -95,7 +103,7 @@ def _make(options: Options, words: list[str]) -> None:
     for name in ("vcpus", "memory"):
         row = config.ROWS["memory_mib" if name == "memory" else name]
         value = getattr(options, name)
-        if value and (reason := config.fault(row, value)):
+        if name in options.given and (reason := config.fault(row, value)):
             raise UsageError(f"--{name}: {reason}")
     if os.geteuid() != 0:
         raise HostError("templates are made and used by root alone", hint="run as root")
