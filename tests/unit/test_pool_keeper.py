@@ -210,3 +210,25 @@ def test_a_second_caller_is_served_while_the_first_says_nothing(begin):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
         silent.connect(str(running.directory / door.SOCKET))
         assert len(json.loads(running.ask("list"))["vms"]) == 1
+
+
+@pytest.mark.parametrize(("real", "ends"), [(True, False), (False, True)])
+def test_a_caller_of_another_user_namespace_ends_a_users_pool_and_not_roots(begin, monkeypatch, real, ends):
+    monkeypatch.setattr(keeper.identity, "is_real_root", lambda: real)
+    running = begin()
+    running.await_states("waiting")
+    running.keeper._namespaces = "net:[1] user:[1]"
+    assert running.claim() == 0
+    if ends:
+        assert_ended(running)
+    else:
+        running.await_states("waiting")
+
+
+def test_a_caller_of_other_namespaces_does_not_keep_the_pool_alive(begin):
+    running = begin()
+    running.await_states("waiting")
+    before = running.keeper._used
+    running.keeper._namespaces = "net:[1]"
+    assert running.claim() == 0
+    assert running.keeper._used == before

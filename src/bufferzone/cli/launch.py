@@ -9,7 +9,6 @@ import time
 from bufferzone import errors, state
 from bufferzone.cli import signals
 from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.linux import identity
 from bufferzone.log import quote
 from bufferzone.oci.host import settings_of
 
@@ -151,10 +150,12 @@ def network_entry(root: str, spec: Spec) -> str:
 
 
 def wants_pool(settings: Settings) -> bool:
-    """Whether VMs of these settings wait for containers: root's, that share their root file system."""
+    """Whether VMs of these settings wait for containers: of root, if of a user namespace, that share their
+    root file system.
+    """
     shared = settings.rootfs == "virtiofs" and not settings.rootfs_image
     taps = settings.host_network != "passt"  # a VM that waits has a tap
-    return bool(settings.pool_size and settings.templates and shared and taps and identity.is_real_root())
+    return bool(settings.pool_size and settings.templates and shared and taps and os.geteuid() == 0)
 
 
 def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:

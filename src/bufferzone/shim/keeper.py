@@ -17,6 +17,7 @@ import time
 
 from bufferzone import config, state
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import identity
 from bufferzone.sandbox.pool import sized
 from bufferzone.shim.door import MOST_REQUEST, Door, receive
 
@@ -282,14 +283,24 @@ class Keeper:
         if request["do"] == "list":
             connection.sendall(json.dumps(self.listing()).encode() + b"\n")
             return False
-        self._used = time.monotonic()
         if request["namespaces"] != self._namespaces:
-            raise HostError("a caller in other namespaces")
+            self._refuse_stranger(request["namespaces"])
+        self._used = time.monotonic()
         shape = self.add_shape(request["settings"], request["spec"])
         self._hand_over(shape, request, connection, fds)
         shape.is_asked_for()
         shape.not_before = max(shape.not_before, time.monotonic() + QUIET_S)
         return False
+
+    def _refuse_stranger(self, theirs: str) -> None:
+        """Raise; and give way where an ordinary user's containers have moved to another user namespace."""
+        mine, others = (
+            {kind for kind in text.split() if "user:" in kind} for text in (self._namespaces, theirs)
+        )
+        if mine != others and not identity.is_real_root():
+            self._ending = True
+            raise HostError("a caller in another user namespace: the pool ends")
+        raise HostError("a caller in other namespaces")
 
     def _hand_over(
         self, shape: Shape, request: dict[str, Any], connection: socket.socket, fds: list[int]

@@ -19,7 +19,7 @@ import struct
 
 from bufferzone import config, oci, state
 from bufferzone.errors import BufferzoneError, HostError, VmmError
-from bufferzone.linux import process
+from bufferzone.linux import identity, process
 from bufferzone.oci.host import settings_of
 from bufferzone.sandbox import pool
 from bufferzone.shim import daemon, taking
@@ -93,8 +93,8 @@ def _step_back() -> bool:
     """Let others run first, where that can be undone; says so. CAP_SYS_NICE: setpriority(2)."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         mask = next(line for line in file if line.startswith("CapEff:")).split()[1]
-    if not int(mask, 16) >> _CAP_SYS_NICE & 1:
-        return False
+    if not int(mask, 16) >> _CAP_SYS_NICE & 1 or not identity.is_real_root():
+        return False  # in a user namespace the capability is not for this
     os.nice(_NICE)
     return True
 

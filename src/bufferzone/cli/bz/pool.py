@@ -14,7 +14,6 @@ from bufferzone import config, state
 from bufferzone.cli import container, launch
 from bufferzone.client import connect_unix
 from bufferzone.errors import HostError, NotFoundError, UsageError
-from bufferzone.linux import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,8 +84,11 @@ def _list(root: str) -> None:
 
 def _start(root: str) -> None:
     settings = config.load()
-    if not identity.is_real_root():
-        raise HostError("VMs wait for root's containers alone", hint="run as root")
+    if os.geteuid() != 0:
+        raise HostError(
+            "VMs wait for containers of root, or of a user namespace's root",
+            hint="run as root, or podman unshare bz pool start",
+        )
     if not launch.wants_pool(settings):
         raise HostError(
             "the settings want no pool",
