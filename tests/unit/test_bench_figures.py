@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
-from bufferzone.bench import figures, memory, report
+from bufferzone.bench import figures, measure, memory, report, touched
 from bufferzone.bench.bars import MET, NOT_MEASURED, NOT_MET, bars
 from bufferzone.bench.measure import Column
 from bufferzone.bench.runtimes import COLD, FLOOR, NAMES, POOL, WARM
@@ -135,10 +136,11 @@ def test_pool_exec_and_state_are_compared_with_runsc():
 
 def test_growth_to_fewer_than_fifty_says_nothing_about_fifty():
     warm = column(WARM, start=[1.0])
-    warm.growth = {"sandboxes": 49, "ratio": 1.0}
+    warm.growth = {"sandboxes": 49, "ratio": 1.0, "touched": {"sandboxes": 50, "ratio": 1.6}}
     warm.memory = {"pss": 110.4, "not_vmm": 25.0}
     found = verdicts(warm)
     assert found["start of sandbox 50, against the first"] == NOT_MEASURED
+    assert found["the same, each on memory that was touched before"] == NOT_MET
     assert found["one more idle warm sandbox, PSS of all host processes"] == NOT_MET
     assert found["one more idle warm sandbox, PSS without the VMM"] == MET
 
@@ -168,7 +170,7 @@ def test_the_report_is_json_and_names_what_was_not_measured():
     assert found["version"] == report.VERSION
     assert found["runtimes"][WARM]["ms"]["start"] == {"n": 3, "p50": 550.0, "p99": 600.0, "min": 500.0}
     assert found["runtimes"]["runsc"]["measured"] is False
-    assert len(found["bars"]) == 8
+    assert len(found["bars"]) == 9
 
 
 def test_the_text_has_a_column_for_what_was_measured_and_a_line_for_what_was_not():
@@ -207,3 +209,27 @@ def test_quick_changes_what_was_not_said():
 def test_a_wish_that_cannot_be_met_is_refused_before_anything_starts(words):
     with pytest.raises(UsageError):
         order(*words)
+
+
+def test_the_first_and_the_last_start_are_medians_of_three_where_there_are_six():
+    found = measure.first_and_last([500.0, 900.0, 510.0, 600.0, 700.0, 990.0])
+    assert (found["first"], found["last"], found["ratio"]) == (510.0, 700.0, 1.37)
+    assert measure.first_and_last([400.0, 600.0])["ratio"] == 1.5
+
+
+def test_a_reserve_gives_back_what_it_touched_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(touched, "PIECE", 4 * memory.MIB)
+    reserve = touched.Reserve(3, time.monotonic() + 60)
+    assert (len(reserve), len(reserve.costs)) == (3, 3)
+    reserve.give()
+    assert len(reserve) == 2
+    reserve.close()
+    assert len(reserve) == 0
+
+
+def test_a_reserve_takes_no_more_than_three_quarters_of_what_the_machine_has(monkeypatch):
+    monkeypatch.setattr(touched, "PIECE", memory.MIB)
+    monkeypatch.setattr(memory, "available", lambda: 4 * memory.MIB)
+    reserve = touched.Reserve(10, time.monotonic() + 60)
+    assert len(reserve) == 3
+    reserve.close()

@@ -147,7 +147,8 @@ def grow(runtime: Runtime, column: Column, count: int, deadline: float) -> None:
             starts.append(started[-1].first_ms or 0.0)
             if first is None:
                 first, free = _settled(runtime, before), memory.available()
-        _tell_growth(column, starts)
+        if starts:
+            column.growth.update(first_and_last(starts))
         if first is not None and free is not None and len(ids) > 1:
             last, more = _settled(runtime, before), len(ids) - 1
             column.memory = memory.one_more(first, last, more)
@@ -163,19 +164,17 @@ def grow(runtime: Runtime, column: Column, count: int, deadline: float) -> None:
         remove_all(runtime, ids)
 
 
-def _tell_growth(column: Column, starts: Sequence[float]) -> None:
-    """The first and the last start are medians of up to three: one alone is chance."""
-    if not starts:
-        return
+def first_and_last(starts: Sequence[float]) -> dict[str, Any]:
+    """The first and the last of some starts, as medians of up to three: one alone is chance."""
     few = min(3, max(1, len(starts) // 2))
     first, last = figures.median(starts[:few]), figures.median(starts[-few:])
-    column.growth.update(
-        sandboxes=len(starts),
-        starts=[round(value, 1) for value in starts],
-        first=round(first, 1),
-        last=round(last, 1),
-        ratio=round(last / first, 2) if first else None,
-    )
+    return {
+        "sandboxes": len(starts),
+        "starts": [round(value, 1) for value in starts],
+        "first": round(first, 1),
+        "last": round(last, 1),
+        "ratio": round(last / first, 2) if first else None,
+    }
 
 
 def _settled(runtime: Runtime, before: set[int]) -> memory.Total:

@@ -128,7 +128,17 @@ def _main_rows(report: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [_growth_title(shown, title), *(_number(f["growth"].get(key), 2) for f in shown.values())]
         )
+    alike = {name: found["growth"].get("touched", {}) for name, found in shown.items()}
+    rows.append(
+        ["  memory touched before: last / first", *(_number(f.get("ratio"), 2) for f in alike.values())]
+    )
+    rows.append(["  touching a MiB: fastest / slowest tenth, ms", *(_touches(f) for f in alike.values())])
     return [row for row in rows if any(cell != "-" for cell in row[1:])]
+
+
+def _touches(growth: Mapping[str, Any]) -> str:
+    found = growth.get("touch_ms_per_mib")
+    return f"{found[0]:.2f} / {found[1]:.2f}" if found else "-"
 
 
 def _growth_title(shown: Mapping[str, Any], title: str) -> str:

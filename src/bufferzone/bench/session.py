@@ -10,7 +10,7 @@ import tempfile
 import time
 from functools import partial
 
-from bufferzone.bench import bundles, machine, measure, programs, report, runtimes
+from bufferzone.bench import bundles, machine, measure, programs, report, runtimes, touched
 from bufferzone.bench.floor import Floor
 from bufferzone.bench.measure import Column
 from bufferzone.bench.pool import PoolRuntime
@@ -68,6 +68,8 @@ class Session:
         if self._order.sandboxes > 1:
             most = self._order.sandboxes
             self._each(f"1 to {most}", partial(measure.grow, count=most, deadline=self._end))
+            grow = partial(touched.grow, count=most, deadline=self._end)
+            self._each(f"1 to {most}, memory touched before", grow, only=runtimes.WARM)
         if self._floor is not None:
             self._floor.close()
         return report.build(facts, self._order.options(), self.versions, self.columns)
@@ -118,9 +120,11 @@ class Session:
                 self.columns[runtimes.FLOOR].add("start", took_ms)
                 self.columns[runtimes.FLOOR].timelines.append(timeline)
 
-    def _each(self, step: str, action: Action, size: int = 1) -> None:
+    def _each(self, step: str, action: Action, size: int = 1, only: str = "") -> None:
         for runtime in list(self._runtimes):
             column = self.columns[runtime.name]
+            if only not in ("", runtime.name):
+                continue
             if time.monotonic() > self._end:
                 column.reason = column.reason or f"{step}: the {self._order.minutes} minutes were over"
                 continue
