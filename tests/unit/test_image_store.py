@@ -136,6 +136,7 @@ def test_files_are_readable_for_a_vmm_of_another_uid(tmp_path: Path) -> None:
         os.umask(before)
     assert os.stat(image.directory).st_mode & 0o777 == 0o755
     assert os.stat(image.kernel).st_mode & 0o777 == 0o644
+    assert os.stat(tmp_path / "index.json").st_mode & 0o777 == 0o644
 
 
 def test_leftovers_of_a_killed_builder_are_removed(tmp_path: Path) -> None:

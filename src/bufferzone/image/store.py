@@ -13,6 +13,7 @@ needs is imported where it is used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -62,7 +63,9 @@ def read_index(store: str) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise HostError(
-            f"cannot read the image store {store}: {error.strerror}", code="image-store"
+            f"cannot read the image store {store}: {error.strerror}",
+            hint=f"chmod 0644 {os.path.join(store, INDEX)}" if error.errno == errno.EACCES else "",
+            code="image-store",
         ) from error
     return index if isinstance(index, dict) else {}
 
@@ -217,6 +220,7 @@ def write_index(store: str, index: dict[str, Any]) -> None:
     path = os.path.join(store, f"{INDEX}.new")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(index, file, indent=1, sort_keys=True)
+        os.fchmod(file.fileno(), 0o644)  # ordinary users read root's, whatever the umask of who wrote it
     _fsync(path)
     os.rename(path, os.path.join(store, INDEX))
     _fsync(store)

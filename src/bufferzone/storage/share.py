@@ -14,6 +14,7 @@ from functools import partial
 
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
+from bufferzone.linux import userns
 from bufferzone.linux.process import CLONE_NEWNS, unshare
 
 TYPE_CHECKING = False
@@ -32,7 +33,7 @@ def own_namespace() -> None:
         unshare(CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_SLAVE)
     except OSError as error:
-        hint = "without root, in a user namespace: podman unshare bufferzone ..." if os.geteuid() else ""
+        hint = userns.advice() if os.geteuid() else ""
         raise HostError(
             f"cannot create a mount namespace: {error.strerror}", hint=hint, code="no-mount-namespace"
         ) from error
