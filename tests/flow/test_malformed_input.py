@@ -118,7 +118,7 @@ CASES: dict[str, Config | bytes] = {
     "linux.cgroupsPath: '/' is the root cgroup": linux(cgroupsPath="/"),
     "linux.cgroupsPath: '/../..' is the root cgroup": linux(cgroupsPath="/../.."),
     "linux.namespaces[0].path: no such file or directory: /gone": namespace("network", "/gone"),
-    "linux.namespaces[0].path: a VM cannot join": namespace("pid", "/proc/1/ns/pid"),
+    "linux.namespaces[0].path: a VM cannot join": namespace("mount", "/proc/1/ns/mnt"),
     "hooks.createRuntime[0].path: expected an absolute path": hook("createRuntime", path="true"),
     "hooks.poststop[0].timeout: must be greater than zero": hook("poststop", path="/x", timeout=0),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bufferzone.errors import GuestError, SpecError
+from bufferzone.errors import GuestError, NotFoundError, SpecError, StateError
 from unit.guest_harness import Guest, make_rootfs, make_spec, needs_root, running_guest
 
 pytestmark = needs_root
@@ -176,3 +176,50 @@ def test_a_container_needs_a_mount_namespace(guest: Guest, rootfs: Path) -> None
     spec["linux"]["namespaces"] = [{"type": "pid"}]
     with pytest.raises(SpecError, match="mount namespace"):
         guest.create("c", spec)
+
+
+def share_with(spec: dict[str, Any], id: str, *kinds: str) -> dict[str, Any]:
+    """`spec` with these namespaces, and the /dev/shm, of another container."""
+    del spec["hostname"]
+    for entry in spec["linux"]["namespaces"]:
+        if entry["type"] in kinds:
+            entry["path"] = f"container:{id}"
+    options = ["nosuid", "nodev", "noexec"]
+    mount = {"destination": "/dev/shm", "type": "neighbour", "source": f"container:{id}", "options": options}
+    spec["mounts"] = [mount if m["destination"] == "/dev/shm" else m for m in spec["mounts"]]
+    assert mount in spec["mounts"]
+    return spec
+
+
+def test_a_container_shares_what_it_names_of_another_and_no_more(guest: Guest, rootfs: Path) -> None:
+    look = "cd /proc/self/ns; for kind in ipc uts pid mnt cgroup; do readlink $kind; done; cat /dev/shm/file"
+    first = make_spec(rootfs, "sh", "-c", f"echo there > /dev/shm/file; {look}; exec sleep 1000")
+    guest.create("a", first)
+    guest.start("a")
+    theirs = guest.read_until(b"there\n", "a").decode().splitlines()
+    try:
+        status, ours, errors = guest.run(share_with(make_spec(rootfs, "sh", "-c", look), "a", "ipc", "uts"))
+        assert (status, errors) == (0, "")
+        same = [kind == other for kind, other in zip(ours.splitlines(), theirs, strict=True)]
+        assert same == [True, True, False, False, False, True]
+        show = "hostname; ps; mount | grep /dev/shm"
+        spec = share_with(make_spec(rootfs, "sh", "-c", show), "a", "ipc", "uts", "pid")
+        _, text, errors = guest.run(spec)
+        assert errors == ""
+        assert text.startswith("inside\n")
+        assert "sleep 1000" in text
+        assert "noexec" in text.splitlines()[-1]
+        guest.create("b", share_with(make_spec(rootfs, "sleep", "1000"), "a", "pid"))
+        guest.start("b")
+        guest.exec("b", "e", "ps")
+        assert guest.read_all("b", "e").count(b"sleep 1000") == 2
+    finally:
+        guest.signal("a", 9)
+    assert guest.wait("b").exit_status == 137, "pid 1 of its namespace has ended"
+    guest.wait("a")
+    with pytest.raises(StateError, match="cannot share the namespaces of container a: it is not running"):
+        guest.create("c", share_with(make_spec(rootfs, "true"), "a", "ipc"))
+    with pytest.raises(NotFoundError, match="container does not exist: nobody"):
+        guest.create("c", share_with(make_spec(rootfs, "true"), "nobody", "ipc"))
+    guest.delete("a")
+    guest.delete("b")

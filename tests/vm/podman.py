@@ -81,7 +81,7 @@ class Podman:
         rest = [str(word) for word in words]
         if rest[0] in ("run", "create"):
             rest[1:1] = ["--cgroup-parent", self.parent]
-            if "--network" not in rest:
+            if not {"--network", "--pod"} & set(rest):
                 rest[1:1] = ["--network", "none"]
         return [*self.before, "podman", *ours, *rest]
 

@@ -218,6 +218,57 @@ def test_without_a_network_two_containers_share_their_loopback(net):
         net.podman("rm", "--all", "--force", "--time", "0")
 
 
+def test_a_pod_is_one_vm(net):
+    image = net.podman.image
+    infra = ("--infra-image", image, "--infra-command", "/bin/sleep 1000")
+    net.podman("pod", "create", "--name", "pod", "--network", "one", "--hostname", "of-the-pod", *infra)
+    try:
+        words = ("run", "--detach", "--pod", "pod", "--name")
+        net.podman(*words, "web", image, "sh", "-c", _SERVE)
+        net.podman(*words, "other", image, "sh", "-c", "echo shared > /dev/shm/file; exec sleep 1000")
+        shims = {path.read_text() for path in net.podman.state.glob("*/owner")}
+        assert len(shims) == 1
+        script = (
+            f"ping -c 2 {GATEWAY}; hostname; cat /dev/shm/file; wget -q -O - http://127.0.0.1:8080/page; ps"
+        )
+        text = await_true(lambda: _page(net.podman.any("exec", "other", "sh", "-c", script).text), "the page")
+        assert "2 packets received" in text
+        assert "of-the-pod\nshared\npage\n" in text
+        assert "httpd" not in text.partition("page\n")[2], "its processes are its own"
+        done = net.podman(
+            "run", "--rm", "--pod", "pod", image, "sh", "-c", "cat /dev/shm/file; exit 7", status=7
+        )
+        assert done.text == "shared"
+        net.podman("pod", "pause", "pod")
+        net.podman("pod", "unpause", "pod")
+        net.podman("pod", "stop", "--time", "0", "pod")
+        net.podman("pod", "start", "pod")
+        assert net.podman("exec", "web", "hostname").text == "of-the-pod"
+        assert "2 packets received" in net.podman("exec", "web", "ping", "-c", "2", GATEWAY).text
+    finally:
+        net.podman("pod", "rm", "--force", "--time", "0", "pod")
+
+
+def _page(text: str) -> str:
+    return text if "page" in text else ""
+
+
+def test_ipc_and_pid_namespaces_come_with_the_network(net):
+    words = ("run", "--detach", "--name", "owner", "--network", "one", net.podman.image, "sh", "-c")
+    net.podman(*words, "echo there > /dev/shm/file; exec sleep 1000")
+    try:
+        both = ("--ipc", "container:owner", "--pid", "container:owner")
+        script = "cat /dev/shm/file; ps"
+        text = net.run(*both, net.podman.image, "sh", "-c", script, network="container:owner")
+        assert text.startswith("there\n")
+        assert "sleep 1000" in text
+        done = net.podman.any("run", "--rm", *both, net.podman.image, "true")
+        assert done.status != 0
+        assert "a VM cannot join the pid namespace" in done.complaint
+    finally:
+        net.podman("rm", "--all", "--force", "--time", "0")
+
+
 def test_the_hosts_network_is_refused_with_a_hint(net):
     done = net.podman.any("run", "--rm", "--network", "host", net.podman.image, "true")
     assert done.status != 0

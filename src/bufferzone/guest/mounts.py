@@ -14,7 +14,7 @@ import os
 import stat
 
 from bufferzone.errors import GuestError
-from bufferzone.guest import inside
+from bufferzone.guest import inside, neighbour
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 
@@ -71,8 +71,10 @@ def _mount_one(scratch: str, root: int, entry: dict[str, Any], destination: str)
     if options.set & lm.MS_REMOUNT:
         _change(root, destination, options)
         return
-    bind = kind == "bind" or bool(options.set & lm.MS_BIND)
-    if bind:
+    bind = kind in ("bind", neighbour.MOUNT) or bool(options.set & lm.MS_BIND)
+    if kind == neighbour.MOUNT:
+        tree = neighbour.open_tree(source, destination)
+    elif bind:
         tree = lm.open_tree(source, recursive=bool(options.set & lm.MS_REC))
     else:
         tree = _new(scratch, root, kind, source, destination, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
-from bufferzone.guest import launch, resources, submounts
+from bufferzone.guest import launch, neighbour, resources, submounts
 from bufferzone.guest.cgroup import Cgroup
 from bufferzone.guest.container import Container, Process
 from bufferzone.guest.task import Task, namespaces
@@ -57,6 +57,7 @@ class Sandbox:
         check_id(id)
         if id in self.containers:
             raise ExistsError(f"container with given ID already exists: {id}")
+        neighbour.resolve(spec, self._pid_of)
         task = Task(id, spec, spec.get("process") or {})
         task.seccomp, task.seccomp_flags = seccomp
         task.unshares, joins = namespaces(spec)
@@ -77,6 +78,13 @@ class Sandbox:
         finally:
             _close(task)
         container.cgroup.watch_oom(lambda: self._oom(container))
+
+    def _pid_of(self, id: str) -> int:
+        """The init of a container whose namespaces another one wants."""
+        init = self.process(id, "")
+        if init.exit is not None or init.state == "creating":
+            raise StateError(f"cannot share the namespaces of container {id}: it is not running")
+        return init.pid
 
     def execute(
         self, id: str, exec_id: str, process: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply

@@ -103,9 +103,9 @@ def check_linux(linux: dict[str, Any]) -> None:
         where = f"linux.namespaces[{index}].path"
         if path and not path.startswith("/"):
             raise fail(where, f"expected an absolute path, got {path!r}")
-        if path and namespace["type"] not in ("network", "uts", "ipc"):
+        if path and namespace["type"] not in ("network", "uts", "ipc", "pid"):
             reason = f"a VM cannot join the {namespace['type']} namespace {path!r}"
-            raise fail(where, reason, "containers that share namespaces must share the sandbox")
+            raise fail(where, reason, "containers of one VM can share network, ipc, uts and pid")
     for index, device in enumerate(linux.get("devices", [])):
         if not device.get("path", "").startswith("/"):
             raise fail(

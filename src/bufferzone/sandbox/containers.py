@@ -120,8 +120,14 @@ class Containers:
         if not block:
             _mount_rootfs(rootfs, container)
         name = self._tenancy.share_name(container)
-        decided: plan.ContainerPlan = see(partial(_plan, spec.raw, name, container.bundle, block=block))
+        neighbour = self._neighbour if container.joined else None
+        made = partial(_plan, spec.raw, name, container.bundle, block=block, neighbour=neighbour)
+        decided: plan.ContainerPlan = see(made)
         return decided
+
+    def _neighbour(self, pid: int) -> str:
+        """The container that this process of the host stands for, or empty."""
+        return next((found.id for found in list(self._made.values()) if found.pid == pid), "")
 
     def _reserve_network(self, container: Container) -> None:
         """Open its network namespace, if it has one to wire, and make it this VM's alone."""
@@ -309,13 +315,21 @@ def needs_share(spec: oci.Spec) -> bool:
     return bool(_plan(spec.raw, "container", spec.bundle, block=True).binds)
 
 
-def _plan(spec: dict[str, Any], container_id: str, bundle: str, *, block: bool) -> plan.ContainerPlan:
+def _plan(
+    spec: dict[str, Any],
+    container_id: str,
+    bundle: str,
+    *,
+    block: bool,
+    neighbour: Callable[[int], str] | None = None,
+) -> plan.ContainerPlan:
     return plan.plan_container(
         spec,
         container_id=container_id,
         bundle=bundle,
         tmpfs_size=tmpfs_size,
         is_small=_is_small if block else None,
+        neighbour=neighbour,
     )
 
 

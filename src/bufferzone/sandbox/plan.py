@@ -47,6 +47,8 @@ _ENGINE_FILES = (
     "/etc/group",
     "/run/.containerenv",
 )
+#: namespaces that a container may share with another one of its VM, besides the network
+_SHARED = ("ipc", "uts", "pid")
 _HOST_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
 _GUEST_HOOKS = ("createContainer", "startContainer")
 
@@ -148,10 +150,12 @@ def plan_container(
     bundle: str,
     tmpfs_size: Callable[[str], int],
     is_small: Callable[[str], bool] | None = None,
+    neighbour: Callable[[int], str] | None = None,
 ) -> ContainerPlan:
     """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path,
-    or 0. With `is_small`, which says whether a path is a small regular file, the root file system is on a
-    disk.
+    or 0. `neighbour(pid)` is the id of the container of the same VM that this process stands for, or empty;
+    None: there is no other. With `is_small`, which says whether a path is a small regular file, the root
+    file system is on a disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
@@ -172,7 +176,8 @@ def plan_container(
         else:
             guest["mounts"].append(_mount(entry, index, container_id, binds, bundle, tmpfs_size))
     linux = guest.setdefault("linux", {})
-    linux["namespaces"] = _namespaces(linux.get("namespaces") or [])
+    linux["namespaces"] = _namespaces(linux.get("namespaces") or [], neighbour)
+    _share_memory(guest, spec.get("mounts") or [])
     linux.pop("cgroupsPath", None)
     seccomp = linux.pop("seccomp", None)
     linux.pop("intelRdt", None)
@@ -271,8 +276,11 @@ def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], i
     return None
 
 
-def _namespaces(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Namespaces as the guest makes them. A host path means nothing in a VM.
+def _namespaces(
+    entries: list[dict[str, Any]], neighbour: Callable[[int], str] | None
+) -> list[dict[str, Any]]:
+    """Namespaces as the guest makes them. A host path means nothing in a VM, unless it is that of the process
+    which stands for a container of the same VM: then that container's own is meant.
 
     network: wired by the host side. Any other with a path would share what is in another VM or on the host:
     refused, since create must fail when it cannot do what it was asked to.
@@ -282,14 +290,36 @@ def _namespaces(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kind = entry["type"]
         if kind == "network":
             continue
-        if entry.get("path"):
+        if not entry.get("path"):
+            made.append({"type": kind})
+            continue
+        pid = _process_of(entry["path"], kind)
+        other = neighbour(pid) if pid and neighbour is not None else ""
+        if not other:
             raise SpecError(
                 f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace"
                 f" {entry['path']!r}",
-                hint="containers that share namespaces must share the sandbox",
+                hint="containers that share ipc, uts or pid have to share the network too",
             )
-        made.append({"type": kind})
+        made.append({"type": kind, "path": f"container:{other}"})
     return made
+
+
+def _process_of(path: str, kind: str) -> int:
+    """PID of /proc/PID/ns/KIND, for those kinds that containers of one VM may share; else 0."""
+    parts = path.split("/")
+    if len(parts) != 5 or [*parts[:2], parts[3], parts[4]] != ["", "proc", "ns", kind]:
+        return 0
+    return int(parts[2]) if kind in _SHARED and parts[2].isascii() and parts[2].isdigit() else 0
+
+
+def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both."""
+    path = next((n.get("path") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), None)
+    for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
+        if _is_bind(entry) and made["type"] == "tmpfs":
+            kept = [option for option in made["options"] if "=" not in option]
+            made.update(type="neighbour", source=path, options=kept)
 
 
 def _hook(hook: dict[str, Any]) -> Hook:

@@ -102,7 +102,7 @@ class Tenancy:
             other.append("accelerator")
         if other:
             raise self._refusal(f"its {other[0]} was decided when it began")
-        self.check_resources({}, limits.resources_of(spec.raw))
+        self.check_resources({}, spec.linux.get("resources") or {})
 
     def check_resources(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Raise `CallerError` for a limit that nobody would hold a joined container to."""
