@@ -8,7 +8,7 @@ import time
 
 from bufferzone import state
 from bufferzone.errors import BufferzoneError, BugError, CallerError, HostError, VmmError
-from bufferzone.wire import shim, task, ttrpc
+from bufferzone.wire import task, ttrpc
 from bufferzone.wire.proto import DecodeError, Message
 
 TYPE_CHECKING = False
@@ -21,11 +21,6 @@ else:
 
 _RECEIVE = 1 << 16
 _MAX_SUN_PATH = 107
-_METHODS = {
-    task.SERVICE: task.METHODS,
-    shim.SERVICE: shim.METHODS,
-    task.EVENTS_SERVICE: task.EVENTS_METHODS,
-}
 
 
 class Client:
@@ -146,13 +141,23 @@ def _ended(method: str) -> VmmError:
     return VmmError(f"the shim ended before it answered {method}", code="shim-ended")
 
 
+def _methods(service: str) -> dict[str, tuple[type[Message], type[Message]]]:
+    if service == task.SERVICE:
+        return task.METHODS
+    if service == task.EVENTS_SERVICE:
+        return task.EVENTS_METHODS
+    from bufferzone.wire import shim  # brings the agent's messages, which no call of the Task API needs
+
+    return shim.METHODS
+
+
 def parse(payload: bytes, service: str, method: str) -> Any:
     """The response message in a ttrpc response, or its status raised as our own exception."""
     try:
         response = ttrpc.Response.decode(payload)
         if response.status is not None and response.status.code != ttrpc.OK:
             raise ttrpc.error_of(response.status, BufferzoneError)
-        return _METHODS[service][method][1].decode(response.payload)
+        return _methods(service)[method][1].decode(response.payload)
     except DecodeError as error:
         raise BugError(f"the shim's answer to {method} is malformed: {error}") from error
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bufferzone import config, oci
+from bufferzone import config
 from bufferzone.errors import HostError, SpecError
+from bufferzone.oci import overrides
 
 
 def loaded(tmp_path, *texts):
@@ -84,7 +85,7 @@ def test_annotations_change_what_they_may():
         "bufferzone.kvm": "require",
         "io.other": "x",
     }
-    settings = oci.apply_annotations(config.load([]), wanted)
+    settings = overrides.apply_annotations(config.load([]), wanted)
     assert (settings.vcpus, settings.memory_mib, settings.kvm) == (2, 1024, "require")
 
 
@@ -92,7 +93,7 @@ def test_annotations_change_what_they_may():
     ("text", "mib"), [("512", 512), ("512 MiB", 512), ("512m", 512), ("2g", 2048), ("1 GB", 1024)]
 )
 def test_memory_is_a_number_of_mib_or_has_a_unit(text, mib):
-    assert oci.apply_annotations(config.load([]), {"bufferzone.memory": text}).memory_mib == mib
+    assert overrides.apply_annotations(config.load([]), {"bufferzone.memory": text}).memory_mib == mib
 
 
 @pytest.mark.parametrize(
@@ -111,56 +112,58 @@ def test_memory_is_a_number_of_mib_or_has_a_unit(text, mib):
 )
 def test_a_bad_annotation_is_named_with_what_was_expected(name, text, message):
     with pytest.raises(SpecError) as caught:
-        oci.parse_annotations({f"bufferzone.{name}": text})
+        overrides.parse_annotations({f"bufferzone.{name}": text})
     assert caught.value.message.startswith(f"config.json: annotations.bufferzone.{name}: {message}")
 
 
 def test_an_unknown_annotation_of_ours_is_an_error_that_lists_the_known_ones():
     with pytest.raises(SpecError, match=r"annotations\.bufferzone\.memroy: unknown annotation") as caught:
-        oci.parse_annotations({"bufferzone.memroy": "512"})
+        overrides.parse_annotations({"bufferzone.memroy": "512"})
     assert "bufferzone.memory" in caught.value.hint
 
 
 def test_an_annotation_can_make_the_kvm_policy_stricter_but_not_weaker():
     strict = config.load([]).with_values(kvm="require")
     with pytest.raises(SpecError, match="weaker than this host's policy: require"):
-        oci.apply_annotations(strict, {"bufferzone.kvm": "warn"})
+        overrides.apply_annotations(strict, {"bufferzone.kvm": "warn"})
     with pytest.raises(SpecError, match="tcg is refused where kvm is required"):
-        oci.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
+        overrides.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
 
 
 def test_an_annotation_does_not_talk_the_host_out_of_its_hardware():
     with pytest.raises(SpecError, match="tcg is weaker than this host's: auto"):
-        oci.apply_annotations(config.load([]), {"bufferzone.accelerator": "tcg"})
+        overrides.apply_annotations(config.load([]), {"bufferzone.accelerator": "tcg"})
     consenting = config.load([]).with_values(allow_annotations=["accelerator"])
-    assert oci.apply_annotations(consenting, {"bufferzone.accelerator": "tcg"}).accelerator == "tcg"
-    assert oci.apply_annotations(config.load([]), {"bufferzone.accelerator": "kvm"}).accelerator == "kvm"
+    assert overrides.apply_annotations(consenting, {"bufferzone.accelerator": "tcg"}).accelerator == "tcg"
+    assert (
+        overrides.apply_annotations(config.load([]), {"bufferzone.accelerator": "kvm"}).accelerator == "kvm"
+    )
 
 
 def test_a_bundle_cannot_ask_for_more_than_the_machine_has():
     with pytest.raises(SpecError, match="memory: this host has"):
-        oci.apply_annotations(config.load([]), {"bufferzone.memory": "1048576"})
+        overrides.apply_annotations(config.load([]), {"bufferzone.memory": "1048576"})
     with pytest.raises(SpecError, match="memory: this host has"):
-        oci.apply_vm(config.load([]), {"hwConfig": {"memory": 1 << 40}})
+        overrides.apply_vm(config.load([]), {"hwConfig": {"memory": 1 << 40}})
 
 
 def test_a_kernel_of_the_bundles_choice_needs_the_hosts_consent():
     wanted = {"bufferzone.kernel": "/boot/vmlinux"}
     with pytest.raises(SpecError, match="not allowed on this host") as caught:
-        oci.apply_annotations(config.load([]), wanted)
+        overrides.apply_annotations(config.load([]), wanted)
     assert 'allow_annotations = ["kernel"]' in caught.value.hint
     consenting = config.load([]).with_values(allow_annotations=["kernel"])
-    assert oci.apply_annotations(consenting, wanted).kernel == "/boot/vmlinux"
+    assert overrides.apply_annotations(consenting, wanted).kernel == "/boot/vmlinux"
 
 
 def test_the_standard_vm_section_sets_the_size_and_is_bound_by_the_same_rules():
     vm = {"hwConfig": {"vcpus": 2, "memory": 1 << 30}}
-    settings = oci.apply_vm(config.load([]), vm)
+    settings = overrides.apply_vm(config.load([]), vm)
     assert (settings.vcpus, settings.memory_mib) == (2, 1024)
     with pytest.raises(SpecError, match="memory_mib: must be 128"):
-        oci.apply_vm(config.load([]), {"hwConfig": {"memory": 3 << 20}})
+        overrides.apply_vm(config.load([]), {"hwConfig": {"memory": 3 << 20}})
     with pytest.raises(SpecError, match=r"vm\.kernel\.path: not allowed"):
-        oci.apply_vm(config.load([]), {"kernel": {"path": "/boot/vmlinux"}})
+        overrides.apply_vm(config.load([]), {"kernel": {"path": "/boot/vmlinux"}})
 
 
 def test_a_setting_that_does_not_exist_cannot_be_set():

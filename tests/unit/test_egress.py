@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from bufferzone import config, egress, oci
+from bufferzone import config, egress
 from bufferzone.errors import SpecError
+from bufferzone.oci import overrides
 
 TABLE = [
     ("10.0.0.0/8", ("", 4, "10.0.0.0", 8, None)),
@@ -124,7 +125,7 @@ def test_a_settings_file_with_a_rule_that_does_not_parse_is_named_with_key_and_r
     "text", ["tcp:10.0.0.1:80 udp:[fd00::1]:53", "tcp:10.0.0.1:80,udp:[fd00::1]:53", " none, "]
 )
 def test_an_annotation_sets_a_policy_where_the_host_has_none(text):
-    settings = oci.apply_annotations(config.load([]), {"bufferzone.egress": text})
+    settings = overrides.apply_annotations(config.load([]), {"bufferzone.egress": text})
     assert settings.egress == text.replace(",", " ").split()
 
 
@@ -139,12 +140,13 @@ def test_an_annotation_sets_a_policy_where_the_host_has_none(text):
 )
 def test_an_annotation_that_does_not_parse_is_named(text, reason):
     with pytest.raises(SpecError) as caught:
-        oci.parse_annotations({"bufferzone.egress": text})
+        overrides.parse_annotations({"bufferzone.egress": text})
     assert caught.value.message == f"config.json: annotations.bufferzone.egress: {reason}"
 
 
 def narrowed(host, text):
-    return oci.apply_annotations(config.load([]).with_values(egress=host), {"bufferzone.egress": text}).egress
+    settings = config.load([]).with_values(egress=host)
+    return overrides.apply_annotations(settings, {"bufferzone.egress": text}).egress
 
 
 def test_an_annotation_may_only_name_what_lies_within_one_of_the_hosts_rules():
@@ -172,4 +174,4 @@ def test_rules_that_only_several_of_the_hosts_cover_together_are_refused():
 
 
 def test_without_an_annotation_the_hosts_policy_holds():
-    assert oci.apply_annotations(config.load([]).with_values(egress=["none"]), {}).egress == ["none"]
+    assert overrides.apply_annotations(config.load([]).with_values(egress=["none"]), {}).egress == ["none"]

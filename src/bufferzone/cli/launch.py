@@ -6,10 +6,10 @@ import os
 import sys
 import time
 
-from bufferzone import errors, state
+from bufferzone import state
 from bufferzone.cli import signals
-from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.log import quote
+from bufferzone.cli.line import error_from, read_line
+from bufferzone.errors import HostError
 from bufferzone.oci.host import settings_of
 
 TYPE_CHECKING = False
@@ -206,41 +206,6 @@ def _start_shim(directory: str, bundle: str, program: str, restore_from: str = "
         )
     hint = last_log_line(directory) or "it wrote nothing"
     raise HostError(f"the shim ended with status {status} before it listened", hint=hint, code="shim-died")
-
-
-def read_line(fd: int) -> bytes:
-    """Bytes up to a line break or the end, at most 64 KiB."""
-    found = b""
-    while b"\n" not in found and len(found) < 1 << 16:
-        data = os.read(fd, 1 << 12)
-        if not data:
-            break
-        found += data
-    return found.partition(b"\n")[0]
-
-
-def error_line(error: BufferzoneError) -> bytes:
-    """An error as one line of JSON: code, message, hint, cls. Imports nothing: see `waiter`."""
-    pairs = (
-        ("code", error.code),
-        ("message", error.message),
-        ("hint", error.hint),
-        ("cls", type(error).__name__),
-    )
-    return ("{" + ",".join(f'"{key}":{quote(value)}' for key, value in pairs) + "}\n").encode()
-
-
-def error_from(line: bytes) -> BufferzoneError:
-    """The error that another process of ours wrote as JSON."""
-    import json
-
-    classes = {cls.__name__: cls for cls in errors.all_error_classes()}
-    try:
-        form = json.loads(line)
-        cls = classes.get(form["cls"], BufferzoneError)
-        return cls(str(form["message"]), hint=str(form["hint"]), code=str(form["code"]))
-    except (ValueError, KeyError, TypeError):
-        return HostError(f"the shim said: {line[:200].decode('utf-8', 'replace')}", code="shim-died")
 
 
 def last_log_line(directory: str) -> str:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.errors import BufferzoneError
 from bufferzone.linux import fanotify
 from bufferzone.linux import mount as mnt
+from bufferzone.wire import agent, shim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bufferzone.client import Client
     from bufferzone.wire.agent import ProcessInfo
 
 _PROC = "/proc"
+_ANSWER_S = 10.0
 #: rows shown; each takes three pages of the tmpfs and nine inodes
 _MOST = 2048
 _OPTIONS = "size=32m,nr_inodes=20k,mode=555"
@@ -72,6 +76,17 @@ class ProcessTable:
     def descriptors(self) -> set[int]:
         """What must stay open."""
         return {self.fd, self._directory}
+
+    def show_to_readers(self, container_id: str, shim_client: Client) -> None:
+        """Somebody is about to read: let them read what the guest says now."""
+        tokens, found = self.waiting(), []
+        try:
+            ref = agent.ProcessRef(id=container_id)
+            answer = shim_client.call("Processes", ref, service=shim.SERVICE, timeout_s=_ANSWER_S)
+            found = answer.processes
+        except BufferzoneError:
+            pass  # paused, or at its end: an empty table
+        self.answer(tokens, found)
 
     def waiting(self) -> list[int]:
         """Those who wait, for `answer`."""

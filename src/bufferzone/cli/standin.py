@@ -2,7 +2,8 @@
 
 Podman joins the mount namespace of the pid it was given (`podman cp`, `podman top`); were that the host's, a
 copy into the container would land on the host. Paths below the new root are resolved by the kernel inside it,
-so links in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here.
+so links in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here. Nothing
+can be imported in that root, so what is needed there is imported at the top.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 
 from bufferzone.cli.processtable import ProcessTable
 from bufferzone.errors import HostError
+from bufferzone.linux import mount as mnt
+from bufferzone.linux import process
 from bufferzone.linux.identity import is_real_root
 
 TYPE_CHECKING = False
@@ -43,9 +46,6 @@ def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
     """
     if os.geteuid() != 0:
         return None
-    from bufferzone.linux import mount as mnt
-    from bufferzone.linux import process
-
     step = "the root file system"
     table = ProcessTable() if is_real_root() else None
     try:
@@ -79,8 +79,6 @@ def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
 
 def _cover(path: str) -> None:
     """An empty root with nothing but a place for /proc."""
-    from bufferzone.linux import mount as mnt
-
     flags = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
     mnt.mount("bufferzone", path, "tmpfs", flags, "size=16k,nr_inodes=16,mode=755")
     os.mkdir(f"{path}/proc", 0o555)
@@ -98,8 +96,6 @@ def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
 
 
 def _tree(path: str, *, read_only: bool) -> int:
-    from bufferzone.linux import mount as mnt
-
     fd = mnt.open_tree(path)
     add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | (mnt.MOUNT_ATTR_RDONLY if read_only else 0)
     mnt.set_attributes(fd, add=add, propagation=mnt.MS_PRIVATE)
@@ -110,8 +106,6 @@ def _attach(tree: int, target: str) -> None:
     """Mount `tree` at `target`, links followed within our root; a place that the image hides, lacks or has
     made something else is passed over: the guest decides.
     """
-    from bufferzone.linux import mount as mnt
-
     place = -1
     try:
         place = os.open(target, os.O_PATH | os.O_CLOEXEC)

@@ -11,10 +11,10 @@ import select
 import sys
 
 from bufferzone import log, state
-from bufferzone.cli import console, launch, signals, standin
+from bufferzone.cli import console, line, signals
 from bufferzone.client import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
-from bufferzone.wire import agent, shim, task
+from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,17 +65,25 @@ class Job:
 def detach(job: Job) -> int:
     """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
     reader, writer = os.pipe()
-    pid = standin.fork_in_own_pid_namespace() if job.root is not None else os.fork()
+    pid = _fork(job)
     if pid == 0:
         os.close(reader)
         os._exit(_child(job, writer))
     os.close(writer)
-    line = launch.read_line(reader)
+    word = line.read_line(reader)
     os.close(reader)
-    if line == b"ok":
+    if word == b"ok":
         return pid
     os.waitpid(pid, 0)
-    raise launch.error_from(line) if line else BugError("the waiter died")
+    raise line.error_from(word) if word else BugError("the waiter died")
+
+
+def _fork(job: Job) -> int:
+    if job.root is None:
+        return os.fork()
+    from bufferzone.cli import standin
+
+    return standin.fork_in_own_pid_namespace()
 
 
 def _child(job: Job, tell: int) -> int:
@@ -92,9 +100,11 @@ def _child(job: Job, tell: int) -> int:
             fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
             job.begin(client, uris, fds)
             complaints = os.dup(2)
-            _import_no_more()
             table = None
             if job.root is not None:
+                from bufferzone.cli import standin
+
+                _import_no_more()
                 table = standin.enter_root(job.root, on_disk=state.annotated(job.directory, _ON_DISK))
             kept = {tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds}
             _close_all_but(kept | (table.descriptors if table is not None else set()))
@@ -108,7 +118,7 @@ def _child(job: Job, tell: int) -> int:
         failure = BugError(f"the waiter failed: {type(error).__name__}: {error}")
     try:
         if not told:
-            os.write(tell, launch.error_line(failure))
+            os.write(tell, line.error_line(failure))
     except OSError:
         pass  # the verb was killed meanwhile; without us the shim ends the process
     return 1
@@ -179,8 +189,6 @@ def _new_network() -> None:
 
 def _import_no_more() -> None:
     """From here on an import fails: our root becomes the container's, and what lies there is not to run."""
-    from bufferzone.linux import mount, process  # noqa: F401, enter_root is about to need them
-
     log.quote("")  # loads the C module it quotes with
     sys.path.clear()
     sys.meta_path.clear()
@@ -256,7 +264,7 @@ def _stand_in(
         while True:
             ready = dict(poll.poll())
             if table is not None and table.fd in ready:
-                _show_processes(job, control, table)
+                table.show_to_readers(job.id, control)
             if incoming.fileno() in ready:
                 _pass_on(job, control, incoming.read(), terminal)
             if client.fileno() in ready:
@@ -284,17 +292,6 @@ def _resize(job: Job, control: Client, terminal: int) -> None:
     if width and height:
         request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
         _ask(control, "ResizePty", request)
-
-
-def _show_processes(job: Job, control: Client, table: ProcessTable) -> None:
-    """Somebody is about to read the container's /proc: let them read what the guest says now."""
-    tokens, found = table.waiting(), []
-    try:
-        ref = agent.ProcessRef(id=job.id)
-        found = control.call("Processes", ref, service=shim.SERVICE, timeout_s=_CALL_S).processes
-    except BufferzoneError:
-        pass  # paused, or at its end: an empty table
-    table.answer(tokens, found)
 
 
 def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:

@@ -13,7 +13,6 @@ import os
 from bufferzone.errors import SpecError
 from bufferzone.oci import text
 from bufferzone.oci.check import check, check_depth, fail, type_name
-from bufferzone.oci.overrides import apply_annotations, apply_vm, parse_annotations
 from bufferzone.oci.rules import (
     OTHER_PLATFORMS,
     check_hooks,
@@ -28,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Spec", "apply_annotations", "apply_vm", "load", "parse_annotations", "parse_object", "validate"]
+__all__ = ["Spec", "load", "parse_object", "validate"]
 
 MAX_SIZE = 16 << 20
 
@@ -182,4 +181,9 @@ def validate(raw: dict[str, Any]) -> None:
     check_mounts(raw.get("mounts", []))
     check_hooks(raw.get("hooks", {}))
     check_linux(raw.get("linux", {}))
-    parse_annotations(raw.get("annotations", {}))
+    if raw.get("annotations"):
+        from bufferzone.oci.overrides import (
+            parse_annotations,  # brings the settings, which exec does not need
+        )
+
+        parse_annotations(raw["annotations"])

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from bufferzone import config, jail, oci, state
+from bufferzone import jail, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
@@ -57,7 +57,7 @@ def boot(
     process must have one thread only.
     """
     timeline = Timeline()
-    settings = oci.apply_vm(oci.apply_annotations(config.load(), spec.annotations), spec.vm)
+    settings = host.settings_of(spec)
     host.check_network(spec.raw, settings)
     settings = rootdisk.settle(settings, spec)
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)

@@ -12,9 +12,10 @@ import threading
 from contextlib import suppress
 from functools import partial
 
-from bufferzone import config, oci
+from bufferzone import config
 from bufferzone.errors import CallerError, HostError
 from bufferzone.linux import apart
+from bufferzone.oci import overrides
 from bufferzone.sandbox import cgroups, limits
 from bufferzone.sandbox.reserved import Reserved
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
+    from bufferzone import oci
     from bufferzone.sandbox.containers import Container
     from bufferzone.sandbox.running import Sandbox
 
@@ -80,7 +82,7 @@ class Tenancy:
             hint = "create both without bufferzone.rootfs=block"
             raise self._refusal("its root file system is on a disk, and nothing else is shared with it", hint)
         here = config.load()
-        wanted = oci.apply_vm(oci.apply_annotations(here, spec.annotations), spec.vm)
+        wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
         if " ".join(wanted.egress) != facts.get("bufferzone.egress", ""):
             raise self._refusal(
                 f"its egress policy is another: {facts.get('bufferzone.egress') or 'none'}",

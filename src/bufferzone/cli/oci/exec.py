@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import container, signals, waiter
+from bufferzone.cli import container, given, signals, waiter
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.cli.oci import create
 from bufferzone.errors import HostError, UsageError
 from bufferzone.oci import text
 from bufferzone.oci.rules import check_process
@@ -35,7 +34,7 @@ FLAGS = (
     Flag("cap c", "NAME", "one more capability", kind="list"),
     Flag("no-new-privs", "", "set no_new_privs"),
     Flag("ignore-paused", "", "allow it while the container is paused"),
-    create.PRESERVE_FDS,
+    given.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("process-label", "LABEL", "the guest has no SELinux"),
     ignored("apparmor", "PROFILE", "the guest has no AppArmor"),
@@ -49,8 +48,8 @@ INTERSPERSED = False
 
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
-    create.refuse_descriptors(options)
-    create.settle_paths(options, "pid_file", "console_socket")
+    given.refuse_descriptors(options)
+    given.settle_paths(options, "pid_file", "console_socket")
     directory = container.find(options, words[0])
     status = state.status(directory)
     allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
@@ -58,18 +57,18 @@ def run(options: Options, words: list[str]) -> int:
         raise container.refusal("exec", words[0], status)
     process = _process(options, words[1:], directory)
     terminal = bool(process.get("terminal", False))
-    create.check_console(options, terminal, detached=options.detach)
+    given.check_console(options, terminal, detached=options.detach)
     job = _job(options, directory, process, terminal)
     if options.detach:
         pid = waiter.detach(job)
         try:
-            create.write_pid_file(options, pid)
+            given.write_pid_file(options, pid)
         except HostError:  # a failure leaves no process: what stands for it goes, and the shim ends it
             os.kill(pid, signals.KILL)
             os.waitpid(pid, 0)
             raise
         return 0
-    return waiter.attach(job, lambda client: create.write_pid_file(options, os.getpid()))
+    return waiter.attach(job, lambda client: given.write_pid_file(options, os.getpid()))
 
 
 def _job(options: Options, directory: str, process: dict[str, Any], terminal: bool) -> waiter.Job:

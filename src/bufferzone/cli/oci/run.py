@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
-from bufferzone.cli import ending, launch, waiter
+from bufferzone.cli import ending, given, launch, waiter
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.cli.oci import create
 from bufferzone.wire import task
@@ -54,7 +54,7 @@ def _detached(options: Options, directory: str, spec: Spec, checkpoint: str) -> 
     from bufferzone.client import Client
 
     pid = create.boot_detached(options, directory, spec, checkpoint)
-    create.write_pid_file(options, pid)
+    given.write_pid_file(options, pid)
     with Client.connect(directory) as client:
         _start(client, os.path.basename(directory))
     return 0
@@ -65,7 +65,7 @@ def _attached(options: Options, directory: str, spec: Spec, checkpoint: str) -> 
     job = create.job_of(options, directory, spec)
 
     def started(client: Client) -> None:
-        create.write_pid_file(options, os.getpid())
+        given.write_pid_file(options, os.getpid())
         _start(client, job.id)
 
     status = waiter.attach(job, started)

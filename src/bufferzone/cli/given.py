@@ -1,0 +1,57 @@
+"""What `create` and `exec` are given alike: descriptors, a pid file, a terminal."""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import state
+from bufferzone.cli.flags import Flag
+from bufferzone.errors import CallerError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.cli.flags import Options
+
+PRESERVE_FDS = Flag("preserve-fds", "N", "0; host descriptors cannot enter a VM", kind="int", default=0)
+
+
+def settle_paths(options: Options, *names: str) -> None:
+    """Make paths of the command line absolute; what the end of a boot would need is looked for now."""
+    for name in names:
+        if getattr(options, name):
+            options.__dict__[name] = state.absolute(getattr(options, name))
+    if options.pid_file and not os.path.isdir(directory := os.path.dirname(options.pid_file)):
+        raise UsageError(f"--pid-file: no such directory: {directory}")
+    if options.console_socket and not _is_socket(options.console_socket):
+        raise UsageError(f"--console-socket: not a unix socket: {options.console_socket}")
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return os.stat(path).st_mode & 0o170000 == 0o140000  # the stat module costs an import
+    except OSError:
+        return False
+
+
+def refuse_descriptors(options: Options) -> None:
+    """--preserve-fds above 0 cannot be honoured."""
+    if options.preserve_fds > 0:
+        raise CallerError(
+            "host descriptors cannot be passed into a virtual machine: --preserve-fds", code="preserve-fds"
+        )
+
+
+def check_console(options: Options, terminal: bool, *, detached: bool) -> None:
+    """A detached terminal needs a console socket, and only that may have one. Source: runc utils_linux.go."""
+    if terminal and detached and not options.console_socket:
+        raise UsageError("cannot allocate a terminal when detached without --console-socket")
+    if options.console_socket and not (terminal and detached):
+        raise UsageError(
+            "--console-socket is for a detached process with a terminal", hint="process.terminal: true"
+        )
+
+
+def write_pid_file(options: Options, pid: int) -> None:
+    """The pid, atomically and without a line break, as conmon and go-runc read it."""
+    if options.pid_file:
+        state.replace_file(options.pid_file, b"%d" % pid, 0o644)
