@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import egress
+from bufferzone import egress, toml
 from bufferzone.errors import CallerError, HostError
 from bufferzone.linux import identity
 
@@ -263,14 +263,12 @@ def load(paths: Iterable[str] | None = None) -> Settings:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    import tomllib
-
     try:
         with open(path, "rb") as file:
-            found = tomllib.load(file)
+            found = toml.parse(file.read())
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}", code="config-unreadable") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: {error}") from error
     found = _flat(found)
     for key, value in found.items():

@@ -8,7 +8,7 @@ from style.source import imports, package, report
 
 #: lowest first; the names are the first path component below src/bufferzone
 LAYERS = (
-    ("errors", "model", "log", "linux", "egress"),
+    ("errors", "model", "log", "linux", "egress", "toml"),
     ("wire", "oci", "config", "spawn"),
     ("jail", "state", "guest"),
     ("vmm", "storage", "network", "image", "client", "audit"),
