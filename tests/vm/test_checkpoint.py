@@ -17,7 +17,8 @@ import pytest
 from bufferzone.model import ImageRef
 from bufferzone.sandbox import saved
 from vm.leftovers import Watch
-from vm.verbs import BOOT_S, Container, await_end, await_true, bundle, config
+from vm.netns import World
+from vm.verbs import BOOT_S, Container, await_end, await_true, bundle, config, write_config
 from vm.warm import Warm
 
 pytestmark = [
@@ -195,28 +196,60 @@ def test_what_cannot_be_saved_is_one_line_and_runs_on(warm: Warm, made: Path, tm
         warm.runtime.ok("delete", "--force", each.id)
 
 
-def test_a_container_with_a_network_is_not_saved(warm: Warm, tmp_path: Path) -> None:
-    name = f"{MARK}-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        words = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name]
-        subprocess.run(["ip", "netns", "add", f"{name}-peer"], check=True)
-        subprocess.run(["ip", "netns", "exec", f"{name}-peer", *words], check=True)
-        subprocess.run(["ip", "-n", name, "link", "set", "eth0", "up"], check=True)
-        linux = config("")["linux"]
-        spaces = [entry for entry in linux["namespaces"] if entry["type"] != "network"]
-        spaces.append({"type": "network", "path": f"/run/netns/{name}"})
-        directory = bundle(
-            tmp_path / "net", COUNTER, annotations=BLOCK, linux={**linux, "namespaces": spaces}
-        )
+def test_a_container_with_a_network_goes_on_in_another_namespace(warm: Warm, tmp_path: Path) -> None:
+    with World() as world, World() as other:
+        world.link("eth0", "10.213.7.2/24")
+        other.link("eth7", "10.213.9.2/24")
+        directory = bundle(tmp_path / "net")
+        linux = {**world.linux(), "cgroupsPath": f"/{MARK}-test"}
+        value = {**config(""), "annotations": BLOCK, "linux": linux}
+        script = "echo began; exec busybox nc -ll -p 5000 -e /bin/echo hi"
+        value["process"]["args"] = ["/bin/sh", "-c", script]
+        write_config(directory, value)
+        container = warm.runtime.run("one", directory)
+        container.expect("began")
+        assert said(world, "10.213.7.2") == b"hi\n"
+        image = tmp_path / "image"
+        for flag in ("--leave-running", "--work-path=/tmp"):
+            warm.runtime.ok("checkpoint", flag, "--image-path", str(image), "one")
+            if flag == "--leave-running":
+                assert said(world, "10.213.7.2") == b"hi\n"
+        assert container.wait() == 137
+        warm.runtime.ok("delete", "one")
+        assert world.left() == []
+        linux["namespaces"][-1]["path"] = other.path
+        write_config(directory, value)
+        second = restore(warm, "two", directory, image)
+        assert said(other, "10.213.9.2") == b"hi\n"  # by the server that was saved
+        assert second.seen == {}
+        assert "eth7" in warm.runtime.ok("exec", "two", "busybox", "ip", "address").out
+        warm.runtime.ok("delete", "--force", "two")
+
+
+def test_a_container_with_two_networks_is_not_saved(warm: Warm, tmp_path: Path) -> None:
+    with World() as world:
+        world.link("eth0", "10.213.7.2/24")
+        world.link("eth1", "10.213.8.2/24")
+        directory = bundle(tmp_path / "net", COUNTER, annotations=BLOCK, linux=world.linux())
         container = warm.runtime.run("one", directory)
         refused = warm.runtime.verb("checkpoint", "--image-path", str(tmp_path / "image"), "one")
-        assert "it has a network" in refused.line
+        assert "it has several interfaces" in refused.line
         container.expect("n 3.")
         warm.runtime.ok("delete", "--force", "one")
-    finally:
-        for each in (name, f"{name}-peer"):
-            subprocess.run(["ip", "netns", "del", each], check=False)
+
+
+def said(world: World, address: str) -> bytes:
+    """What the container's server says to whoever connects from outside, once it listens."""
+
+    def ask() -> bytes:
+        try:
+            with world.connect(address, 5000) as connection:
+                return connection.recv(100)
+        except ConnectionError:
+            return b""
+
+    answer: bytes = await_true(ask, "an answer")
+    return answer
 
 
 def process_table(warm: Warm, id: str) -> bytes:

@@ -63,12 +63,8 @@ class Capture:
                 hint="create it without volumes",
                 code="not-saveable",
             )
-        if self._network.is_joined:  # restored, QEMU 7.2 dies by SIGSEGV when the guest's NIC starts again
-            raise StateError(
-                "it has a network, and QEMU does not survive to restore its NIC",
-                hint="create it with --network none",
-                code="not-saveable",
-            )
+        if problem := self._network.not_saveable:
+            raise StateError(problem, hint="create it with one network or none", code="not-saveable")
 
     def save(
         self,
@@ -93,7 +89,7 @@ class Capture:
             digests = {saved.DISK: saver.pack(disk_fd, _sized(draft.fds[saved.DISK], _size(disk_fd)))}
             memory_fd = _sized(draft.fds[saved.MEMORY], self._machine.memory_mib << 20)
             copied = -1
-            with still, self._agent.held():
+            with still, self._network.withdrawn(), self._agent.held():
                 began = time.monotonic()
                 complete = False
                 try:

@@ -11,9 +11,10 @@ import select
 import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
 from functools import partial
 
-from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError
+from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError, VmmError
 from bufferzone.network import interfaces, namespace, wire
 from bufferzone.oci import host
 from bufferzone.sandbox.nics import Nics
@@ -22,7 +23,7 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import ExitStack
     from typing import Any
 
@@ -152,6 +153,31 @@ class Network:
     def is_joined(self) -> bool:
         """Whether interfaces of the container are the VM's."""
         return bool(self._nics.macs)
+
+    @property
+    def not_saveable(self) -> str:
+        """Why a VM with this network cannot be saved; empty when it can."""
+        return "" if self._nics.count <= 1 else "it has several interfaces"
+
+    @contextmanager
+    def withdrawn(self) -> Iterator[None]:
+        """While entered, no NIC of the guest has a driver, as in a template; then all is as it was before.
+
+        Restored with a NIC in use, QEMU 7.2 died by SIGSEGV when the guest ran. Raises what the guest says.
+        """
+        with self._lock:
+            before = self._told
+            if before is None or not before.interfaces:
+                yield
+                return
+            self._told = None
+            self._agent.call("Network", messages.NetworkRequest(), Empty)
+            try:
+                yield
+            finally:
+                with suppress(VmmError):  # it has ended meanwhile
+                    self._agent.call("Network", before, Empty)
+                    self._told = before
 
     def part(self) -> None:
         """Take the interfaces and the VM apart, for good."""

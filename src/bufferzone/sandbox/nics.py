@@ -55,6 +55,11 @@ class Nics:
         """What the NIC of each interface shows by itself, by the interface's name."""
         return {nic.interface.name: nic.mac for nic in self._all if nic.interface is not None}
 
+    @property
+    def count(self) -> int:
+        """How many the VM has, in use or not."""
+        return len(self._all)
+
     def follow(self, fd: int, found: Sequence[Interface], record: Callable[[list[str]], None]) -> None:
         """Have these interfaces of the namespace `fd` for NICs, and nothing else.
 

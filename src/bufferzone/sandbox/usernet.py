@@ -104,8 +104,13 @@ class UserNetwork(Network):
 
     @property
     def is_joined(self) -> bool:
-        """Whether there is a network that a checkpoint would lose."""
+        """Whether there is a network."""
         return True
+
+    @property
+    def not_saveable(self) -> str:
+        """Why a VM with this network cannot be saved."""
+        return "it is behind passt, whose connections cannot be saved"
 
     def begin(self) -> None:
         """Have the guest configure its NIC; raises `HostError` when passt is not there any more."""

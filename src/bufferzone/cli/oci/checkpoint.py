@@ -36,7 +36,7 @@ FLAGS = (
 )
 USAGE = "[options] <container-id>"
 DESCRIPTION = """Saves memory, devices and disk of the VM. Its container has to have its root file system on a
-disk (annotation bufferzone.rootfs=block), no volumes and no network."""
+disk (annotation bufferzone.rootfs=block), no volumes and at most one interface."""
 WORDS = (1, 1)
 INTERSPERSED = True
 
