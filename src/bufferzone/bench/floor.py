@@ -109,7 +109,7 @@ class Floor:
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="bench")
         answer = client.call("Hello", hello, agent.HelloResponse)
         offset = time.time_ns() - min(answer.monotonic_ns, 1 << 62)
-        client.call("Clock", agent.ClockRequest(offset_ns=offset), Empty)
+        client.call("Clock", agent.ClockRequest(offset_ns=offset), agent.ClockResponse)
         timeline.enter("mount the share")
         _mount(client)
         timeline.enter("create the container")

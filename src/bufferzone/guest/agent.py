@@ -98,7 +98,7 @@ class Agent:
     def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
         if not self._hosted:
             time.clock_settime_ns(time.CLOCK_REALTIME, time.monotonic_ns() + request.offset_ns)
-        return Empty()
+        return wire.ClockResponse(monotonic_ns=time.monotonic_ns())
 
     def _settle(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""

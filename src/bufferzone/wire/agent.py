@@ -59,6 +59,12 @@ class ClockRequest(Message):
     offset_ns: int = sint(1)
 
 
+class ClockResponse(Message):
+    """`monotonic_ns` is the guest's CLOCK_MONOTONIC just before the answer left."""
+
+    monotonic_ns: int = uint(1)
+
+
 class SettleResponse(Message):
     """Bytes of memory that nobody uses."""
 
@@ -229,7 +235,7 @@ class OomEvents(Message):
 #: method name -> (request, response)
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
-    "Clock": (ClockRequest, Empty),
+    "Clock": (ClockRequest, ClockResponse),
     "Settle": (Empty, SettleResponse),
     "Scrub": (Empty, Empty),
     "Mount": (MountRequest, Empty),

@@ -1,0 +1,60 @@
+"""The first calls to a guest that runs, against an agent whose answers take as long as we say."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from bufferzone.sandbox import waking
+from bufferzone.wire import agent
+
+MS = 1_000_000
+#: host's wall clock minus guest's monotonic clock
+APART = 1_700_000_000_000 * MS
+
+
+class Guest:
+    """Its answers take `ways_ms` to come back, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ways_ms: int) -> None:
+        self._ways = [way * MS for way in ways_ms]
+        self._monotonic = 5_000 * MS
+        self.set: list[int] = []
+        monkeypatch.setattr(time, "time_ns", lambda: APART + self._monotonic)
+
+    def call(self, method, request, reply, timeout_s=0):
+        if method == "Clock":
+            self.set.append((request.offset_ns - APART) // MS)
+        answer = reply(monotonic_ns=self._monotonic)
+        self._monotonic += self._ways.pop(0)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("ways", "set_ms"),
+    [
+        ((3, 3), [3]),
+        ((60, 2, 2), [60, 2]),
+        ((60, 40, 3, 3), [60, 40, 3]),
+        ((8, 300), [8]),
+        ((90, 80, 70, 60, 50), [90, 80, 70, 60]),
+    ],
+    ids=["quick", "slow once", "slow twice", "worse later", "always slow"],
+)
+def test_a_clock_is_set_by_the_quickest_answer_in_few_rounds(monkeypatch, ways, set_ms):
+    guest = Guest(monkeypatch, *ways)
+    waking.say_hello(guest, "name", 1.0)
+    assert guest.set == set_ms
+
+
+def test_a_guest_that_lies_about_its_clock_gets_few_rounds(monkeypatch):
+    class Liar(Guest):
+        def call(self, method, request, reply, timeout_s=0):
+            answer = super().call(method, request, reply)
+            answer.monotonic_ns = (1 << 64) - 1 - 6 * MS * (6 - len(self.set))
+            return answer
+
+    guest = Liar(monkeypatch, *[1] * 10)
+    assert isinstance(waking.say_hello(guest, "name", 1.0), agent.HelloResponse)
+    assert 1 <= len(guest.set) <= 4
