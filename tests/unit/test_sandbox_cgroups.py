@@ -1,5 +1,7 @@
 """Host cgroup paths: pure functions over the kernel's text."""
 
+import errno
+
 import pytest
 
 from bufferzone.errors import SpecError
@@ -40,3 +42,19 @@ def test_the_path_below_a_hierarchy(asked, path):
 def test_the_root_cgroup_is_refused():
     with pytest.raises(SpecError, match="cgroupsPath"):
         cgroups.relative_path("/", "c")
+
+
+def test_directories_that_others_use_are_waited_for_once(tmp_path, monkeypatch):
+    now = [1000.0]
+    busy = [str(tmp_path / name) for name in ("cpu", "memory", "pids")]
+    free = str(tmp_path / "freezer")
+
+    def remove(directory):
+        if directory in busy:
+            raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(cgroups.os, "rmdir", remove)
+    monkeypatch.setattr(cgroups.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cgroups.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    assert cgroups.leave_and_remove([*busy, free], 1) == busy
+    assert 1.9 < now[0] - 1000.0 < 2.1

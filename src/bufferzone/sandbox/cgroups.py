@@ -184,23 +184,30 @@ def _hand_down(mount_point: str, directory: str) -> None:
 
 
 def leave_and_remove(directories: list[str], pid: int) -> list[str]:
-    """Move `pid` one level up and remove the directories; returns those that are still in use."""
+    """Move `pid` one level up and remove the directories; returns those that are still in use.
+
+    One cgroup on v1 is many directories: what another container has is waited for once, not in each.
+    """
     left = []
+    deadline = time.monotonic() + _LEAVE_S
     for directory in directories:
         try:
             write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
         except OSError:
             pass  # v2 allows no processes in an inner node; then rmdir says what is left
         try:
-            remove(directory)
+            _remove_by(directory, deadline)
         except OSError:
             left.append(directory)
     return left
 
 
-def remove(directory: str, timeout_s: float = _LEAVE_S) -> None:
+def remove(directory: str) -> None:
     """rmdir(2); a waiter that was told of the end a moment ago may still be on its way out. Gone is fine."""
-    deadline = time.monotonic() + timeout_s
+    _remove_by(directory, time.monotonic() + _LEAVE_S)
+
+
+def _remove_by(directory: str, deadline: float) -> None:
     while True:
         try:
             return os.rmdir(directory)
