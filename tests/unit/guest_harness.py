@@ -166,10 +166,18 @@ class Guest:
 
     def send(self, method: str, request: Message | None = None) -> int:
         """Send a request; `result` of the returned stream is its answer."""
-        stream, self._next = self._next, self._next + 2
-        envelope = ttrpc.Request(service=wire.SERVICE, method=method, payload=(request or Empty()).encode())
-        self._sock.sendall(ttrpc.encode_frame(stream, ttrpc.REQUEST, envelope.encode()))
-        return stream
+        return self.send_all((method, request or Empty()))[0]
+
+    def send_all(self, *requests: tuple[str, Message]) -> list[int]:
+        """Send requests in one write."""
+        frames, streams = b"", []
+        for method, request in requests:
+            envelope = ttrpc.Request(service=wire.SERVICE, method=method, payload=request.encode())
+            frames += ttrpc.encode_frame(self._next, ttrpc.REQUEST, envelope.encode())
+            streams.append(self._next)
+            self._next += 2
+        self._sock.sendall(frames)
+        return streams
 
     def answered(self, stream: int) -> bool:
         """Whether the answer is here, without waiting for it."""

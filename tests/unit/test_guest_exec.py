@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from bufferzone.errors import ExecError, ExistsError, NotFoundError, StateError
 from bufferzone.wire import agent as wire
+from bufferzone.wire.proto import Empty
 from unit.guest_harness import Guest, make_rootfs, make_spec, needs_root, running_guest
 
 pytestmark = needs_root
@@ -152,3 +155,45 @@ def test_many_execs_at_once_are_told_apart(guest: Guest, rootfs: Path) -> None:
     for number in reversed(range(10)):
         guest.close_stdin("c", f"e{number}")
     assert [guest.result(stream, wire.WaitResponse).exit_status for stream in waits] == list(range(10))
+
+
+def ask_with_exec(guest: Guest, *args: str) -> list[int]:
+    """Exec with everything that is asked of a process, in one write: the streams of the requests."""
+    ref = wire.ProcessRef(id="c", exec_id="e")
+    text = json.dumps({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}})
+    return guest.send_all(
+        ("Exec", wire.ProcessRequest(id="c", exec_id="e", process=text.encode())),
+        ("Read", wire.ReadRequest(id="c", exec_id="e", stream=wire.STDOUT)),
+        ("Read", wire.ReadRequest(id="c", exec_id="e", stream=wire.STDERR)),
+        ("CloseStdin", ref),
+        ("Wait", ref),
+    )
+
+
+def test_what_is_asked_together_with_an_exec_is_answered_as_if_asked_later(
+    guest: Guest, rootfs: Path
+) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    made, out, err, closed, wait = ask_with_exec(guest, "sh", "-c", "cat; echo out; echo err >&2; exit 7")
+    assert guest.result(made, wire.PidResponse).pid > 0
+    assert guest.result(out, wire.ReadResponse).data == b"out\n"
+    assert guest.result(err, wire.ReadResponse).data == b"err\n"
+    guest.result(closed, Empty)
+    assert guest.result(wait, wire.WaitResponse).exit_status == 7
+    assert guest.read("c", "e") == b""
+
+
+def test_what_is_asked_together_with_an_exec_that_fails_is_answered_too(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    made, *others = ask_with_exec(guest, "nothing")
+    with pytest.raises(ExecError):
+        guest.result(made, wire.PidResponse)
+    end = time.monotonic() + 60
+    while not all(guest.answered(stream) for stream in others):
+        assert time.monotonic() < end
+    guest.signal("c", 9)
+    refused = ask_with_exec(guest, "true")
+    while not all(guest.answered(stream) for stream in refused):
+        assert time.monotonic() < end

@@ -59,6 +59,25 @@ def in_thread(function):
     return result
 
 
+def test_requests_that_are_sent_together_arrive_in_order_and_are_answered_each(pair):
+    client, guest = pair
+    ref = agent.ProcessRef(id="a")
+    one, two, three = client.send(("Start", ref), ("CloseStdin", ref), ("Wait", ref))
+    asked = [guest.request() for _ in range(3)]
+    assert [request.method for _, request in asked] == ["Start", "CloseStdin", "Wait"]
+    guest.reply(asked[2][0], agent.WaitResponse(exit_status=3))
+    guest.reply(asked[0][0], error=GuestError("no"))
+    assert three.result(agent.WaitResponse).exit_status == 3
+    with pytest.raises(GuestError, match="no"):
+        one.result(Empty)
+    client.forget(two.stream)
+    guest.reply(asked[1][0])  # nobody waits for it any more, and nobody minds
+    later = in_thread(lambda: client.call("Start", ref, Empty))
+    guest.reply(guest.request()[0], Empty())
+    later["join"]()
+    assert "value" in later
+
+
 def test_answers_may_come_in_another_order_than_the_questions(pair):
     client, guest = pair
     first = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))

@@ -105,6 +105,56 @@ def test_a_reader_that_went_away_is_told_to_the_guest():
     assert "CloseOutput" in fake.calls
 
 
+class Asked:
+    """An answer to a request that was sent with the one that made the process."""
+
+    def __init__(self, reply):
+        self.reply = reply
+
+    def result(self, cls):
+        assert type(self.reply) is cls
+        return self.reply
+
+
+def test_what_was_asked_with_the_start_is_not_asked_again():
+    read_end, write_end = os.pipe()
+    fake = FakeAgent()
+    stdio = open_stdio("", "fd:0", "", [write_end])
+    asked = stdio.first_requests(REF, terminal=False)
+    assert [method for method, _ in asked] == ["Read", "Read", "CloseStdin"]
+    assert [request.stream for _, request in asked[:2]] == [agent.STDOUT, agent.STDERR]
+    answers = [Asked(agent.ReadResponse(data=b"first")), Asked(agent.ReadResponse()), Asked(Empty())]
+    stdio.start(fake, REF, terminal=False, asked=answers)
+    stdio.finish()
+    assert os.read(read_end, 100) == b"first"
+    assert fake.calls == ["Read"]  # after the first bytes; stderr was at its end
+
+
+@pytest.mark.parametrize("kind", ["null", "ended pipe", "pipe", "pipe with bytes", "file"])
+def test_input_is_ended_early_only_where_none_can_come(kind, tmp_path):
+    read_end, write_end = os.pipe()
+    if kind == "pipe with bytes":
+        os.write(write_end, b"x")
+    if kind in ("ended pipe", "pipe with bytes"):
+        os.close(write_end)
+    if kind == "null":
+        os.dup2(os.open("/dev/null", os.O_RDONLY), read_end)
+    if kind == "file":
+        (tmp_path / "file").write_text("text")
+        os.dup2(os.open(tmp_path / "file", os.O_RDONLY), read_end)
+    stdio = open_stdio("fd:0", "", "", [read_end])
+    asked = [method for method, _ in stdio.first_requests(REF, terminal=False)]
+    assert ("CloseStdin" in asked) == (kind in ("null", "ended pipe"))
+    assert stdio.first_requests(REF, terminal=True) == []
+    fake = FakeAgent()
+    stdio.start(fake, REF, terminal=False)
+    if kind == "pipe":
+        os.close(write_end)
+    assert fake.closed.wait(20)
+    assert bytes(fake.written) == {"pipe with bytes": b"x", "file": b"text"}.get(kind, b"")
+    stdio.finish()
+
+
 def test_every_descriptor_of_the_request_is_closed_when_a_uri_is_wrong():
     before = len(os.listdir("/proc/self/fd"))
     read_end, write_end = os.pipe()

@@ -53,16 +53,17 @@ class Sandbox:
         self.stops = []
         self.hooks = []
 
-    def create(self, container_id, bundle, rootfs, pid):
+    def create(self, container_id, bundle, rootfs, pid, also):
         if bundle == "/bad":
             raise StateError("no such bundle")
-        return types.SimpleNamespace(id=container_id, pid=pid)
+        return types.SimpleNamespace(id=container_id, pid=pid, asked=[])
 
     def start(self, container):
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
-    def exec(self, ref, spec, pid):
+    def exec(self, ref, spec, pid, also):
         self.agent.calls.append("Exec")
+        return []
 
     def run_hooks(self, container, name, state):
         self.hooks.append(name)
@@ -239,10 +240,10 @@ def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(w
     create(world)
     made = world.sandbox.create
 
-    def fails(container_id, bundle, rootfs, pid):
+    def fails(container_id, bundle, rootfs, pid, also):
         world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
         world.service.wait(world.peer, task.WaitRequest(id="c"))
-        return made(container_id, "/bad", rootfs, pid)
+        return made(container_id, "/bad", rootfs, pid, also)
 
     world.sandbox.create = fails
     with pytest.raises(StateError, match="no such bundle"):

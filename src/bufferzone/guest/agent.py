@@ -76,7 +76,7 @@ class Agent:
                 return
             self._sandbox.reaped(pid, status)
 
-    def _hello(self, request: wire.HelloRequest, reply: Reply) -> Message:
+    def _hello(self, request: wire.HelloRequest, reply: Reply) -> None:
         if not self._hosted:
             if len(request.entropy) < _MIN_ENTROPY:
                 raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
@@ -86,14 +86,15 @@ class Agent:
 
                 _socket.sethostname(request.hostname)
             disguise.disguise_all()
-        return wire.HelloResponse(
+        answer = wire.HelloResponse(
             kernel=os.uname().release,
             version=__version__,
             cpus=os.cpu_count() or 1,
             memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             phases=[wire.Phase(name=name, at_ns=at_ns) for name, at_ns in self._phases],
-            monotonic_ns=time.monotonic_ns(),
         )
+        answer.monotonic_ns = time.monotonic_ns()
+        reply.now(answer)
 
     def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
         if not self._hosted:

@@ -35,6 +35,7 @@ class Loop:
         _signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self.watch(self._wake_read, READ, self._woken)
         self.running = True
+        self.before_waiting: Callable[[], None] = lambda: None
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback(events)` whenever `fd` is ready; replaces an earlier watch of the same
@@ -58,6 +59,10 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for events and handle them."""
+        try:
+            self.before_waiting()
+        except Exception as error:
+            report(error)
         for fd, events in self._epoll.poll():
             callback = self._callbacks.get(fd)
             if callback is None:

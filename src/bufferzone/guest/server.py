@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 1 << 20
 READ_SIZE = 1 << 20
+_READ = select.EPOLLIN | select.EPOLLET
+_AT_ONCE = 32 << 10  # more than the port takes in one write(2)
 
 
 class Reply:
@@ -44,6 +46,11 @@ class Reply:
     def ok(self, message: Message) -> None:
         """Answer with `message`."""
         self._send(ttrpc.Response(payload=message.encode()))
+
+    def now(self, message: Message) -> None:
+        """Answer with `message` at once: what it says of the time is not to become old."""
+        self.ok(message)
+        self._server.flush()
 
     def hold(self) -> None:
         """Answer with an empty message, and nothing else leaves after it; see `Server.hold`."""
@@ -85,13 +92,16 @@ class Server:
         self.session = 0
         self.held = False
         self._later: list[bytes] = []  # replies given while held
-        self._receiving = False
+        self._receiving = self._stuck = False
         self._finished: Callable[[], None] | None = None
         os.set_blocking(fd, False)
-        loop.watch(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET, self._ready)
+        loop.watch(fd, _READ, self._ready)
+        loop.before_waiting = self.flush
 
     def send(self, session: int, frame: bytes) -> None:
-        """Queue a frame of `session`; frames of an earlier connection are dropped."""
+        """Queue a frame of `session`, which leaves when the loop is about to wait; frames of an earlier
+        connection are dropped.
+        """
         if session != self.session:
             return
         if self.held:
@@ -99,8 +109,6 @@ class Server:
             return
         self._queue.append(memoryview(frame))
         self._queued += len(frame)
-        if len(self._queue) == 1:
-            self._flush()
 
     def hold(self, frame: bytes) -> None:
         """Send `frame` and nothing after it until `release` or `renew`: the VM is about to be saved.
@@ -127,6 +135,7 @@ class Server:
         self._later.clear()
         self._queue.clear()
         self._queued = 0
+        self._stuck = False
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call `then` once every queued reply has left."""
@@ -188,13 +197,22 @@ class Server:
             if response is not None:
                 reply.ok(response)
 
+    def flush(self) -> None:
+        """Write until nothing is left or the peer takes no more: what is written lets us read on."""
+        while self._queue and not self._stuck:
+            self._flush()
+
     def _flush(self) -> None:
         """Write what the peer takes now; the rest goes when the descriptor becomes writable."""
         blocked = self._queued > BACKLOG
+        if len(self._queue) > 1 and self._queued <= _AT_ONCE:
+            self._queue = [memoryview(b"".join(self._queue))]
         while self._queue:
             try:
                 count = os.write(self._fd, self._queue[0])
             except BlockingIOError:
+                self._loop.watch(self._fd, _READ | select.EPOLLOUT, self._ready)
+                self._stuck = True
                 break
             except (BrokenPipeError, ConnectionResetError):
                 self._disconnected()
@@ -204,6 +222,9 @@ class Server:
                 self._queue[0] = self._queue[0][count:]
             else:
                 del self._queue[0]
+        if self._stuck and not self._queue:
+            self._stuck = False
+            self._loop.watch(self._fd, _READ, self._ready)
         if not self._queue and self._finished is not None:
             self._finished()
         elif blocked and self._queued <= BACKLOG:
@@ -215,6 +236,7 @@ class Server:
         self._reader = ttrpc.FrameReader()
         self._queue.clear()
         self._queued = 0
+        self._stuck = False
         if not self._persistent:
             self._loop.unwatch(self._fd)
             self._loop.running = False

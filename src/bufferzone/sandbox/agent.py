@@ -19,7 +19,7 @@ from bufferzone.wire.proto import DecodeError, Empty, Message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeVar
+    from typing import NoReturn, TypeVar
 
     Reply = TypeVar("Reply", bound=Message)
 
@@ -50,6 +50,45 @@ class _Call:
         self.done = threading.Event()
         self.response: ttrpc.Response | None = None
         self.error: BufferzoneError | None = None
+
+
+class Pending:
+    """A request that was sent: its answer, once."""
+
+    __slots__ = ("_call", "_client", "_limit_s", "end", "method", "stream")
+
+    def __init__(
+        self, client: AgentClient, call: _Call, stream: int, method: str, limit_s: float | None
+    ) -> None:
+        self._client, self._call, self._limit_s = client, call, limit_s
+        self.stream, self.method = stream, method
+        self.end = None if limit_s is None else time.monotonic() + limit_s
+
+    def result(self, reply: type[Reply]) -> Reply:
+        """Wait for the answer, which is a `reply`; raises as `AgentClient.call` does."""
+        call = self._call
+        self._client.read_until(call, self.end)
+        if not call.done.wait(_left(self.end)):
+            self.time_is_up()
+        if call.error is not None:
+            raise call.error
+        response = call.response
+        assert response is not None
+        if response.status is not None and response.status.code != ttrpc.OK:
+            raise _error_of(response.status)
+        try:
+            return reply.decode(response.payload)
+        except DecodeError as error:
+            raise GuestError(
+                f"the agent's answer to {self.method} is malformed: {error}", code="agent-bytes"
+            ) from error
+
+    def time_is_up(self) -> NoReturn:
+        """Raise what says so."""
+        self._client.forget(self.stream)
+        raise VmmError(
+            f"the agent did not answer {self.method} within {self._limit_s:g} s", code="agent-timeout"
+        )
 
 
 class AgentClient:
@@ -88,33 +127,41 @@ class AgentClient:
         Raises what the agent refused with (`GuestError`, `ExecError`, ...), or `VmmError` when the connection
         is lost or `timeout_s` has passed.
         """
-        call = _Call()
-        limit_s = timeout_s or _LIMITS_S.get(method, _LIMIT_S)
-        end = None if limit_s is None else time.monotonic() + limit_s
-        stream, frame = self._register(call, method, request)
+        return self.send((method, request), timeout_s=timeout_s)[0].result(reply)
+
+    def send(self, *requests: tuple[str, Message], timeout_s: float = 0) -> list[Pending]:
+        """Send requests at once and return their pending answers, in that order.
+
+        The guest wakes up once for all of them and takes them in this order: a request may be about what the
+        one before it made. Answers that nobody asks for are dropped. Raises `VmmError` as `call` does.
+        """
+        pending, frames, end = [], b"", None
+        for method, request in requests:
+            call, limit_s = _Call(), timeout_s or _LIMITS_S.get(method, _LIMIT_S)
+            stream, frame = self._register(call, method, request)
+            pending.append(Pending(self, call, stream, method, limit_s))
+            frames += frame
+        end = pending[0].end
         try:
-            sent = self._send(frame, end)
+            sent = self._send(frames, end)
         except OSError as error:
             self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
             sent = True
+        if not sent:
+            for one in pending[1:]:
+                self.forget(one.stream)
+            pending[0].time_is_up()
+        return pending
+
+    def forget(self, stream: int) -> None:
+        """Nobody waits for this answer any more."""
+        with self._lock:
+            self._calls.pop(stream, None)
+
+    def read_until(self, call: _Call, end: float | None) -> None:
+        """Read for ourselves while there is no thread that does."""
         if self._thread.ident is None:
             self._read_until(call, end)
-        if not (sent and call.done.wait(_left(end))):
-            with self._lock:
-                self._calls.pop(stream, None)
-            raise VmmError(f"the agent did not answer {method} within {limit_s:g} s", code="agent-timeout")
-        if call.error is not None:
-            raise call.error
-        response = call.response
-        assert response is not None
-        if response.status is not None and response.status.code != ttrpc.OK:
-            raise _error_of(response.status)
-        try:
-            return reply.decode(response.payload)
-        except DecodeError as error:
-            raise GuestError(
-                f"the agent's answer to {method} is malformed: {error}", code="agent-bytes"
-            ) from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

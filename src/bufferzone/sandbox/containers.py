@@ -13,10 +13,9 @@ from functools import partial
 
 from bufferzone import oci
 from bufferzone.errors import HostError, StateError, VmmError
-from bufferzone.linux import libseccomp, mountoptions
-from bufferzone.linux import mount as mnt
+from bufferzone.linux import libseccomp
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk
+from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk, rootmounts
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.tenancy import Tenancy
@@ -25,13 +24,15 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     See = Callable[[Callable[[], Any]], Any]
 
     from bufferzone.model import FileCopy
+    from bufferzone.sandbox.agent import Pending
     from bufferzone.sandbox.running import Sandbox
+    from bufferzone.wire.proto import Message
     from bufferzone.wire.task import Mount
 
 _NO_FILTER = libseccomp.Filter(program=b"", flags=0)
@@ -52,6 +53,7 @@ class Container:
         self.joined = False  # it came into the VM of another container
         self.cgroup = ""  # of what stands for it on the host, empty: none
         self.adopted = False  # from a checkpoint: it ran before, and is frozen until it is started
+        self.asked: list[Pending] = []  # what was sent along with the request that made it
         self.namespace = -1  # its network namespace, -1: none to wire
 
     @property
@@ -82,10 +84,19 @@ class Containers:
         self._made: dict[str, Container] = {}
         self.agent = sandbox.agent
 
-    def create(self, container_id: str, bundle: str, rootfs: list[Mount], pid: int) -> Container:
+    def create(
+        self,
+        container_id: str,
+        bundle: str,
+        rootfs: list[Mount],
+        pid: int,
+        also: Sequence[tuple[str, Message]] = (),
+    ) -> Container:
         """Everything up to (not including) the process: binds, cgroup, hooks, the guest's half.
 
-        After a failure nothing of the container is left, on the host or in the guest.
+        `also` are requests about the process that are sent along; `asked` of the container are the answers to
+        come, none for one that is adopted. After a failure nothing of the container is left, on the host or
+        in the guest.
         """
         container = Container(container_id, bundle, pid)
         with container.undo as undo:
@@ -102,7 +113,7 @@ class Containers:
             self._limit_host(container)
             for name in ("prestart", "createRuntime"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
-            self._make(container, decided)
+            self._make(container, decided, also)
             if container.namespace >= 0 and not self._tenancy.reserved.is_wired(container.namespace):
                 # most callers have made the network by now, and take their time until they start
                 self._sandbox.network.prepare(container.namespace, container.namespace_path)
@@ -118,7 +129,7 @@ class Containers:
             self._tenancy.check(spec)
         block = self._sandbox.disk is not None
         if not block:
-            _mount_rootfs(rootfs, container)
+            rootmounts.mount(rootfs, os.path.join(container.bundle, "rootfs"), container.undo)
         name = self._tenancy.share_name(container)
         neighbour = self._neighbour if container.joined else None
         made = partial(_plan, spec.raw, name, container.bundle, block=block, neighbour=neighbour)
@@ -155,7 +166,9 @@ class Containers:
             cgroups.join(sandbox.cgroup, container.pid)
         self._limit(container.spec)
 
-    def _make(self, container: Container, decided: plan.ContainerPlan) -> None:
+    def _make(
+        self, container: Container, decided: plan.ContainerPlan, also: Sequence[tuple[str, Message]]
+    ) -> None:
         """The guest's half: made anew, or taken over from the VM of a checkpoint, frozen still."""
         if self._sandbox.adopts:
             hostname = str(container.spec.get("hostname") or "")
@@ -169,7 +182,18 @@ class Containers:
             seccomp=container.seccomp.program,
             seccomp_flags=container.seccomp.flags,
         )
-        self.agent.call("Create", request, agent.PidResponse)
+        container.asked = self._call("Create", request, also)
+
+    def _call(self, method: str, request: Message, also: Sequence[tuple[str, Message]]) -> list[Pending]:
+        """Make a process, and send `also` with it; returns what answers that."""
+        first, *asked = self.agent.send((method, request), *also)
+        try:
+            first.result(agent.PidResponse)
+        except BaseException:
+            for pending in asked:
+                self.agent.forget(pending.stream)
+            raise
+        return asked
 
     def checkpoint(
         self, container: Container, directory: str, *, frozen: bool, ended: Callable[[], None] | None
@@ -235,8 +259,12 @@ class Containers:
             share.add(bind, see)
             container.undo.callback(share.remove, bind.name)
 
-    def exec(self, ref: agent.ProcessRef, process: bytes, pid: int) -> None:
-        """Run one more process in a container, under the container's seccomp filter."""
+    def exec(
+        self, ref: agent.ProcessRef, process: bytes, pid: int, also: Sequence[tuple[str, Message]] = ()
+    ) -> list[Pending]:
+        """Run one more process in a container, under the container's seccomp filter; `also` as in `create`,
+        and what answers it.
+        """
         container = self._made.get(ref.id)
         if container is not None and container.cgroup and pid != os.getpid():
             cgroups.join(container.cgroup, pid)
@@ -248,7 +276,7 @@ class Containers:
             seccomp=seccomp.program,
             seccomp_flags=seccomp.flags,
         )
-        self.agent.call("Exec", request, agent.PidResponse)
+        return self._call("Exec", request, also)
 
     def update(self, container: Container, changes: dict[str, Any]) -> None:
         """Change limits, in the guest and on the host; after an error all are as they were.
@@ -351,32 +379,6 @@ def _read_file(file: FileCopy) -> agent.FileRequest:
     return agent.FileRequest(
         name=file.name, data=data, mode=found.st_mode & 0o777, uid=found.st_uid, gid=found.st_gid
     )
-
-
-def _mount_rootfs(mounts: list[Mount], container: Container) -> None:
-    """containerd's root file system mounts, in our own mount namespace, onto bundle/rootfs."""
-    target = os.path.join(container.bundle, "rootfs")
-    for entry in mounts:
-        at = os.path.join(target, entry.target.lstrip("/")) if entry.target else target
-        options = mountoptions.parse(entry.options)
-        flags, data = options.set, ",".join(options.data)
-        try:
-            os.makedirs(at, exist_ok=True)
-            mnt.mount(entry.source, at, entry.type, flags, data)
-            if flags & mnt.MS_BIND and flags & mnt.MS_RDONLY:
-                mnt.mount("", at, "", flags | mnt.MS_REMOUNT)
-        except OSError as error:
-            raise HostError(
-                f"cannot mount the root file system ({entry.type}) on {at}: {error.strerror}", code="rootfs"
-            ) from error
-        container.undo.callback(_unmount, at)
-
-
-def _unmount(path: str) -> None:
-    try:
-        mnt.unmount(path, mnt.MNT_DETACH)
-    except OSError:
-        pass  # the mount namespace goes with the shim
 
 
 def tmpfs_size(path: str) -> int:

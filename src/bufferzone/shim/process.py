@@ -10,14 +10,14 @@ from bufferzone.errors import BufferzoneError, SpecError, StateError
 from bufferzone.oci.rules import check_resources
 from bufferzone.shim.stdio import Stdio
 from bufferzone.wire import agent, task
-from bufferzone.wire.proto import Timestamp
+from bufferzone.wire.proto import Message, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
-    from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.agent import AgentClient, Pending
 
 KILLED = 137  # 128 + SIGKILL: what a process gets that went down with its VM
 
@@ -85,19 +85,36 @@ class Process:
             raise StateError(f"cannot delete {self.name} that is not stopped: {now}")
         raise StateError(f"cannot {verb} {self.name}: it is {now}")
 
-    def watch(self, client: AgentClient, finished: Callable[[Process, str], None]) -> None:
-        """Wait in a thread of its own for the end; then `finished(process, failure)` before `exited` is set.
+    def first_requests(self) -> list[tuple[str, Message]]:
+        """What `attend` will ask at once; it may follow the request that makes the process."""
+        assert self.stdio is not None
+        return [*self.stdio.first_requests(self.ref, terminal=self.terminal), ("Wait", self.ref)]
 
-        `failure` is empty unless the VM went down with the process.
+    def attend(
+        self, client: AgentClient, asked: Sequence[Pending], finished: Callable[[Process, str], None]
+    ) -> None:
+        """Copy its stdio and wait for its end in threads of their own; then `finished(process, failure)`
+        before `exited` is set.
+
+        `asked`: the answers to `first_requests`, or none if they were not sent. `failure` is empty unless the
+        VM went down with the process.
         """
+        assert self.stdio is not None
+        self.stdio.start(client, self.ref, terminal=self.terminal, asked=asked[:-1])
+        wait = asked[-1] if asked else None
         threading.Thread(
-            target=self._watch, args=(client, finished), name=f"wait {self.name}", daemon=True
+            target=self._watch, args=(client, wait, finished), name=f"wait {self.name}", daemon=True
         ).start()
 
-    def _watch(self, client: AgentClient, finished: Callable[[Process, str], None]) -> None:
+    def _watch(
+        self, client: AgentClient, wait: Pending | None, finished: Callable[[Process, str], None]
+    ) -> None:
         failure = ""
         try:
-            reply = client.call("Wait", self.ref, agent.WaitResponse)
+            if wait is not None:
+                reply = wait.result(agent.WaitResponse)
+            else:
+                reply = client.call("Wait", self.ref, agent.WaitResponse)
             status, self.oom_kills = min(reply.exit_status, 255), reply.oom_kills
         except BufferzoneError as error:
             failure, status = "" if self.saved else error.line(), KILLED

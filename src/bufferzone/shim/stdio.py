@@ -18,11 +18,15 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.sandbox.agent import AgentClient
+    from collections.abc import Sequence
+
+    from bufferzone.sandbox.agent import AgentClient, Pending
+    from bufferzone.wire.proto import Message
 
 
 #: how long to wait at a time for a copy that should end
 _GRACE_S = 1.0
+_NULL_DEVICE = os.makedev(1, 3)  # /dev/null; Documentation/admin-guide/devices.txt
 
 
 class Stdio:
@@ -34,21 +38,42 @@ class Stdio:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
-        self._copies: list[tuple[threading.Thread, int]] = []
+        self._outputs: list[tuple[threading.Thread, int]] = []
+        self._input: threading.Thread | None = None
         self._stdin_gone = False
         self._hurried = False
 
-    def start(self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool) -> None:
-        """Start copying; stdin ends by end of file or `close_stdin`, the others when the guest ends them."""
+    def first_requests(self, ref: agent.ProcessRef, *, terminal: bool) -> list[tuple[str, Message]]:
+        """What `start` will ask at once. It may follow the request that makes the process: each costs the
+        guest a wake-up of its own otherwise. A terminal's streams are not there so early.
+        """
+        if terminal:
+            return []
+        requests: list[tuple[str, Message]] = [
+            ("Read", _read_request(ref, stream)) for stream in (agent.STDOUT, agent.STDERR)
+        ]
+        if _is_empty(self.stdin):
+            requests.append(("CloseStdin", ref))
+        return requests
+
+    def start(
+        self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool, asked: Sequence[Pending] = ()
+    ) -> None:
+        """Start copying; stdin ends by end of file or `close_stdin`, the others when the guest ends them.
+
+        `asked`: `first_requests`, if they were sent.
+        """
         streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
-        for stream, fd in streams:
-            thread = threading.Thread(target=_copy_out, args=(client, ref, stream, fd), daemon=True)
-            self._copies.append((thread, fd))
-        _widen(self.stdin)
-        thread = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
-        self._copies.append((thread, self.stdin))
-        for thread, _ in self._copies:
+        for at, (stream, fd) in enumerate(streams):
+            request, first = _read_request(ref, stream), asked[at] if asked else None
+            thread = threading.Thread(target=_copy_out, args=(client, request, fd, first), daemon=True)
+            self._outputs.append((thread, fd))
             thread.start()
+        if len(asked) > len(streams):
+            return  # CloseStdin was sent too
+        _widen(self.stdin)
+        self._input = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
+        self._input.start()
 
     def close_stdin(self) -> None:
         """No more input: what was read is delivered, then the guest sees end of file."""
@@ -57,7 +82,7 @@ class Stdio:
 
     def finish(self) -> None:
         """Wait until all output arrived, then close everything. Called once, after the process ended."""
-        for thread, _ in self._copies[:-1]:
+        for thread, _ in self._outputs:
             while thread.is_alive():
                 thread.join(_GRACE_S)
                 if self._hurried:
@@ -85,9 +110,11 @@ class Stdio:
         """Stop the input thread and close all descriptors, but for those that a copy still hangs on."""
         self._stdin_gone = True
         self._wake()
-        for thread, _ in self._copies[-1:]:
-            thread.join(_GRACE_S)
-        busy = {fd for thread, fd in self._copies if thread.is_alive()}
+        busy = {fd for thread, fd in self._outputs if thread.is_alive()}
+        if self._input is not None:
+            self._input.join(_GRACE_S)
+            if self._input.is_alive():
+                busy.add(self.stdin)
         fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep} - busy
         self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
         self._keep = ()
@@ -139,10 +166,29 @@ def _widen(fd: int) -> None:
         pass  # no pipe, or the user's share of pipe memory is used up: more calls then
 
 
-def _copy_out(client: AgentClient, ref: agent.ProcessRef, stream: int, fd: int) -> None:
-    request = agent.ReadRequest(id=ref.id, exec_id=ref.exec_id, stream=stream, limit=agent.CHUNK)
+def _is_empty(fd: int) -> bool:
+    """Whether there is no input and never will be, as far as can be told without taking any."""
+    if fd < 0:
+        return True
     try:
-        while data := client.call("Read", request, agent.ReadResponse).data:
+        if os.fstat(fd).st_rdev == _NULL_DEVICE:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return [event & (select.POLLIN | select.POLLHUP) for _, event in poll.poll(0)] == [select.POLLHUP]
+    except OSError:
+        return False
+
+
+def _read_request(ref: agent.ProcessRef, stream: int) -> agent.ReadRequest:
+    return agent.ReadRequest(id=ref.id, exec_id=ref.exec_id, stream=stream, limit=agent.CHUNK)
+
+
+def _copy_out(client: AgentClient, request: agent.ReadRequest, fd: int, first: Pending | None) -> None:
+    try:
+        reply = first.result(agent.ReadResponse) if first is not None else None
+        while data := (reply or client.call("Read", request, agent.ReadResponse)).data:
+            reply = None
             if fd >= 0 and not write_all(fd, data):
                 client.call(
                     "CloseOutput", request, Empty

@@ -93,16 +93,17 @@ class TaskService:
         process.pid = peer.pid if attended else os.getpid()
         try:
             self._table.reserve(process)
-            container = self._sandbox.create(request.id, request.bundle, request.rootfs, process.pid)
+            container = self._sandbox.create(
+                request.id, request.bundle, request.rootfs, process.pid, process.first_requests()
+            )
         except BaseException:
             self._table.forget(process)
             stdio.close()
             self._end_if_done()
             raise
         self._table.add_container(container)
-        stdio.start(self._sandbox.agent, ref, terminal=request.terminal)
         with process.transition:
-            process.watch(self._sandbox.agent, self._finished)
+            process.attend(self._sandbox.agent, container.asked, self._finished)
             self._records.changed(process, container)
             self._events.publish(events.created(request, process.pid))
         if attended:
@@ -212,22 +213,19 @@ class TaskService:
 
     def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
         self._table.find(process.ref.id, "").require("exec")
-        stdio = process.stdio
-        assert stdio is not None
         try:
-            self._sandbox.exec(process.ref, process.spec, process.pid)
+            asked = self._sandbox.exec(process.ref, process.spec, process.pid, process.first_requests())
         except BaseException:
             # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted
             process.spec = b""
             process.end(255, "", self._exec_refused)
             raise
         process.spec, process.status = b"", task.RUNNING
-        stdio.start(self._sandbox.agent, process.ref, terminal=process.terminal)
         started = task.TaskExecStarted(
             container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid
         )
         self._events.publish(started)
-        process.watch(self._sandbox.agent, self._finished)
+        process.attend(self._sandbox.agent, asked, self._finished)
         return task.StartResponse(pid=process.pid)
 
     # ---- the smaller verbs
