@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bufferzone import config, state
@@ -73,11 +74,12 @@ class Running:
                 return [row["pid"] for row in rows]
             assert time.monotonic() < end, f"{rows} {self.logged}"
 
-    def claim(self, **spec: object) -> int:
+    def claim(self, meanwhile: Callable[[], None] = lambda: None, **spec: object) -> int:
         """What a verb would do; the pid, or 0."""
         directory = self.root / "c"
         directory.mkdir(exist_ok=True)
-        return pool.claim(str(directory), Spec(dict(spec), "/bundle"), self.settings)
+        found = Spec(dict(spec), "/bundle")
+        return pool.claim(str(directory), found, self.settings, meanwhile=meanwhile)
 
     def end(self) -> None:
         try:

@@ -42,6 +42,17 @@ def test_a_claim_takes_the_one_that_waits_and_another_is_made(begin):
     assert is_there(waiting)
 
 
+def test_while_the_one_that_was_taken_gets_ready_the_caller_can_do_something_else(begin):
+    running, done = begin(), []
+    (waiting,) = running.await_states("waiting")
+    assert running.claim(meanwhile=lambda: done.append(is_there(waiting))) == waiting
+    assert done == [True]
+    running.ask("stop")
+    with pytest.raises(pool.NoKeeper):
+        running.claim(meanwhile=lambda: done.append(False))
+    assert done == [True]
+
+
 def test_one_after_the_other_is_made_up_to_the_size(begin):
     running = begin(size=3)
     running.await_states("waiting", "waiting", "waiting")

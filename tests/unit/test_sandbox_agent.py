@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -62,12 +63,14 @@ def in_thread(function):
 def test_requests_that_are_sent_together_arrive_in_order_and_are_answered_each(pair):
     client, guest = pair
     ref = agent.ProcessRef(id="a")
+    before = time.time_ns()
     one, two, three = client.send(("Start", ref), ("CloseStdin", ref), ("Wait", ref))
     asked = [guest.request() for _ in range(3)]
     assert [request.method for _, request in asked] == ["Start", "CloseStdin", "Wait"]
     guest.reply(asked[2][0], agent.WaitResponse(exit_status=3))
     guest.reply(asked[0][0], error=GuestError("no"))
     assert three.result(agent.WaitResponse).exit_status == 3
+    assert before < three.arrived_ns <= time.time_ns()
     with pytest.raises(GuestError, match="no"):
         one.result(Empty)
     client.forget(two.stream)

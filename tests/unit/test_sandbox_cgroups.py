@@ -58,3 +58,18 @@ def test_directories_that_others_use_are_waited_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr(cgroups.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     assert cgroups.leave_and_remove([*busy, free], 1) == busy
     assert 1.9 < now[0] - 1000.0 < 2.1
+
+
+def test_who_is_where_the_leader_is_is_not_moved(monkeypatch):
+    where = {1: "1:memory:/a\n0::/a\n", 2: "1:memory:/a\n0::/a\n", 3: "1:memory:/\n0::/\n"}
+    moved = []
+    monkeypatch.setattr(cgroups, "of_process", where.__getitem__)
+    monkeypatch.setattr(cgroups, "_mountinfo", lambda: HYBRID)
+    monkeypatch.setattr(cgroups, "write_file", lambda path, text: moved.append((path, text)))
+    cgroups.follow(where[1], (2, 3))
+    assert moved == [
+        ("/sys/fs/cgroup/memory/a/cgroup.procs", "3"),
+        ("/sys/fs/cgroup/unified/a/cgroup.procs", "3"),
+    ]
+    cgroups.follow(where[1], (2,))
+    assert len(moved) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,11 @@ class Guest:
         answer = reply(monotonic_ns=self._monotonic)
         self._monotonic += self._ways.pop(0)
         return answer
+
+    def send(self, *requests, timeout_s=0):
+        ((method, request),) = requests
+        answer = self.call(method, request, agent.HelloResponse)
+        return [SimpleNamespace(result=lambda reply: answer, arrived_ns=time.time_ns())]
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,11 @@ def test_a_guest_that_lies_about_its_clock_gets_few_rounds(monkeypatch):
     guest = Liar(monkeypatch, *[1] * 10)
     assert isinstance(waking.say_hello(guest, "name", 1.0), agent.HelloResponse)
     assert 1 <= len(guest.set) <= 4
+
+
+def test_a_greeting_that_was_answered_long_ago_sets_the_clock_by_when_the_answer_came(monkeypatch):
+    guest = Guest(monkeypatch, 3, 3)
+    begun = waking.begin_hello(guest, "name", 1.0)
+    guest._monotonic += 500 * MS  # what else there was to do
+    waking.be_greeted(guest, begun, 1.0)
+    assert guest.set == [3]

@@ -14,6 +14,7 @@ from bufferzone.oci.host import settings_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from bufferzone.config import Settings
@@ -102,13 +103,20 @@ def _spawn(command: list[str], log: str, ready: int) -> int:
         raise HostError(f"cannot start the shim: {error.strerror}", code="shim-start") from error
 
 
-def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "") -> int:
+def start_shim(
+    directory: str,
+    spec: Spec,
+    program: str,
+    restore_from: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Start the shim of a new container and wait until its socket listens; returns its pid.
 
     One whose VM has the network namespace that the container names is joined. One that waits in the pool is
     taken, if there is one; else it is our child. Raises what the shim reports,
     or `HostError` with the last line of its log when it died, reaped. With `restore_from`, the directory of a
-    checkpoint, the VM is the one that was saved there.
+    checkpoint, the VM is the one that was saved there. `meanwhile` is what the caller can do while one that
+    was taken gets ready; whether it is called is not certain.
     """
     entry = network_entry(os.path.dirname(directory), spec)
     if entry:
@@ -124,7 +132,7 @@ def start_shim(directory: str, spec: Spec, program: str, restore_from: str = "")
     from bufferzone.cli import pool
 
     try:
-        pid = pool.claim(directory, spec, settings)
+        pid = pool.claim(directory, spec, settings, meanwhile=meanwhile)
         return pid or _start_shim(directory, spec.bundle, program)
     except pool.NoKeeper:
         pid = _start_shim(directory, spec.bundle, program)

@@ -16,6 +16,7 @@ from bufferzone.log import quote
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from typing import Any
 
     from bufferzone.config import Settings
@@ -35,10 +36,17 @@ class NoKeeper(Exception):
     """Nobody listens: a keeper may be started."""
 
 
-def claim(directory: str, spec: Spec, settings: Settings, more: dict[str, Any] | None = None) -> int:
+def claim(
+    directory: str,
+    spec: Spec,
+    settings: Settings,
+    more: dict[str, Any] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Make a waiting VM the one of the container in `directory`; the shim's pid, or 0 when there is none.
 
-    Then the directory is as before. `more` goes with the request. Raises `NoKeeper`.
+    Then the directory is as before. `more` goes with the request. `meanwhile` is called once the VM is ours
+    and not yet served. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
     pidfd = -1
@@ -50,7 +58,7 @@ def claim(directory: str, spec: Spec, settings: Settings, more: dict[str, Any] |
         if word != b"ready" or not number.isdigit():
             return 0
         pidfd = os.pidfd_open(int(number))
-        if _is_taken(sock):
+        if _is_taken(sock, meanwhile):
             return int(number)
         _undo(directory, pidfd)
     except OSError:
@@ -62,9 +70,10 @@ def claim(directory: str, spec: Spec, settings: Settings, more: dict[str, Any] |
     return 0
 
 
-def _is_taken(sock: socket.socket) -> bool:
+def _is_taken(sock: socket.socket, meanwhile: Callable[[], None]) -> bool:
     try:
         sock.sendall(b"go\n")
+        meanwhile()
         return _line(sock, _TAKE_S) == b"listening"
     except OSError:
         return False  # it ended in the middle

@@ -62,6 +62,12 @@ class Job:
         return os.path.basename(self.directory)
 
 
+def get_ready() -> None:
+    """Import what `detach` needs: while something else is awaited it costs nothing."""
+    from bufferzone.cli import standin  # noqa: F401
+    from bufferzone.linux import pidns  # noqa: F401
+
+
 def detach(job: Job) -> int:
     """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
     reader, writer = os.pipe()

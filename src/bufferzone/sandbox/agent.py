@@ -44,10 +44,11 @@ _CODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 class _Call:
     """One request in flight: filled by the reader thread, awaited by the caller."""
 
-    __slots__ = ("done", "error", "response")
+    __slots__ = ("arrived_ns", "done", "error", "response")
 
     def __init__(self) -> None:
         self.done = threading.Event()
+        self.arrived_ns = 0  # wall clock
         self.response: ttrpc.Response | None = None
         self.error: BufferzoneError | None = None
 
@@ -83,6 +84,11 @@ class Pending:
                 f"the agent's answer to {self.method} is malformed: {error}", code="agent-bytes"
             ) from error
 
+    @property
+    def arrived_ns(self) -> int:
+        """When the answer came, by the wall clock."""
+        return self._call.arrived_ns
+
     def time_is_up(self) -> NoReturn:
         """Raise what says so."""
         self._client.forget(self.stream)
@@ -117,9 +123,10 @@ class AgentClient:
 
     def start(self) -> None:
         """Start reading replies; threads come after the helpers were forked. Until then each call reads for
-        itself, and there may be only one at a time.
+        itself, and there may be only one at a time. A second call changes nothing.
         """
-        self._thread.start()
+        if self._thread.ident is None:
+            self._thread.start()
 
     def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float = 0) -> Reply:
         """Call `method` and return its reply; `timeout_s` 0 means the method's own limit.
@@ -292,7 +299,7 @@ class AgentClient:
                 raise ttrpc.ProtocolError(f"an answer to nobody: stream {frame.stream}")
             call = self._calls.pop(frame.stream, None)
         if call is not None:  # else it timed out
-            call.response = response
+            call.response, call.arrived_ns = response, time.time_ns()
             call.done.set()
 
 

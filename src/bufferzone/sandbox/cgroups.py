@@ -107,16 +107,19 @@ def join(relative: str, pid: int) -> list[str]:
     return joined
 
 
-def follow(leader: int, pids: Iterable[int]) -> None:
-    """Put `pids` where the process `leader` is in every hierarchy; what refuses is passed over."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mountinfo = file.read()
+def of_process(pid: int) -> str:
+    """The text of its /proc/PID/cgroup; raises `HostError` when it is gone."""
     try:
-        places = places_of(read_file(f"/proc/{leader}/cgroup"), mountinfo)
+        return read_file(f"/proc/{pid}/cgroup")
     except OSError as error:
         raise HostError(f"the caller is gone: {error.strerror}", code="cgroup") from error
-    for directory in places:
-        for pid in pids:
+
+
+def follow(leaders: str, pids: Iterable[int]) -> None:
+    """Put `pids` into the cgroups of a leader's /proc/PID/cgroup; what refuses is passed over."""
+    strangers = [pid for pid in pids if of_process(pid) != leaders]  # a move costs 0.4 ms in each hierarchy
+    for directory in places_of(leaders, _mountinfo()) if strangers else ():
+        for pid in strangers:
             try:
                 write_file(os.path.join(directory, "cgroup.procs"), str(pid))
             except OSError:

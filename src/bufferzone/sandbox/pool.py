@@ -23,7 +23,7 @@ from bufferzone.sandbox.machine import describe, template_key
 from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.running import Sandbox
 from bufferzone.sandbox.timeline import Timeline
-from bufferzone.sandbox.waking import mount_share, say_hello
+from bufferzone.sandbox.waking import begin_hello, mount_share, say_hello
 from bufferzone.storage import share
 from bufferzone.vmm import snapshot
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bufferzone.config import Settings
     from bufferzone.network import wire
     from bufferzone.oci import Spec
+    from bufferzone.sandbox.agent import Pending
     from bufferzone.sandbox.boot import Started
     from bufferzone.sandbox.machine import Machine
 
@@ -105,6 +106,7 @@ class WaitingVm:
         self._agent, self._tree, self._tap, self._log = client, tree, tap, log
         self._before, self._after = stacks  # given back before and after the VM is
         self._directory, self._root = places
+        self._greeting: Pending | None = None
 
     def rehearse_and_freeze(self) -> None:
         """Wake the guest, run a first container in it, stop it."""
@@ -134,9 +136,13 @@ class WaitingVm:
             raise HostError(f"cannot enter the caller's mount namespace: {error.strerror}") from error
         share.own_namespace()
 
-    def thaw(self) -> None:
-        """Let the guest run; raises `VmmError` when it or a helper is gone."""
+    def thaw(self, name: str) -> None:
+        """Let the guest run and greet it; raises `VmmError` when it or a helper is gone. From now on we have
+        threads.
+        """
         snapshot.resume(self._started.vmm)
+        self._agent.start()
+        self._greeting = begin_hello(self._agent, name, _ANSWER_S)
         poll = select.poll()
         for fd in self.filenos():
             poll.register(fd, select.POLLIN)
@@ -159,14 +165,7 @@ class WaitingVm:
         for pid in self.helpers:
             left.add_process(pid)
         cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
-        if cgroup:
-            joined = cgroups.join(cgroup, os.getpid())
-            self._after.callback(cgroups.leave_and_remove, joined, os.getpid())
-            left.add_cgroups(joined)
-            for pid in self.helpers:
-                cgroups.join(cgroup, pid)
-        else:
-            cgroups.follow(caller, (os.getpid(), *self.helpers))
+        here = cgroups.of_process(caller)
         self._tree.land(make_directory(directory, "share"))
         for name in _LOGS:
             os.rename(os.path.join(self._directory, name), os.path.join(directory, name))
@@ -193,6 +192,19 @@ class WaitingVm:
             restored=True,
             mounted=True,
             then=lambda well: None,
+            greeting=self._greeting,
+            settle=lambda: self._join(cgroup, here, left),
         )
         self._before.callback(sandbox.close)
         return sandbox
+
+    def _join(self, cgroup: str, callers: str, left: Leftovers) -> None:
+        """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""
+        if not cgroup:
+            cgroups.follow(callers, (os.getpid(), *self.helpers))
+            return
+        joined = cgroups.join(cgroup, os.getpid())
+        self._after.callback(cgroups.leave_and_remove, joined, os.getpid())
+        left.add_cgroups(joined)
+        for pid in self.helpers:
+            cgroups.join(cgroup, pid)

@@ -11,7 +11,7 @@ import select
 import threading
 
 from bufferzone.errors import BufferzoneError, VmmError
-from bufferzone.sandbox.waking import mount_share, say_hello
+from bufferzone.sandbox.waking import be_greeted, begin_hello, mount_share
 from bufferzone.vmm import slot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.agent import AgentClient, Pending
     from bufferzone.sandbox.capture import Capture
     from bufferzone.sandbox.leftovers import Leftovers
     from bufferzone.sandbox.network import Network
@@ -61,11 +61,14 @@ class Sandbox:
         mounted: bool = False,
         capture: Capture | None = None,
         adopts: str = "",
+        greeting: Pending | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """`adopts`: the guest's container that waits to be taken over, in a VM of a checkpoint.
         `daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
         `restored`: QEMU was greeted and the guest is awake already, `mounted`: with its share; `then` is
-        told whether the sandbox became ready.
+        told whether the sandbox became ready. `greeting`: the Hello that was sent already. `settle`: what has
+        to be done before the first container and not before the sandbox is served, see there.
         """
         self.id = sandbox_id
         self.agent = agent_client
@@ -82,7 +85,8 @@ class Sandbox:
         self._daemon_log = daemon_log
         self._boot_timeout_s = boot_timeout_s
         self._facts, self._restored, self._mounted, self._then = facts, restored, mounted, then
-        self._ready = threading.Event()
+        self._greeting, self._settle = greeting, settle
+        self._ready, self._settled = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -102,14 +106,26 @@ class Sandbox:
     def wait_ready(self) -> None:
         """Wait until the agent answers and the share is mounted; raises the explained failure."""
         self._ready.wait()
+        self._settled.wait()
         if self.failure is not None:
             raise self.failure
+
+    def settle(self) -> None:
+        """Do what a container needs and its caller does not wait for; a failure is the sandbox's."""
+        try:
+            if self._settle is not None:
+                self._settle()
+        except BufferzoneError as error:
+            self._fail(VmmError(error.message, hint=error.hint, code=error.code))
+        finally:
+            self._settled.set()
 
     def _come_up(self) -> None:
         try:
             if not self._restored:
                 self._vmm.greet()
-            answer = say_hello(self.agent, self.id, self._boot_timeout_s)
+            begun = self._greeting or begin_hello(self.agent, self.id, self._boot_timeout_s)
+            answer = be_greeted(self.agent, begun, self._boot_timeout_s)
             if not self._restored:  # else they are the template's
                 self._timeline.add_guest(answer.phases)
             if self.share is not None and not self._mounted:

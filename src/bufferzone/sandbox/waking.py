@@ -12,7 +12,7 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.sandbox.agent import AgentClient
+    from bufferzone.sandbox.agent import AgentClient, Pending
 
 #: how long a guest may take to find a device that was plugged while it was stopped: about 50 ms under TCG
 _PLUG_S = 10.0
@@ -25,15 +25,25 @@ def say_hello(client: AgentClient, hostname: str, timeout_s: float) -> agent.Hel
 
     Raises `VmmError` when it does not answer within `timeout_s`.
     """
+    return be_greeted(client, begin_hello(client, hostname, timeout_s), timeout_s)
+
+
+def begin_hello(client: AgentClient, hostname: str, timeout_s: float) -> Pending:
+    """The first half of `say_hello`: the guest works while we do something else."""
     hello = agent.HelloRequest(entropy=os.urandom(64), hostname=hostname[:63])
-    answer = client.call("Hello", hello, agent.HelloResponse, timeout_s=timeout_s)
-    _set_clock(client, _offset_ns(answer.monotonic_ns), timeout_s)
+    return client.send(("Hello", hello), timeout_s=timeout_s)[0]
+
+
+def be_greeted(client: AgentClient, begun: Pending, timeout_s: float) -> agent.HelloResponse:
+    """The second half."""
+    answer = begun.result(agent.HelloResponse)
+    _set_clock(client, _offset_ns(answer.monotonic_ns, begun.arrived_ns), timeout_s)
     return answer
 
 
-def _offset_ns(monotonic_ns: int) -> int:
-    """Wall clock minus the guest's monotonic clock, read at once: too much by the answer's way back."""
-    return time.time_ns() - min(monotonic_ns, 1 << 62)  # whatever a guest says fits the message
+def _offset_ns(monotonic_ns: int, now_ns: int) -> int:
+    """Wall clock minus the guest's monotonic clock: too much by the answer's way back."""
+    return now_ns - min(monotonic_ns, 1 << 62)  # whatever a guest says fits the message
 
 
 def _set_clock(client: AgentClient, offset_ns: int, timeout_s: float) -> None:
@@ -41,7 +51,7 @@ def _set_clock(client: AgentClient, offset_ns: int, timeout_s: float) -> None:
     for _ in range(_CLOCK_ROUNDS):
         clock = agent.ClockRequest(offset_ns=offset_ns)
         answer = client.call("Clock", clock, agent.ClockResponse, timeout_s=timeout_s)
-        closer_ns = _offset_ns(answer.monotonic_ns)
+        closer_ns = _offset_ns(answer.monotonic_ns, time.time_ns())
         if closer_ns > offset_ns - _CLOCK_NS:
             return
         offset_ns = closer_ns

@@ -162,6 +162,7 @@ def run_sandbox(
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
     tell()
+    sandbox.settle()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
     containers.close()
     server.stop_accepting()

@@ -120,7 +120,7 @@ def _be_taken(
     arguments.id, arguments.bundle = request["id"], request["bundle"]
     try:
         vm.enter(claim.mount_namespace)
-        vm.thaw()
+        vm.thaw(arguments.id)
         spec = oci.load(arguments.bundle)
         settings = settings_of(spec)
         if not vm.fits(settings, spec):

@@ -63,7 +63,7 @@ def checked_spec(options: Options, *, detached: bool) -> Spec:
 
 def boot_detached(options: Options, directory: str, spec: Spec, restore_from: str = "") -> int:
     """Start the shim and the waiter; returns the waiter's pid."""
-    launch.start_shim(directory, spec, options.shim, restore_from)
+    launch.start_shim(directory, spec, options.shim, restore_from, waiter.get_ready)
     return waiter.detach(job_of(options, directory, spec))
 
 
