@@ -176,7 +176,9 @@ def test_podman_stats_shows_what_the_whole_vm_uses(podman, limited):
     spent = cpu_time_ns(host(podman, limited, "cgroup.procs").split())
     assert spent > 0
     assert int(host(podman, limited, "cpuacct.usage")) > 0.9 * spent  # QEMU, virtiofsd and shim are in it
-    assert int(host(podman, limited, "pids.current")) >= shown["pids"] > 3
+    # threads of QEMU's pool come and go
+    assert shown["pids"] == pytest.approx(int(host(podman, limited, "pids.current")), abs=5)
+    assert shown["pids"] > 9  # of the container itself there are two
 
 
 def test_events_has_the_keys_of_runc(podman, limited):
