@@ -84,6 +84,28 @@ def test_a_port_that_slirp4netns_publishes_leads_into_the_guest(podman):
     assert _page(port) == b""
 
 
+@needs_slirp
+@pytest.mark.parametrize("network", ["slirp4netns", "bridge"])
+def test_a_port_that_podmans_own_handler_publishes_leads_into_the_guest(podman, network):
+    if network == "bridge":
+        podman("network", "create", "own")
+        network = "own"
+    try:
+        port = free_port()
+        serve = "echo from the guest >/index.html; exec httpd -f -p 80 -h /"
+        words = ("--name", "web", "--network", network, "--publish", f"127.0.0.1:{port}:80", podman.image)
+        podman("run", "--detach", *words, "sh", "-c", serve)
+        until(lambda: _page(port) == b"from the guest\n", "the web server")
+        podman("restart", "--time", "0", "web")
+        until(lambda: _page(port) == b"from the guest\n", "the web server of the second run")
+        podman("rm", "--force", "--time", "0", "web")
+        assert _page(port) == b""
+    finally:
+        podman.any("rm", "--force", "--time", "0", "web")
+        if network == "own":
+            podman.any("network", "rm", "--force", "own")
+
+
 @needs_passt
 def test_the_hosts_network_becomes_one_behind_passt_where_the_settings_say_so(podman, server):
     run = ("run", "--rm", "--network", "host", podman.image)

@@ -18,6 +18,10 @@ _INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ALL = 0x0300  # ETH_P_ALL in network byte order
 #: the priority of our filters: "BZ"
 OURS = 0x425A
+#: of one that lets packets in, before them
+_LET_IN = OURS - 1
+_IPV4 = 0x0008  # ETH_P_IP in network byte order
+_DESTINATION = 16  # where it is in an IPv4 header
 _KIND, _OPTIONS = 1, 2
 _U32_SELECTOR, _U32_ACTION = 5, 7
 _STOLEN, _REDIRECT_OUT = 4, 1
@@ -38,6 +42,19 @@ def redirect(netlink: Netlink, source: int, target: int) -> None:
     action = nested(1, text(1, "mirred"), nested(2, attribute(2, mirred)))
     options = nested(_OPTIONS, attribute(_U32_SELECTOR, selector), nested(_U32_ACTION, action))
     head = _TCM.pack(0, 0, source, 0, _INGRESS_HANDLE, OURS << 16 | _ALL)
+    netlink.request(_NEWFILTER, head + text(_KIND, "u32") + options, CREATE | EXCL)
+
+
+def let_in(netlink: Netlink, source: int, address: bytes) -> None:
+    """Of what arrives at `source`, which has been redirected, leave IPv4 packets for `address` to the
+    namespace's own stack. Raises OSError.
+    """
+    if _LET_IN in priorities(netlink, source):
+        return
+    selector = struct.pack("=BBBxHHHhI", _TERMINAL, 0, 1, 0, 0, 0, 0, 0)
+    selector += struct.pack("=I4sii", 0xFFFFFFFF, address, _DESTINATION, 0)
+    options = nested(_OPTIONS, attribute(_U32_SELECTOR, selector))  # no action: on with it
+    head = _TCM.pack(0, 0, source, 0, _INGRESS_HANDLE, _LET_IN << 16 | _IPV4)
     netlink.request(_NEWFILTER, head + text(_KIND, "u32") + options, CREATE | EXCL)
 
 

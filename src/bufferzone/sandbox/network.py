@@ -251,7 +251,7 @@ class Network:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
         macs = self._nics.macs
         request = messages.NetworkRequest(
-            interfaces=[_message(macs[interface.name], interface) for interface in found]
+            interfaces=[_message(macs[i.name], i) for i in self._nics.with_doors(found)]
         )
         if request == self._told:
             return

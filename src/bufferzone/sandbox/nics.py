@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from bufferzone.errors import HostError
-from bufferzone.network import gate, namespace, wire
+from bufferzone.linux import identity
+from bufferzone.network import door, gate, namespace, wire
 from bufferzone.vmm.nic import plug
 from bufferzone.wire.network import nic_mac
 
@@ -31,7 +34,7 @@ class Nic:
         self.number, self.name, self.home = number, name, home
         self.mac = nic_mac(number)
         self.interface: Interface | None = None
-        self.placed = False
+        self.placed = self.has_door = False
 
 
 class Nics:
@@ -43,6 +46,8 @@ class Nics:
         self._gates = None if rules is None else gate.Gates(rules)
         self._end = wire.PARKED if self._gates is None else gate.FAR
         self._vmm = vmm
+        # Podman's port handler for ordinary users calls from inside the namespace
+        self._doors = identity.is_namespace_root()
         # not from our pid: that may be somebody else's by the time a clean-up looks for the name
         self._token = secrets.token_hex(4)
         self._all: list[Nic] = []
@@ -84,6 +89,20 @@ class Nics:
             namespace.inside(fd, partial(wire.join, interface.name, nic.name))
             nic.interface = interface
         self._take_home(fd, free)
+        for nic in self._all if self._doors else ():
+            self._open(fd, nic)
+
+    def with_doors(self, found: Sequence[Interface]) -> tuple[Interface, ...]:
+        """The interfaces, as followed last, with what the guest needs to answer who comes in by a door."""
+        numbers = {nic.interface.name: nic.number for nic in self._all if nic.interface and nic.has_door}
+        told = []
+        for interface in found:
+            if interface.name in numbers:
+                route, neighbour = door.rows(numbers[interface.name])
+                more = (*interface.neighbours, neighbour)
+                interface = replace(interface, routes=(*interface.routes, route), neighbours=more)
+            told.append(interface)
+        return tuple(told)
 
     def part(self, fd: int) -> None:
         """Take everything home from the namespace `fd`. Raises OSError."""
@@ -140,7 +159,18 @@ class Nics:
             self._gates.follow(nic.number, nic.home, interface)
         namespace.inside(fd, partial(wire.resize, nic.name, interface.mtu))
 
+    def _open(self, fd: int, nic: Nic) -> None:
+        nic.has_door = False
+        if nic.interface is not None:
+            with suppress(OSError):  # a kernel that cannot: then nobody calls from inside
+                nic.has_door = namespace.inside(fd, partial(door.open, nic.interface, nic.name, nic.number))
+
     def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
+        for nic in nics:
+            if nic.has_door and nic.interface is not None:
+                with suppress(OSError):  # they go with the namespace
+                    namespace.inside(fd, partial(door.close, nic.interface))
+            nic.has_door = False
         placed = {nic.name: (nic.home, self._end) for nic in nics if nic.placed}
         for nic in nics:
             nic.interface, nic.placed = None, False
