@@ -59,6 +59,22 @@ def test_the_default_spec_loads_and_tells_its_properties(bundle, tmp_path):
         ("ociVersion", "one", "ociVersion: expected a version like 1.2.0, got 'one'"),
         ("ociVersion", "", "ociVersion: expected a version like 1.2.0, got ''"),
         ("root", {}, "root.path: is missing"),
+        (
+            "linux.resources",
+            {"cpu": {"quota": 999}},
+            "linux.resources.cpu.quota: must be at least 1000, got 999",
+        ),
+        (
+            "linux.resources",
+            {"memory": {"limit": 4096}},
+            "linux.resources.memory.limit: must be at least 524288",
+        ),
+        ("linux.resources", {"cpu": {"period": 999}}, "linux.resources.cpu.period: must be 1000 to 1000000"),
+        (
+            "linux.resources",
+            {"cpu": {"period": 1000001}},
+            "linux.resources.cpu.period: must be 1000 to 1000000",
+        ),
         ("root.path", "nowhere", "root.path: no such directory: {bundle}/nowhere"),
         ("root.path", "config.json", "root.path: not a directory: {bundle}/config.json"),
         ("root.path", "a\0b", "root.path: contains a NUL character"),

@@ -73,3 +73,36 @@ def test_who_is_where_the_leader_is_is_not_moved(monkeypatch):
     ]
     cgroups.follow(where[1], (2,))
     assert len(moved) == 2
+
+
+def test_a_process_leaves_for_the_nearest_cgroup_that_takes_it(tmp_path, monkeypatch):
+    """On cgroup v2 the one above has controllers for its children, and takes no process itself."""
+    root = tmp_path / "root"
+    cgroup = root / "parent" / "c"
+    cgroup.mkdir(parents=True)
+    for directory in (root, root / "parent"):
+        (directory / "cgroup.procs").write_text("")
+    true_write = cgroups.write_file
+
+    def write(path, text):
+        if path == str(root / "parent" / "cgroup.procs"):
+            raise OSError(errno.EBUSY, "busy")
+        true_write(path, text)
+
+    monkeypatch.setattr(cgroups, "write_file", write)
+    assert cgroups.leave_and_remove([str(cgroup)], 4711) == []
+    assert (root / "cgroup.procs").read_text() == "4711"
+    assert not cgroup.exists()
+
+
+def test_a_cgroup_that_cannot_be_left_is_not_waited_for(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EBUSY, "busy")
+
+    cgroup = tmp_path / "c"
+    cgroup.mkdir()
+    (tmp_path / "cgroup.procs").write_text("")
+    monkeypatch.setattr(cgroups, "write_file", refuse)
+    monkeypatch.setattr(cgroups.os, "rmdir", refuse)
+    monkeypatch.setattr(cgroups.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    assert cgroups.leave_and_remove([str(cgroup)], 1) == [str(cgroup)]

@@ -36,6 +36,7 @@ V2 = {
     "cpuset.cpus": "0-1",
     "cpuset.mems": "0",
     "io.bfq.weight": "100",
+    "io.weight": "910",
     "io.max": "8:0 rbps=1000",
 }
 
@@ -115,9 +116,17 @@ def refuse(monkeypatch, *names):
 def test_one_that_only_the_host_holds_is_an_error_and_nothing_is_changed(tmp_path, monkeypatch):
     host = Host(tmp_path, monkeypatch, *V1)
     refuse(monkeypatch, "cpuset.mems")
-    with pytest.raises(HostError, match=r"cannot set cpuset.mems to 0: invalid argument"):
+    with pytest.raises(HostError, match=r"cannot set cpuset.mems to 0: invalid argument") as caught:
         host.apply(EVERYTHING)
+    assert caught.value.message.startswith("linux.resources.cpu.mems: ")
     assert host.found() == {}
+
+
+@pytest.mark.parametrize("name", ["io.bfq.weight", "io.weight"])
+def test_a_block_io_weight_is_whichever_the_unified_hierarchy_has(tmp_path, monkeypatch, name):
+    host = Host(tmp_path, monkeypatch, name, "cgroup.controllers")
+    host.apply({"blockIO": {"weight": 1000}})
+    assert host.found()[name].startswith({"io.bfq.weight": "1000", "io.weight": "10000"}[name])
 
 
 def test_one_without_a_controller_or_a_cgroup_is_an_error(tmp_path, monkeypatch):

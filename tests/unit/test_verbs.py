@@ -51,6 +51,15 @@ def test_a_container_lives_from_create_to_delete_as_callers_expect(bz, tmp_path)
     assert bz.left() == []
 
 
+def test_delete_removes_a_cgroup_that_the_shim_could_not_leave(bz, tmp_path):
+    bz.create("one", bz.bundle("sleep"))
+    (tmp_path / "cgroup").mkdir()
+    state.write_leftovers(str(bz.root / "one"), {"cgroups": [str(tmp_path / "cgroup")]})
+    bz("delete", "--force", "one")
+    assert not (tmp_path / "cgroup").exists()
+    assert bz.left() == []
+
+
 def test_the_pid_in_the_pid_file_is_reaped_with_the_exit_status(bz, tmp_path):
     pid_file = str(tmp_path / "pid")
     conmon = bz.conmon("create", "--bundle", str(bz.bundle("exit", "42")), "--pid-file", pid_file, "one")

@@ -69,9 +69,22 @@ def _remove(directory: str, id: str, *, force: bool, program: str) -> None:
         _kill_owner(directory)
         if os.path.exists(os.path.join(directory, state.LEFTOVERS)):
             launch.clean_up(directory, _bundle(directory), program)
-    else:
-        _shut_down(directory)
+    elif _shut_down(directory):
+        _remove_cgroups(directory)
     state.remove(directory)
+
+
+def _remove_cgroups(directory: str) -> None:
+    """Those that the shim could not leave while it lived; on cgroup v2 inside a container, say."""
+    try:
+        paths = state.read_leftovers(directory).get("cgroups", [])
+    except ValueError:
+        return  # half written: it was on the way up
+    for path in paths:
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass  # gone, as is usual
 
 
 def _status(directory: str) -> str:
@@ -114,9 +127,9 @@ def _kill_and_wait(client: Client, id: str) -> None:
     client.call("Wait", task.WaitRequest(id=id), timeout_s=_KILL_S)
 
 
-def _shut_down(directory: str) -> None:
-    """Ask the shim to end and wait until it has, unless others live in its VM; one that hangs is killed. A
-    dead one is fine.
+def _shut_down(directory: str) -> bool:
+    """Ask the shim to end and wait until it has: True. False: others live in its VM. One that hangs is
+    killed; a dead one is fine.
     """
     pid = state.owner_pid(directory)
     try:
@@ -124,10 +137,11 @@ def _shut_down(directory: str) -> None:
             client.call("Shutdown", task.ShutdownRequest(id=os.path.basename(directory)), timeout_s=_END_S)
     except BufferzoneError as error:
         if error.code == "vm-shared":
-            return
+            return False
         # else it ended already, or it is killed below
     if pid and pid != os.getpid():
         _end_process(pid)
+    return True
 
 
 def _kill_owner(directory: str) -> None:

@@ -22,6 +22,10 @@ AS CORE CPU DATA FSIZE LOCKS MEMLOCK MSGQUEUE NICE NOFILE NPROC RSS RTPRIO RTTIM
 RLIMITS = tuple(f"RLIMIT_{name}" for name in _RLIMIT_NAMES.split())
 OTHER_PLATFORMS = ("windows", "solaris", "zos", "freebsd")
 _PROPAGATIONS = ("", *(p + s for p in ("", "r") for s in ("shared", "slave", "private", "unbindable")))
+#: what the kernel takes for a CPU quota and its period, microseconds
+_LEAST_US, _MOST_PERIOD_US = 1000, 1_000_000
+#: with less no container came as far as its program: the kernel kills it while it is made
+_LEAST_BYTES = 1 << 19
 _DEVICE_TYPES = ("b", "c", "u", "p")
 
 
@@ -94,8 +98,26 @@ def check_hooks(hooks: dict[str, Any]) -> None:
                 raise fail(f"{path}.timeout", f"must be greater than zero, got {hook['timeout']}")
 
 
+def _check_cpu(resources: dict[str, Any], path: str) -> None:
+    """What no kernel takes, before a VM is started for it. Source: Documentation/scheduler/sched-bwc.rst."""
+    cpu = resources.get("cpu", {})
+    quota, period = cpu.get("quota", 0), cpu.get("period", 0)
+    if 0 < quota < _LEAST_US:
+        hint = "it is in microseconds; -1 means no limit"
+        raise fail(f"{path}.cpu.quota", f"must be at least {_LEAST_US}, got {quota}", hint)
+    if period and not _LEAST_US <= period <= _MOST_PERIOD_US:
+        reason = f"must be {_LEAST_US} to {_MOST_PERIOD_US}, got {period}"
+        raise fail(f"{path}.cpu.period", reason, "it is in microseconds; 0 means 100000")
+
+
 def check_linux(linux: dict[str, Any]) -> None:
-    """Namespaces, devices, paths and propagation."""
+    """Namespaces, devices, limits, paths and propagation."""
+    resources = linux.get("resources", {})
+    _check_cpu(resources, "linux.resources")
+    memory = resources.get("memory", {}).get("limit", 0)
+    if 0 < memory < _LEAST_BYTES:
+        hint = "it is in bytes; -1 means no limit"
+        raise fail("linux.resources.memory.limit", f"must be at least {_LEAST_BYTES}, got {memory}", hint)
     namespaces = linux.get("namespaces", [])
     _check_unique((n.get("type", "") for n in namespaces), NAMESPACES, "linux.namespaces", "type")
     for index, namespace in enumerate(namespaces):
@@ -130,4 +152,5 @@ def check_linux(linux: dict[str, Any]) -> None:
 def check_resources(resources: Any, path: str = "") -> dict[str, Any]:
     """Check a linux.resources object by itself, as `update` gets it; returns it."""
     check(resources, RESOURCES, path or "resources")
+    _check_cpu(resources, path or "resources")
     return dict(resources)

@@ -187,22 +187,34 @@ def _hand_down(mount_point: str, directory: str) -> None:
 
 
 def leave_and_remove(directories: list[str], pid: int) -> list[str]:
-    """Move `pid` one level up and remove the directories; returns those that are still in use.
+    """Move `pid` up and remove the directories; returns those that are still in use.
 
-    One cgroup on v1 is many directories: what another container has is waited for once, not in each.
+    One cgroup on v1 is many directories: what another container has is waited for once, not in each. What
+    `pid` cannot leave is not waited for.
     """
     left = []
     deadline = time.monotonic() + _LEAVE_S
     for directory in directories:
+        leaves = _leave(directory, pid)
         try:
-            write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
-        except OSError:
-            pass  # v2 allows no processes in an inner node; then rmdir says what is left
-        try:
-            _remove_by(directory, deadline)
+            _remove_by(directory, deadline if leaves else 0.0)
         except OSError:
             left.append(directory)
     return left
+
+
+def _leave(directory: str, pid: int) -> bool:
+    """Move `pid` to the nearest cgroup above that takes it: on v2 only the root takes processes beside
+    cgroups with controllers (cgroup-v2.rst, "No Internal Process Constraint").
+    """
+    above = os.path.dirname(directory)
+    while os.path.exists(os.path.join(above, "cgroup.procs")):
+        try:
+            write_file(os.path.join(above, "cgroup.procs"), str(pid))
+            return True
+        except OSError:
+            above = os.path.dirname(above)
+    return not os.path.isdir(directory)
 
 
 def remove(directory: str) -> None:

@@ -142,7 +142,10 @@ def cgroup_v2(resources: dict[str, Any], memory_mib: int) -> Settings:
         found.append(("pids.max", tasks, False))
     found += _cpuset(cpu)
     if block.get("weight"):
-        found.append(("io.bfq.weight", str(int(block["weight"])), True))
+        weight = int(block["weight"])
+        # the first is the scheduler's, the second the cost model's: whichever the kernel has
+        found.append(("io.bfq.weight", str(weight), True))
+        found.append(("io.weight", str(1 + (max(weight, 10) - 10) * 9999 // 990), False))
     for key, _, name in _THROTTLES:
         for device, rate in _rates(block, key):
             found.append(("io.max", f"{device} {name}={rate or 'max'}", True))
@@ -192,7 +195,7 @@ def apply(
             writer.write(place, (cgroup_v2 if unified else cgroup_v1)(resources, memory_mib))
         for name, text, needed in cgroup_v1(resources, memory_mib):
             if needed and not writer.done & _names(name):
-                what = f"cgroup: cannot set {name} to {text}"
+                what = f"{_where(name)}: cgroup: cannot set {name} to {text}"
                 if not places:
                     why = "the container has no cgroup of its own on the host"
                     raise HostError(f"{what}: {why}", hint="set linux.cgroupsPath", code="cgroup")
@@ -207,7 +210,13 @@ def _names(name: str) -> set[str]:
     """The file on cgroup v1, and what it is called on v2."""
     if name.startswith("blkio.throttle."):
         return {name, "io.max"}
-    return {name, name.replace("blkio.", "io.")}
+    return {name, name.replace("blkio.", "io."), *(("io.weight",) if name.startswith("blkio.bfq.") else ())}
+
+
+def _where(name: str) -> str:
+    """The JSON path of a limit that the host alone can hold."""
+    section, _, key = name.partition(".")
+    return f"linux.resources.cpu.{key}" if section == "cpuset" else "linux.resources.blockIO"
 
 
 class _Writer:
@@ -230,7 +239,8 @@ class _Writer:
             except OSError as error:
                 line = f"cgroup: cannot set {name} to {text}: {(error.strerror or '').lower()}"
                 if needed:
-                    raise HostError(line, code="cgroup") from error
+                    hint = "this limit is in the host's terms: its CPUs, memory nodes and block devices"
+                    raise HostError(f"{_where(name)}: {line}", hint=hint, code="cgroup") from error
                 self._log(f"{line}; the guest keeps to the container's own limit")
                 continue
             self.done.add(name)
