@@ -100,6 +100,30 @@ def test_a_scan_tells_addresses_routes_and_neighbours_of_each_interface(netns):
 
 
 @real
+def test_routes_of_two_interfaces_to_one_destination_stand_side_by_side(netns):
+    veth("eth0", "10.9.8.7/24", peer="eth1")
+    ip("-n", NAME, "link", "set", "eth1", "up")
+    indexes = [interface.index for interface in scan(netns)]
+    four = rtnetlink.Route(family=2, destination=b"\x0a\7\7\0", prefix=24, scope=253, type=1, protocol=4)
+    six = rtnetlink.Route(
+        family=10, destination=b"\xfd\7" + bytes(14), prefix=64, metric=9, type=1, protocol=4
+    )
+
+    def work():
+        with Netlink() as netlink:
+            for route in (four, six):
+                for index in (*indexes, *indexes):
+                    rtnetlink.add_route(netlink, index, route)
+            found = rtnetlink.routes(netlink)
+            return [
+                sorted(row.index for row in found if row.destination == route.destination)
+                for route in (four, six)
+            ]
+
+    assert namespace.inside(netns, work) == [sorted(indexes)] * 2
+
+
+@real
 def test_what_a_vm_cannot_show_is_refused(netns):
     veth("eth0", "10.9.8.7/24", peer="eth1")
     with pytest.raises(HostError, match="too many interfaces for a VM: eth1, eth0: at most 1"):

@@ -145,9 +145,10 @@ def test_containers_of_one_network_find_each_other_by_name(net):
 
 
 def test_two_networks_are_two_interfaces(net):
-    script = f"ping -c 1 {GATEWAY} && ping -c 1 10.213.41.1; ls /sys/class/net"
+    script = f"ping -c 1 {GATEWAY} && ping -c 1 10.213.41.1; ip -6 route; ls /sys/class/net"
     text = net.run("--network", "two", net.podman.image, "sh", "-c", script)
     assert text.count("1 packets received") == 2
+    assert text.count("fe80::/64 dev eth") == 2
     assert text.endswith("eth0\neth1\nlo")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
-REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 _ERROR, _DONE = 2, 3
 _DUMP_INTERRUPTED = 0x10
 _ERROR_TEXT = 0x200  # NLM_F_ACK_TLVS: a text follows the error

@@ -7,10 +7,21 @@ or 16; MAC addresses are six. Nothing is checked for sense: the kernel does that
 from __future__ import annotations
 
 import _socket
+import errno
 import struct
 import time
 
-from bufferzone.linux.netlink import CREATE, REPLACE, Netlink, attribute, attributes, nested, number, text
+from bufferzone.linux.netlink import (
+    APPEND,
+    CREATE,
+    REPLACE,
+    Netlink,
+    attribute,
+    attributes,
+    nested,
+    number,
+    text,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -268,7 +279,10 @@ def add_address(netlink: Netlink, index: int, address: Address) -> None:
 
 
 def add_route(netlink: Netlink, index: int, route: Route) -> None:
-    """Add a route to the main table; one that is there already is replaced."""
+    """Add a route to the main table; the very same one, already there, is fine.
+
+    Replacing would take the route of another interface to the same destination: each has its fe80::/64.
+    """
     flags = ONLINK if route.onlink else 0
     head = (route.family, route.prefix, 0, 0, MAIN_TABLE, route.protocol, route.scope, route.type, flags)
     body = _ROUTE.pack(*head) + number(4, index)
@@ -284,7 +298,11 @@ def add_route(netlink: Netlink, index: int, route: Route) -> None:
         body += number(6, route.metric)
     if route.mtu:
         body += nested(8, number(2, route.mtu))
-    netlink.request(_NEWROUTE, body, CREATE | REPLACE)
+    try:
+        netlink.request(_NEWROUTE, body, CREATE | APPEND)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
 
 
 def add_neighbour(netlink: Netlink, index: int, neighbour: Neighbour) -> None:
