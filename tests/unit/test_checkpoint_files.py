@@ -186,6 +186,7 @@ SPEC: dict[str, Any] = {
         ("mounts", [{**SPEC["mounts"][0], "source": "/y"}], ""),
         ("mounts", [{**SPEC["mounts"][0], "options": ["bind"]}], "mounts"),
         ("mounts", [], "mounts"),
+        ("mounts", [{**SPEC["mounts"][0], "options": ["bind", "ro", "rprivate"]}], ""),
     ],
 )
 def test_a_bundle_may_differ_where_the_host_makes_it_anew_and_nowhere_else(
@@ -198,3 +199,13 @@ def test_a_bundle_may_differ_where_the_host_makes_it_anew_and_nowhere_else(
         within = within[key]
     within[last] = value
     assert likeness.differences(likeness.parts(SPEC), changed) == ([where] if where else [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [("/proc", "/etc/hosts", True), ("/dev/shm", "/dev", False), ("/dev", "/dev/", False)],
+)
+def test_the_order_of_mounts_counts_where_one_hides_another(first: str, second: str, same: bool) -> None:
+    mounts = [{"destination": place, "type": "tmpfs", "options": [place]} for place in (first, second)]
+    one, other = {**SPEC, "mounts": mounts}, {**SPEC, "mounts": mounts[::-1]}
+    assert (likeness.differences(likeness.parts(one), other) == []) == same

@@ -2,14 +2,16 @@
 
 May differ: what the host makes anew or the guest adopts. That is names (hostname, HOSTNAME, cgroup), the
 network, annotations, hooks, labels of the host's security modules, where the host keeps the root file system
-and the files of volumes, and linux.resources, which can be updated. Everything else was decided in the guest
-when the container was made: a bundle that promises fewer capabilities than the process has would be a lie.
+and the files of volumes, how mounts propagate, their order unless one hides another (Podman changes both in
+`restore --import`), and linux.resources, which can be updated. Everything else was decided in the guest when
+the container was made: a bundle that promises fewer capabilities than the process has would be a lie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _PROCESS_FREE = ("terminal", "consoleSize", "selinuxLabel", "apparmorProfile")  # terminal: see `revive`
 _LINUX_FREE = ("cgroupsPath", "resources", "namespaces", "intelRdt", "mountLabel")
 _IMAGE = "bufferzone.rootfs_image"
+_PROPAGATION = {way + kind for way in ("", "r") for kind in ("private", "shared", "slave", "unbindable")}
 
 
 def parts(spec: dict[str, Any]) -> dict[str, str]:
@@ -30,7 +33,7 @@ def parts(spec: dict[str, Any]) -> dict[str, str]:
     found |= {f"linux.{key}": value for key, value in linux.items() if key not in _LINUX_FREE}
     kinds = {entry["type"] for entry in linux.get("namespaces") or []}
     found["linux.namespaces"] = sorted(kinds - {"network"})
-    found["mounts"] = [_mount(entry) for entry in spec.get("mounts") or []]
+    found["mounts"] = _mounts(spec.get("mounts") or [])
     found["root.readonly"] = spec["root"].get("readonly")
     found["domainname"] = spec.get("domainname")
     found[f"annotations.{_IMAGE}"] = (spec.get("annotations") or {}).get(_IMAGE)
@@ -43,11 +46,22 @@ def differences(saved: dict[str, str], spec: dict[str, Any]) -> list[str]:
     return sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
 
 
+def _mounts(entries: list[dict[str, Any]]) -> list[list[Any]]:
+    """In an order of their own, each with the earlier ones that lie below it: it hides those."""
+    places = [os.path.normpath(str(entry.get("destination"))) for entry in entries]
+    found = []
+    for index, (entry, place) in enumerate(zip(entries, places, strict=True)):
+        below = place.rstrip("/") + "/"
+        hidden = [other for other in places[:index] if f"{other}/".startswith(below)]
+        found.append([place, *_mount(entry), sorted(hidden)])
+    return sorted(found, key=json.dumps)
+
+
 def _mount(entry: dict[str, Any]) -> list[Any]:
-    """A mount without the host's path of a file that is bound."""
-    options = sorted(entry.get("options") or [])
+    """Kind and options of a mount, without the host's path of a file that is bound."""
+    options = sorted(set(entry.get("options") or []) - _PROPAGATION)
     bound = entry.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
-    return [entry.get("destination"), "bind" if bound else entry.get("type"), options]
+    return ["bind" if bound else entry.get("type"), options]
 
 
 def _hash(value: object) -> str:
