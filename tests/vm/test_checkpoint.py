@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,10 @@ def test_forks_share_the_past_and_nothing_else(warm: Warm, made: Path, tmp_path:
     every = ("one", "two", "three")
     random = {warm.runtime.ok("exec", id, "/bin/cat", "/proc/sys/kernel/random/uuid").out for id in every}
     assert len(random) == 3
+    for id in every:  # the original stood still meanwhile
+        asked = time.time()
+        told = float(warm.runtime.ok("exec", id, "/bin/sh", "-c", "echo $EPOCHREALTIME").out)
+        assert asked - 0.05 < told < time.time() + 0.05, id
     names = [warm.runtime.ok("exec", id, "/bin/cat", "/proc/sys/kernel/hostname").out for id in every[1:]]
     assert names == ["two\n", "three\n"]
     warm.runtime.ok("exec", "two", "/bin/sh", "-c", "echo mine > /file")
@@ -426,4 +431,12 @@ def test_podman_checkpoints_and_restores(podman, nothing_left) -> None:
     await_true(lambda: len(podman("logs", "saved").lines) > count + 3, "more numbers")
     found = [int(line) for line in podman("logs", "saved").lines]
     assert found == list(range(1, len(found) + 1))
-    podman("rm", "--force", "--time", "0", "saved")
+    archive = podman.directory / "archive.tar"
+    podman("container", "checkpoint", "--export", archive, "saved", timeout_s=120)
+    count = len(podman("logs", "saved").lines)
+    podman("container", "restore", "--import", archive, "--name", "moved", timeout_s=120)
+    await_true(lambda: len(podman("logs", "moved").lines) > count + 3, "more numbers of the copy")
+    moved = [int(line) for line in podman("logs", "moved").lines]  # the archive has the log, too
+    assert moved == list(range(1, len(moved) + 1))
+    assert podman("exec", "moved", "cat", "/etc/hostname").status == 0
+    podman("rm", "--force", "--time", "0", "saved", "moved")

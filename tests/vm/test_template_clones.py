@@ -1,6 +1,6 @@
 """VMs restored from one template are not twins: randomness, ids and clock of each are its own.
 
-Two CPUs per VM, since the kernel keeps random state per CPU. BUFFERZONE_CLONES=50 for a soak.
+Two CPUs per VM, since the kernel keeps random state per CPU. BUFFERZONE_CLONES=6 for a quick look.
 
 What this cannot show: that it is Hello's reseed which makes clones differ. A kernel that is younger than two
 minutes reseeds by itself at the first draw when its seed is older than half its uptime (crng_has_old_seed in
@@ -27,7 +27,7 @@ from vm.warm import Warm
 
 pytestmark = pytest.mark.vm
 
-CLONES = int(os.environ.get("BUFFERZONE_CLONES", "6"))
+CLONES = int(os.environ.get("BUFFERZONE_CLONES", "50"))
 CLOCK_S = 0.05
 #: an answer over two pipes and the VM: the error is known to this width, and rounds go on until it is
 WIDTH_S, ROUNDS = 0.02, 100

@@ -16,6 +16,7 @@ from bufferzone.guest.network import take_over
 from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
 from bufferzone.guest.settled import scrub, settle_down
+from bufferzone.guest.wallclock import set_wall_clock
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
@@ -97,8 +98,8 @@ class Agent:
         reply.now(answer)
 
     def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
-        if not self._hosted:
-            time.clock_settime_ns(time.CLOCK_REALTIME, time.monotonic_ns() + request.offset_ns)
+        if request.offset_ns and not self._hosted:
+            set_wall_clock(request.offset_ns)
         return wire.ClockResponse(monotonic_ns=time.monotonic_ns())
 
     def _settle(self, request: Message, reply: Reply) -> Message:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 
-from bufferzone.errors import StateError
+from bufferzone.errors import StateError, VmmError
 from bufferzone.sandbox import saved
 from bufferzone.sandbox.draft import Draft
 from bufferzone.sandbox.saver import Saver
+from bufferzone.sandbox.waking import set_clock
 from bufferzone.vmm import snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.rootdisk import RootDisk
     from bufferzone.storage.share import Tree
     from bufferzone.vmm.driver import Vmm
+
+_CLOCK_S = 10.0
 
 
 class Capture:
@@ -89,7 +92,7 @@ class Capture:
             digests = {saved.DISK: saver.pack(disk_fd, _sized(draft.fds[saved.DISK], _size(disk_fd)))}
             memory_fd = _sized(draft.fds[saved.MEMORY], self._machine.memory_mib << 20)
             copied = -1
-            with still, self._network.withdrawn(), self._agent.held():
+            with still, self._on_time(), self._network.withdrawn(), self._agent.held():
                 began = time.monotonic()
                 complete = False
                 try:
@@ -110,6 +113,15 @@ class Capture:
                 digests[saved.MEMORY] = saver.pack(copied, memory_fd)
             if ended is None:
                 draft.publish(self._machine, facts, digests)
+
+    @contextmanager
+    def _on_time(self) -> Iterator[None]:
+        """On leaving, the wall clock of a VM that stood still meanwhile is set: it is late by that time."""
+        try:
+            yield
+        finally:
+            with suppress(VmmError):  # it has ended with the checkpoint
+                set_clock(self._agent, _CLOCK_S)
 
     def _copy_memory(self, stack: ExitStack, saver: Saver) -> int:
         """The memory as it is now, in memory: the shortest way to let the guest go on."""

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 #: how long a guest may take to find a device that was plugged while it was stopped: about 50 ms under TCG
 _PLUG_S = 10.0
-#: a wall clock that is found to be ahead by more is set again, so many times
-_CLOCK_NS, _CLOCK_ROUNDS = 5_000_000, 4
+#: a wall clock is right when it is ahead by less than the first, as far as an answer tells that took less
+#: than the second; else it is set again, so many times
+_CLOCK_NS, _WIDTH_NS, _CLOCK_ROUNDS = 5_000_000, 20_000_000, 8
 
 
 def say_hello(client: AgentClient, hostname: str, timeout_s: float) -> agent.HelloResponse:
@@ -37,24 +38,30 @@ def begin_hello(client: AgentClient, hostname: str, timeout_s: float) -> Pending
 def be_greeted(client: AgentClient, begun: Pending, timeout_s: float) -> agent.HelloResponse:
     """The second half."""
     answer = begun.result(agent.HelloResponse)
-    _set_clock(client, _offset_ns(answer.monotonic_ns, begun.arrived_ns), timeout_s)
+    set_clock(client, timeout_s, begun.arrived_ns - _bounded(answer.monotonic_ns))
     return answer
 
 
-def _offset_ns(monotonic_ns: int, now_ns: int) -> int:
-    """Wall clock minus the guest's monotonic clock: too much by the answer's way back."""
-    return now_ns - min(monotonic_ns, 1 << 62)  # whatever a guest says fits the message
+def set_clock(client: AgentClient, timeout_s: float, offset_ns: int = 0) -> None:
+    """Set the guest's wall clock. `offset_ns`: how far it is from the guest's monotonic one, as an answer
+    that came tells, which is too much by its way back; 0: nothing is known.
 
-
-def _set_clock(client: AgentClient, offset_ns: int, timeout_s: float) -> None:
-    """The way back takes milliseconds, on a busy machine many more: the quickest of some answers counts."""
+    The way back takes milliseconds, on a busy machine many more: the quickest of some answers counts. How
+    long a request with its answer took tells how wrong it may be. Raises as `call` does.
+    """
+    least = -1 << 62
     for _ in range(_CLOCK_ROUNDS):
-        clock = agent.ClockRequest(offset_ns=offset_ns)
+        clock, asked_ns = agent.ClockRequest(offset_ns=offset_ns), time.time_ns()
         answer = client.call("Clock", clock, agent.ClockResponse, timeout_s=timeout_s)
-        closer_ns = _offset_ns(answer.monotonic_ns, time.time_ns())
-        if closer_ns > offset_ns - _CLOCK_NS:
+        monotonic_ns = _bounded(answer.monotonic_ns)
+        least, most = max(least, asked_ns - monotonic_ns), time.time_ns() - monotonic_ns
+        if offset_ns and most > offset_ns - _CLOCK_NS and offset_ns < least + _WIDTH_NS:
             return
-        offset_ns = closer_ns
+        offset_ns = min(most, offset_ns or most)
+
+
+def _bounded(guest_ns: int) -> int:
+    return min(guest_ns, 1 << 62)  # whatever a guest says fits the message
 
 
 def mount_share(client: AgentClient, timeout_s: float, *, plugged: bool) -> None:

@@ -50,7 +50,7 @@ class HelloResponse(Message):
 
 
 class ClockRequest(Message):
-    """Set the wall clock: CLOCK_REALTIME (ns since the epoch) minus the guest's CLOCK_MONOTONIC.
+    """Set the wall clock: CLOCK_REALTIME (ns since the epoch) minus the guest's CLOCK_MONOTONIC; 0: do not.
 
     A difference, so that it does not matter how long the request takes: the first requests after a restore
     take a tenth of a second under TCG, since all code is translated anew.
