@@ -28,6 +28,7 @@ STARTS_PROGRAMS = {
     "shim/daemon.py": "the shim leaves its caller: double fork",
     "guest/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",
     "guest/launch.py": "inside the VM: a container's process",
+    "guest/nursery.py": "inside the VM: the child that waits for the next process",
     "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
     "guest/process.py": "inside the VM: the exec of the container's process",
     "guest/modprobe.py": "inside the VM: modprobe, for a template, a NIC, the balloon; posix_spawn only",

@@ -130,6 +130,9 @@ class Agent:
         block.put_file(request)
         return Empty()
 
+    def _prepare(self, request: Message, reply: Reply) -> None:
+        self._sandbox.nursery.when_ready(lambda: reply.ok(Empty()))
+
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:
         spec = loads(request.spec, "config.json")
         self._sandbox.create(request.id, spec, (request.seccomp, request.seccomp_flags), reply)

@@ -31,13 +31,7 @@ _OWN_FORK = lp.CLONE_NEWPID | lp.CLONE_NEWTIME  # namespaces that only a child o
 def main(task: Task, channel: ChildEnd) -> NoReturn:
     """Become the process of `task`; never returns."""
     try:
-        signals.restore()
-        _close_all_but([*task.descriptors(), channel.fileno()])
-        lp.set_dumpable(
-            False
-        )  # a container must not trace us while we are between its namespaces (CVE-2016-9962)
-        os.setsid()
-        os.umask(0o022)
+        be_nobody([*task.descriptors(), channel.fileno()])
         os.write(task.procs, b"0")
         _enter_namespaces(task, channel)
         if task.stdio is not None:
@@ -58,6 +52,18 @@ def main(task: Task, channel: ChildEnd) -> NoReturn:
         channel.die(GuestError(f"cannot set up the container process: {describe(error)}"))
     except BaseException as error:
         channel.die(error)
+
+
+def be_nobody(descriptors: list[int]) -> None:
+    """Give up what is the agent's: signal handlers, session, and descriptors but for these and stdio."""
+    signals.restore()
+    _close_all_but(descriptors)
+    lp.set_dumpable(
+        False
+    )  # a container must not trace us while we are between its namespaces (CVE-2016-9962)
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    os.umask(0o022)
 
 
 def _make_container(task: Task, channel: ChildEnd) -> process.Program:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from bufferzone.guest.cgroup import Cgroup
     from bufferzone.guest.loop import Loop
+    from bufferzone.guest.nursery import Nursery
     from bufferzone.guest.server import Reply
     from bufferzone.guest.task import Task
 
@@ -41,6 +42,7 @@ class Process:
         loop: Loop,
         task: Task,
         cgroup: Cgroup,
+        nursery: Nursery,
         reply: Reply,
         failed: Callable[[Callable[[], None]], None],
     ) -> None:
@@ -54,19 +56,16 @@ class Process:
         self._oom_before = cgroup.oom_kills()
         self.exit: wire.WaitResponse | None = None
         self.state = "creating"
-        self._sock, theirs = ch.pair()
+        given: tuple[int, ...] = ()
         try:
             given = () if task.process.get("terminal") else self._make_pipes()
-            try:
-                self.pid = launch.fork(task, theirs)
-            finally:
-                for fd in given:
-                    os.close(fd)
+            self.pid, self._sock = launch.begin(task, nursery)
         except BaseException:
-            self.close()
+            self._close_streams()
             raise
         finally:
-            theirs.close()
+            for fd in given:
+                os.close(fd)
         loop.watch(self._sock.fileno(), 1, self._heard)
 
     def _make_pipes(self) -> tuple[int, int, int]:
@@ -259,16 +258,19 @@ class Process:
 
     def close(self) -> None:
         """Give up every descriptor; waiting reads get end of file."""
-        for output in self._outputs.values():
-            output.close()
-        if self._input is not None:
-            self._input.close()
+        self._close_streams()
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
         if self._sock.fileno() >= 0:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
+
+    def _close_streams(self) -> None:
+        for output in self._outputs.values():
+            output.close()
+        if self._input is not None:
+            self._input.close()
 
 
 class Container:

@@ -13,6 +13,7 @@ import _socket
 import os
 
 from bufferzone.errors import SpecError
+from bufferzone.guest import channel as ch
 from bufferzone.guest import child
 from bufferzone.guest.channel import ChildEnd
 from bufferzone.guest.task import NAMESPACE_FILES, NAMESPACES
@@ -22,9 +23,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from bufferzone.guest.nursery import Nursery
     from bufferzone.guest.task import Task
 
 _BY_FORK = lp.CLONE_NEWPID | lp.CLONE_NEWTIME
+
+
+def begin(task: Task, nursery: Nursery) -> tuple[int, _socket.socket]:
+    """Let a child become the process of `task`: its pid for now, and our end of its channel.
+
+    One that was forked ahead of time, if there is one that can. Raises OSError.
+    """
+    taken = nursery.take(task)
+    if taken is not None:
+        return taken
+    ours, theirs = ch.pair()
+    try:
+        return fork(task, theirs), ours
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 def fork(task: Task, sock: _socket.socket) -> int:

@@ -12,6 +12,7 @@ from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundErro
 from bufferzone.guest import launch, neighbour, resources, submounts
 from bufferzone.guest.cgroup import Cgroup
 from bufferzone.guest.container import Container, Process
+from bufferzone.guest.nursery import Nursery
 from bufferzone.guest.task import Task, namespaces
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ class Sandbox:
     def __init__(self, loop: Loop, cgroup_root: str, on_oom: Callable[[str], None]) -> None:
         self._loop, self._cgroup_root, self._on_oom = loop, cgroup_root, on_oom
         self.containers: dict[str, Container] = {}
+        self.nursery = Nursery(loop)
 
     def container(self, id: str) -> Container:
         """Raises `NotFoundError`."""
@@ -70,7 +72,12 @@ class Sandbox:
                 task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
             task.procs = container.cgroup.open_procs()
             container.init = Process(
-                self._loop, task, container.cgroup, reply, lambda then: self.end(container, then)
+                self._loop,
+                task,
+                container.cgroup,
+                self.nursery,
+                reply,
+                lambda then: self.end(container, then),
             )
         except BaseException:
             self._forget(container)
@@ -113,7 +120,9 @@ class Sandbox:
                 self._forget_exec(container, exec_id)
                 then()
 
-            container.execs[exec_id] = Process(self._loop, task, container.cgroup, reply, failed)
+            container.execs[exec_id] = Process(
+                self._loop, task, container.cgroup, self.nursery, reply, failed
+            )
         finally:
             _close(task)
 

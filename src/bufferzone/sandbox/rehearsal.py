@@ -73,6 +73,7 @@ def rehearse(client: AgentClient, tree: Tree, directory: str) -> None:
         try:
             for _ in range(_ROUNDS):
                 _run(client)
+                client.call("Prepare", Empty(), Empty, timeout_s=_ANSWER_S)
         finally:
             tree.remove(_ID)
             shutil.rmtree(rootfs)

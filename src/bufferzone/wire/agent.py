@@ -242,6 +242,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Network": (NetworkRequest, Empty),
     "Root": (RootRequest, Empty),
     "File": (FileRequest, Empty),
+    "Prepare": (Empty, Empty),  # answered when the next process has a child ready to become it
     "Create": (CreateRequest, PidResponse),
     "Hold": (Empty, Empty),
     "Release": (Empty, Empty),
