@@ -1,12 +1,12 @@
 """A child forked ahead of time, which waits for the process that it is to become.
 
 After a fork the agent and its child pay for each page that they touch, a fault and often a copy: under TCG
-most of an exec. This child has paid before anybody waits: its memory is its own, and for a PID namespace that
-only a new process can enter it lends it to one (`linux/share`). There is one where `Prepare` asks for it,
-which is in a VM that waits for its container: to have one always costs 12 MiB, and twice the CPU time of an
-exec for the next one. It holds no descriptor but its channel and
-nothing of a container; in a clone of a VM all it has in common with other clones is what the agent has, until
-execve(2). Who needs a user or a time namespace, or has a lot to say, is forked by the agent (`launch`).
+most of an exec. This child has paid before anybody waits: its memory is its own, and for a PID namespace
+that only a new process can enter it lends it to one (`linux/share`). There is one where `Prepare` asks for
+it, which is in a VM that waits for its container: one at all times would cost 12 MiB, and each exec its CPU
+time twice. It holds no descriptor but its channel and nothing of a container; in a clone of a VM all it has
+in common with other clones is what the agent has, until execve(2). Who needs a user or a time namespace, or
+has a lot to say, is forked by the agent (`launch`).
 """
 
 from __future__ import annotations
