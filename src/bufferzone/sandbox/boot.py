@@ -17,7 +17,7 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.image import templates
 from bufferzone.network import wire
 from bufferzone.oci import host
-from bufferzone.sandbox import cgroups, containers, plan, revive, rootdisk, template, usernet
+from bufferzone.sandbox import cgroups, plan, revive, rootdisk, sources, template, usernet
 from bufferzone.sandbox.agent import AgentClient
 from bufferzone.sandbox.capture import Capture
 from bufferzone.sandbox.leftovers import Leftovers
@@ -75,7 +75,7 @@ def boot(
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
-        tree = _share(stack, directory) if disk is None or containers.needs_share(spec) else None
+        tree = _share(stack, directory) if disk is None or sources.needs_share(spec) else None
         link = usernet.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)

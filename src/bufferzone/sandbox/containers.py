@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -15,7 +14,7 @@ from bufferzone import oci
 from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk, rootmounts
+from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.tenancy import Tenancy
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     See = Callable[[Callable[[], Any]], Any]
 
-    from bufferzone.model import FileCopy
     from bufferzone.sandbox.agent import Pending
     from bufferzone.sandbox.running import Sandbox
     from bufferzone.wire.proto import Message
@@ -132,7 +130,7 @@ class Containers:
             rootmounts.mount(rootfs, os.path.join(container.bundle, "rootfs"), container.undo)
         name = self._tenancy.share_name(container)
         neighbour = self._neighbour if container.joined else None
-        made = partial(_plan, spec.raw, name, container.bundle, block=block, neighbour=neighbour)
+        made = partial(sources.plan_of, spec.raw, name, container.bundle, block=block, neighbour=neighbour)
         decided: plan.ContainerPlan = see(made)
         return decided
 
@@ -252,7 +250,7 @@ class Containers:
             rootdisk.take_mounts(disk, rootfs)
             self._sandbox.mount_root(disk)
             for file in decided.files:
-                self.agent.call("File", _read_file(file), Empty)
+                self.agent.call("File", sources.read_file(file), Empty)
         for bind in decided.binds:
             if share is None:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
@@ -336,58 +334,3 @@ class Containers:
 
 def _here(work: Callable[[], Any]) -> Any:
     return work()
-
-
-def needs_share(spec: oci.Spec) -> bool:
-    """Whether a container whose root file system is on a disk has volumes all the same."""
-    return bool(_plan(spec.raw, "container", spec.bundle, block=True).binds)
-
-
-def _plan(
-    spec: dict[str, Any],
-    container_id: str,
-    bundle: str,
-    *,
-    block: bool,
-    neighbour: Callable[[int], str] | None = None,
-) -> plan.ContainerPlan:
-    return plan.plan_container(
-        spec,
-        container_id=container_id,
-        bundle=bundle,
-        tmpfs_size=tmpfs_size,
-        is_small=_is_small if block else None,
-        neighbour=neighbour,
-    )
-
-
-def _is_small(path: str) -> bool:
-    """Whether it is a regular file that fits into one message."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size <= agent.MOST_FILE
-
-
-def _read_file(file: FileCopy) -> agent.FileRequest:
-    try:
-        with open(file.source, "rb", buffering=0) as opened:
-            found, data = os.fstat(opened.fileno()), opened.read(agent.MOST_FILE) or b""
-    except OSError as error:
-        raise HostError(f"cannot read {file.source}: {error.strerror}", code="volume") from error
-    return agent.FileRequest(
-        name=file.name, data=data, mode=found.st_mode & 0o777, uid=found.st_uid, gid=found.st_gid
-    )
-
-
-def tmpfs_size(path: str) -> int:
-    """Bytes of the tmpfs mounted exactly at `path`, or 0 when something else is there."""
-    real = os.path.realpath(path)
-    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            if left.split()[4] == real and right.startswith("tmpfs "):
-                facts = os.statvfs(real)
-                return facts.f_blocks * facts.f_frsize
-    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bufferzone.errors import HostError
-from bufferzone.sandbox import containers, likeness, plan
+from bufferzone.sandbox import likeness, plan, sources
 from bufferzone.sandbox.machine import check_accelerator
 from bufferzone.vmm import slot
 from bufferzone.wire.agent import ROOT_DISK
@@ -42,7 +42,7 @@ def machine_of(
         problem = "its VM has a NIC, and this host cannot make one"
     elif spec.terminal != restored.terminal:
         problem = f"process.terminal was {str(restored.terminal).lower()} when it was made"
-    elif containers.needs_share(spec):
+    elif sources.needs_share(spec):
         problem = "the bundle has volumes, and a saved VM has none"
     elif differing := likeness.differences(restored.spec, spec.raw):
         problem = f"config.json is not what it was when it was made: {', '.join(differing[:5])}"
