@@ -45,7 +45,8 @@ class VmSpec:
     `accelerator` is `kvm` or `tcg`; `agent_fd`, `console_fd` and `control_fd` are connected stream sockets.
     `kernel_path` and `initrd_path` are paths inside the VMM's own root, and so is `memory_path`: a file that
     is the guest's memory (empty: anonymous). `restored`: the guest is loaded from a template, so nothing
-    boots, it does not run until told to, and shares are announced but plugged later.
+    boots, it does not run until told to, and shares are announced but plugged later. `carries_share`: the
+    share is part of what is saved, so that it is there from the start in a restored VM too.
     """
 
     name: str
@@ -63,6 +64,7 @@ class VmSpec:
     nics: tuple[Nic, ...] = ()
     memory_path: str = ""
     restored: bool = False
+    carries_share: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,20 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
     ]
 
 
+def test_a_share_that_is_saved_is_there_from_the_start_and_one_that_cannot_be_is_refused() -> None:
+    share = "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024"
+    shares = (Share(tag="bufferzone", fd=20),)
+    made = lines(qemu.argv("qemu", altered(shares=shares, carries_share=True)))
+    assert "-only-migratable" in made
+    assert share in made
+    restored = lines(qemu.argv("qemu", altered(shares=shares, carries_share=True, restored=True)))
+    assert "-only-migratable" not in restored
+    assert share in restored
+    plugged = lines(qemu.argv("qemu", altered(shares=shares, restored=True)))
+    assert share not in plugged
+    assert "-chardev socket,id=share20,fd=20" in plugged
+
+
 def test_a_comma_in_a_name_stays_inside_its_value() -> None:
     assert qemu.quote("a,server=on") == "a,,server=on"
 

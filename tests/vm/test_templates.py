@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 
 from bufferzone.image import templates
 from bufferzone.model import ImageRef
+from bufferzone.storage import virtiofs
+from bufferzone.vmm import driver
 from vm.leftovers import Watch, descendants, is_alive, name_of
 from vm.test_failures_disk import small_disk
 from vm.verbs import BOOT_S, await_end, await_true, bundle, config, kill
@@ -200,6 +204,35 @@ def test_bz_template_shows_makes_and_removes(warm: Warm, watch: Watch) -> None:
     assert "must be 1 to" in warm.bz("template", "make", "--vcpus", "0").line
     wanted = "bz: bz template ls has no --all (hint: bz template prune has)"
     assert warm.bz("template", "ls", "--all").line == wanted
+    watch.assert_nothing_left()
+
+
+def version_of(program: str) -> tuple[int, int]:
+    text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"(\d+)\.(\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def test_a_template_has_the_share_in_it_where_qemu_and_virtiofsd_can_save_one(
+    warm: Warm, watch: Watch, tmp_path: Path
+) -> None:
+    daemon = virtiofs.find_program()
+    if daemon.kind == "c":
+        pytest.skip("the C virtiofsd of QEMU 7.2 cannot hand its state over")
+    if version_of(driver.find_program()) < (8, 2) or version_of(daemon.path) < (1, 11):
+        pytest.skip("saving a share takes QEMU 8.2 and virtiofsd 1.11")
+    warm.make_template()
+    assert templates.listing(str(warm.store))[0][templates.SHARE] is True
+    made = bundle(tmp_path / "bundle", "read word < /etc/word; echo $word > /out; echo up; exec sleep 1000")
+    (made / "rootfs" / "etc").mkdir(exist_ok=True)
+    (made / "rootfs" / "etc" / "word").write_text("from the host\n")
+    for id in ("one", "two"):
+        assert run_and_delete(warm, made, id) == ("warm", [])
+        written = made / "rootfs" / "out"
+        assert written.read_text() == "from the host\n"
+        assert written.stat().st_uid == 0
+        written.unlink()
     watch.assert_nothing_left()
 
 

@@ -52,6 +52,7 @@ class Floor:
         )
         self._directory = directory
         self._template = _open_template(templates.default_store(settings.image_store), self.machine)
+        self._carries = bool(self._template.meta.get(templates.SHARE))
         self._tree = os.path.join(directory, "tree")
         bundles.make_rootfs(os.path.join(self._tree, plan.share_name(_ID, "rootfs")))
         spec = bundles.config("rootfs", {})
@@ -93,7 +94,8 @@ class Floor:
             vmm.greet()
             os.lseek(self._template.state_fd, 0, os.SEEK_SET)
             snapshot.load(vmm, self._template.state_fd)
-            snapshot.plug_share(vmm, share, qemu.SHARE_PORT)
+            if not self._carries:
+                snapshot.plug_share(vmm, share, qemu.SHARE_PORT)
             snapshot.resume(vmm)
             timeline.enter("wake the guest")
             client = AgentClient(channels.agent)
@@ -148,7 +150,7 @@ class Floor:
         tap = self._park(stack) if self.machine.nic else -1
         ends = channels.ends
         spec = spec_of(self.machine, _ID, ends, shares=(share,), in_file=True, restored=True, tap=tap)
-        spec = replace(spec, memory_path=f"/proc/self/fd/{memory_fd}")
+        spec = replace(spec, carries_share=self._carries, memory_path=f"/proc/self/fd/{memory_fd}")
         words = qemu.argv(driver.find_program(), spec, firmware=self._firmware_name)
         words = [self._firmware if word == qemu.FIRMWARE_DIRECTORY else word for word in words]
         child = self._spawn(words, [*channels.ends, share.fd, memory_fd, *(nic.fd for nic in spec.nics)])

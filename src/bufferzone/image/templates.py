@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 MEMORY, STATE, META = "memory", "state", "meta.json"
+#: a fact: whether the guest has the device of its share, not mounted, in this template
+SHARE = "share"
 #: templates kept, and bytes on disk; least recently used go first
 KEEP, MOST_BYTES = 8, 4 << 30
 _KEY_CHARACTERS = frozenset("0123456789abcdef")

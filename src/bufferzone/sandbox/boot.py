@@ -53,8 +53,7 @@ def boot(
     """Start the VM for `spec`'s sandbox and yield it, booting still; on leaving, nothing of it is left.
 
     With `restored` the VM is that of a checkpoint, with its container. `directory` is the state directory.
-    Raises `CallerError` for wishes that cannot be met, `HostError` and `VmmError` when a step fails. The
-    process must have one thread only.
+    Raises `CallerError` for wishes that cannot be met, else `HostError` or `VmmError`. One thread only.
     """
     timeline = Timeline()
     settings = host.settings_of(spec)
@@ -262,8 +261,9 @@ class Starter:
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
         memory, memory_fd = self._memory(stack)
-        ends, tap = channels.ends, self._tap
-        vm = spec_of(self._machine, self._name, ends, shares=shared, in_file=True, restored=True, tap=tap)
+        carries = isinstance(found, templates.Template) and bool(found.meta.get(templates.SHARE))
+        kind = {"in_file": True, "restored": True, "carries_share": carries}
+        vm = spec_of(self._machine, self._name, channels.ends, shares=shared, tap=self._tap, **kind)
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)
@@ -276,7 +276,7 @@ class Starter:
             vmm.watch()  # reads what QEMU said; the threads are gone before something is forked again
             raise vmm.failure(what) from error
         before(vmm, memory_fd)
-        for one in shared:
+        for one in () if carries else shared:
             snapshot.plug_share(vmm, one, qemu.SHARE_PORT)
         snapshot.resume(vmm)
         self._timeline.enter("wake the guest")

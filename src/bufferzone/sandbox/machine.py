@@ -13,6 +13,7 @@ from bufferzone.errors import HostError
 from bufferzone.image import current, store, templates
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
+from bufferzone.storage import virtiofs
 from bufferzone.vmm import accelerator, console, driver, qemu
 from bufferzone.wire.agent import ROOT_DISK
 from bufferzone.wire.network import FIRST_MAC
@@ -126,6 +127,7 @@ def spec_of(
     shares: tuple[Share, ...] = (),
     in_file: bool = False,
     restored: bool = False,
+    carries_share: bool = False,
     tap: int = -1,
 ) -> VmSpec:
     """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root.
@@ -150,6 +152,7 @@ def spec_of(
         disks=(Disk(name=ROOT_DISK),) if machine.block else (),
         memory_path=driver.MEMORY_PATH if in_file else "",
         restored=restored,
+        carries_share=carries_share,
     )
 
 
@@ -159,8 +162,18 @@ def _nics(machine: Machine, fd: int) -> tuple[Nic, ...]:
 
 
 def template_key(machine: Machine) -> str:
-    """The name of the template for this shape: image, QEMU and firmware files, command line, CPU."""
-    return _key(machine, [_identity(machine.kernel), _identity(machine.initrd)])
+    """The name of the template for this shape: image, QEMU and firmware files, command line, CPU; and
+    virtiofsd where its state may be in it.
+    """
+    boot = [_identity(machine.kernel), _identity(machine.initrd)]
+    return _key(machine, boot + ([_identity(virtiofs.find_program().path)] if may_carry(machine) else []))
+
+
+def may_carry(machine: Machine) -> bool:
+    """Whether a template may have the share in it: if its VMs have one, and this virtiofsd can hand its state
+    over. Of QEMU and of the Rust one's version the maker finds out. Raises `HostError` without a virtiofsd.
+    """
+    return not machine.block and virtiofs.find_program().kind == "rust"
 
 
 def saved_key(machine: Machine) -> str:

@@ -17,15 +17,23 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from bufferzone import config, jail
-from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.image import store as images
 from bufferzone.image import templates
 from bufferzone.linux import mount
 from bufferzone.sandbox import cgroups, network
 from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.machine import Channels, Machine, describe, from_fields, spec_of, template_key
+from bufferzone.sandbox.machine import (
+    Channels,
+    Machine,
+    describe,
+    from_fields,
+    may_carry,
+    spec_of,
+    template_key,
+)
 from bufferzone.sandbox.plan import plan_vm
-from bufferzone.storage import ram, share
+from bufferzone.storage import ram, share, virtiofs
 from bufferzone.vmm import driver, snapshot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -34,6 +42,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from bufferzone.model import Share
 
 _MIB = 1 << 20
 _MOST_LOG = 64 << 10
@@ -158,13 +168,14 @@ def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[
             progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
         images.verify(machine.image)  # here nobody waits: a start looks at sizes alone
-        _boot_and_save(machine, directory, run_directory)
+        carries = _boot_and_save(machine, directory, run_directory, progress)
         facts = {
             "image": machine.image.digest,
             "accelerator": machine.accelerator,
             "vcpus": machine.vcpus,
             "memory_mib": machine.memory_mib,
             "made_at": int(time.time()),
+            templates.SHARE: carries,
             "took_s": round(time.monotonic() - began, 2),
         }
         templates.publish(store, key, directory, facts)
@@ -173,9 +184,39 @@ def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[
     return key
 
 
-def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None:
-    size = machine.memory_mib * _MIB
+def _boot_and_save(
+    machine: Machine, directory: str, run_directory: str, progress: Callable[[str], None]
+) -> bool:
+    """Make both files in `directory`; returns whether the guest has the device of its share in them."""
     share.own_namespace()  # what is mounted here goes when this process does
+    if may_carry(machine):
+        try:
+            _boot_once(machine, directory, run_directory, carries=True)
+            return True
+        except VmmError as error:
+            progress(f"this QEMU and virtiofsd cannot save a share, it will be plugged: {error.line()}")
+    _boot_once(machine, directory, run_directory, carries=False)
+    return False
+
+
+def _empty_share(stack: ExitStack, directory: str, uid: int) -> Share:
+    """A share as a sandbox has one, with nothing in it."""
+    place = os.path.join(directory, "share")
+    os.mkdir(place, 0o711)
+    stack.callback(os.rmdir, place)
+    tree = stack.enter_context(share.Tree(place))
+    log_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        daemon, shared = virtiofs.start(tree.fd, directory, uid=uid, gid=uid, log_fd=log_fd)
+    finally:
+        os.close(log_fd)
+    stack.enter_context(daemon)
+    stack.callback(os.close, shared.fd)
+    return shared
+
+
+def _boot_once(machine: Machine, directory: str, run_directory: str, *, carries: bool) -> None:
+    size = machine.memory_mib * _MIB
     with ExitStack() as stack:
         uids = stack.enter_context(jail.allocate_uid(run_directory))
         workplace = os.path.join(directory, "ram")
@@ -184,8 +225,11 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         memory, memory_fd = ram.make_file(workplace, size, uids.vmm)
         stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
         stack.callback(os.close, memory_fd)
+        shares = (_empty_share(stack, directory, uids.helper),) if carries else ()
         channels = Channels(stack)
-        vm = spec_of(machine, "template", channels.ends, in_file=True, tap=network.idle(stack, machine))
+        kind = {"in_file": True, "carries_share": carries}
+        tap = network.idle(stack, machine)
+        vm = spec_of(machine, "template", channels.ends, shares=shares, tap=tap, **kind)
         vmm = driver.start(
             vm,
             driver.Confinement(uid=uids.vmm, gid=uids.vmm),
@@ -207,7 +251,7 @@ def _boot_and_save(machine: Machine, directory: str, run_directory: str) -> None
         settled = client.call("Settle", Empty(), agent.SettleResponse, timeout_s=60)
         with snapshot.squeezed(vmm, memory=size, free=min(settled.free, size)):
             client.call("Scrub", Empty(), Empty, timeout_s=60)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC  # not the first try, perhaps
         state_fd = os.open(os.path.join(directory, templates.STATE), flags, 0o600)
         stack.callback(os.close, state_fd)
         snapshot.save(vmm, state_fd)

@@ -41,10 +41,14 @@ def argv(program: str, spec: VmSpec, *, firmware: str = "qboot.rom") -> list[str
         *_entropy(),
         *_balloon(),
         *_root_ports(),
-        *(word for share in spec.shares for word in share_device(share, plugged=not spec.restored)),
+        *(word for share in spec.shares for word in share_device(share, plugged=_has_share(spec))),
         *(word for disk in spec.disks for word in disk_device(disk)),
         *(word for nic in spec.nics for word in nic_device(nic)),
     ]
+
+
+def _has_share(spec: VmSpec) -> bool:
+    return spec.carries_share or not spec.restored
 
 
 def quote(text: str) -> str:
@@ -136,7 +140,9 @@ def _boot(spec: VmSpec) -> list[str]:
     if spec.restored:
         # no kernel: QEMU would copy it over the restored memory. -S: shares are plugged before the guest runs
         return ["-incoming", "defer", "-S"]
-    words = ["-kernel", spec.kernel_path]
+    # a QEMU that cannot save a share (vhost-user-fs before 8.2, or its virtiofsd cannot) says so at once
+    words = ["-only-migratable"] if spec.carries_share else []
+    words += ["-kernel", spec.kernel_path]
     if spec.initrd_path:
         words += ["-initrd", spec.initrd_path]
     return [*words, "-append", " ".join(spec.kernel_arguments)]

@@ -2,7 +2,9 @@
 
 Guest memory lies in a shared file that is not part of the stream (x-ignore-shared): the stream holds the
 devices. A vhost-user device cannot be in it on QEMU 7.2 ("non-migratable device"), so shares are plugged
-after loading, before the guest runs. Source: QEMU 7.2 docs/devel/migration.rst, qapi/migration.json.
+after loading, before the guest runs. From QEMU 8.2 on it can, with a virtiofsd that hands its state over
+(1.11): VHOST_USER_PROTOCOL_F_DEVICE_STATE in QEMU's docs/interop/vhost-user.rst. Source for the rest: QEMU
+7.2 docs/devel/migration.rst, qapi/migration.json.
 """
 
 from __future__ import annotations
