@@ -232,8 +232,14 @@ def test_a_poststop_hook_that_fails_is_no_failure(runtime: Runtime, watch: Watch
     [
         ({"memory": {"limit": 3 << 20}}, ""),
         ({"pids": {"limit": 1}}, ""),
-        ({"memory": {"limit": 4096}}, "out of memory: linux.resources.memory.limit is too small"),
-        ({"cpu": {"quota": 1, "period": 100000}}, "cannot set cpu.max to 1 100000: invalid argument"),
+        (
+            {"memory": {"limit": 4096}},
+            "config.json: linux.resources.memory.limit: must be at least 524288, got 4096",
+        ),
+        (
+            {"cpu": {"quota": 1, "period": 100000}},
+            "config.json: linux.resources.cpu.quota: must be at least 1000, got 1",
+        ),
     ],
     ids=["memory", "pids", "one page", "cpu"],
 )
