@@ -33,7 +33,9 @@ def ask(shell: Terminal, command: bytes) -> bytes:
 def await_size(shell: Terminal, size: bytes) -> None:
     """Until the guest's terminal has it: the size travels beside the bytes."""
     for _ in range(100):
-        if ask(shell, b"stty size") == size + b"\r\n":
+        shell.type(b"stty size\n")
+        shell.until(b"\r\n")  # the shell draws its line anew, in the middle of a word, when the size changes
+        if shell.until(PROMPT) == size + b"\r\n":
             return
     pytest.fail(f"the size never became {size!r}")
 

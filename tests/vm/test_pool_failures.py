@@ -25,6 +25,7 @@ from bufferzone.config import Settings, shape_of
 from bufferzone.linux import inotify
 from bufferzone.linux.libc import call, encode
 from bufferzone.model import ImageRef
+from bufferzone.shim import daemon
 from vm.leftovers import Watch, is_alive, name_of
 from vm.test_failures_disk import FULL, fill, small_disk
 from vm.test_pool import Pool, assert_nothing_left, helpers_of
@@ -201,7 +202,8 @@ def test_a_verb_that_vanishes_in_the_middle_leaves_nothing(phase: str, pool: Poo
         verb.go()
     verb.vanish()
     for pid in vm:
-        await_end(pid, EVENT_S)
+        # at once; two minutes later where it was said to listen before the verb was gone
+        await_end(pid, daemon._UNUSED_S + EVENT_S)
     state.remove(verb.directory)
     pool.await_waiting()
     serves(pool, made, "next")
