@@ -95,7 +95,7 @@ def sandbox_info(container: str) -> dict[str, object]:
     """What the shim says of its VM: wire/shim.py, InfoResponse."""
     sys.path.insert(0, os.path.join(os.path.dirname(HERE), "src"))  # what scripts/install has just installed
     from bufferzone import state
-    from bufferzone.client import Client
+    from bufferzone.client.connection import Client
     from bufferzone.errors import BufferzoneError
     from bufferzone.wire import shim
     from bufferzone.wire.proto import Empty

@@ -55,6 +55,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def guest_image():
     """The current guest image, built now if it is missing or its inputs changed."""
-    from bufferzone.image import build, store
+    from bufferzone.guestimage import build, store
 
     return build.ensure_image(store.default_store(), progress=lambda line: print(f"image: {line}"))

@@ -74,3 +74,8 @@ def report(
         os.write(2, text.encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody listens
+
+
+def shown(text: str) -> str:
+    """A caller's text inside a message: printable, on one line, not endless."""
+    return ascii(text if len(text) <= 80 else text[:77] + "...")[1:-1]

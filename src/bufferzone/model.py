@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Disk:
     """A read-only virtio-blk slot; `name` is the serial number that the guest finds it by.
 
-    It is empty when the VM starts, so that a template can have it; `vmm.slot` puts an image in.
+    It is empty when the VM starts, so that a template can have it; `vmm.qemu.slot` puts an image in.
     """
 
     name: str

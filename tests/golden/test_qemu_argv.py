@@ -2,7 +2,7 @@
 
 from bufferzone.model import Disk, Nic, Share, VmSpec
 from bufferzone.storage import virtiofs
-from bufferzone.vmm import qemu
+from bufferzone.vmm.qemu import command_line
 
 SPEC = VmSpec(
     name="web,1",
@@ -72,11 +72,11 @@ def altered(**changes: object) -> VmSpec:
 
 
 def test_the_smallest_vm() -> None:
-    assert lines(qemu.argv("qemu", SPEC)) == BASE.strip().split("\n")
+    assert lines(command_line.argv("qemu", SPEC)) == BASE.strip().split("\n")
 
 
 def test_kvm_shows_the_hosts_cpu_and_has_no_translation_cache() -> None:
-    words = lines(qemu.argv("qemu", altered(accelerator="kvm")))
+    words = lines(command_line.argv("qemu", altered(accelerator="kvm")))
     assert "-accel kvm" in words
     assert "-cpu host" in words
     assert not any("tb-size" in word for word in words)
@@ -91,7 +91,7 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
             Nic(name="eth1", fd=23, mac="02:00:00:00:00:02", mtu=9000, is_tap=False),
         ),
     )
-    assert lines(qemu.argv("qemu", spec))[len(BASE.strip().split("\n")) :] == [
+    assert lines(command_line.argv("qemu", spec))[len(BASE.strip().split("\n")) :] == [
         "-chardev socket,id=share20,fd=20",
         "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024",
         "-blockdev driver=null-co,node-name=empty-rootfs,size=68719476736,read-zeroes=on,read-only=on",
@@ -107,19 +107,19 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
 def test_a_share_that_is_saved_is_there_from_the_start_and_one_that_cannot_be_is_refused() -> None:
     share = "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024"
     shares = (Share(tag="bufferzone", fd=20),)
-    made = lines(qemu.argv("qemu", altered(shares=shares, carries_share=True)))
+    made = lines(command_line.argv("qemu", altered(shares=shares, carries_share=True)))
     assert "-only-migratable" in made
     assert share in made
-    restored = lines(qemu.argv("qemu", altered(shares=shares, carries_share=True, restored=True)))
+    restored = lines(command_line.argv("qemu", altered(shares=shares, carries_share=True, restored=True)))
     assert "-only-migratable" not in restored
     assert share in restored
-    plugged = lines(qemu.argv("qemu", altered(shares=shares, restored=True)))
+    plugged = lines(command_line.argv("qemu", altered(shares=shares, restored=True)))
     assert share not in plugged
     assert "-chardev socket,id=share20,fd=20" in plugged
 
 
 def test_a_comma_in_a_name_stays_inside_its_value() -> None:
-    assert qemu.quote("a,server=on") == "a,,server=on"
+    assert command_line.quote("a,server=on") == "a,,server=on"
 
 
 def test_the_c_virtiofsd() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bufferzone.errors import BufferzoneError, ExecError, GuestError, VmmError
-from bufferzone.sandbox.agent import AgentClient
+from bufferzone.vm.agent_client import AgentClient
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import Any_, Empty
 

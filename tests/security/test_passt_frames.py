@@ -18,7 +18,7 @@ import threading
 import pytest
 
 from bufferzone.linux import process
-from bufferzone.network import namespace, passt, sieve
+from bufferzone.network import frame_filter, namespace, passt
 from unit import frames
 from vm.netns import World
 
@@ -154,7 +154,7 @@ class Guest:
 def guest(host, connection):
     """A guest behind the sieve, as in a sandbox."""
     ours, theirs = socket.socketpair()
-    between = sieve.Sieve(theirs, connection.dup(), GUEST)
+    between = frame_filter.Sieve(theirs, connection.dup(), GUEST)
     between.start()
     with ours:
         yield Guest(ours, host.port)
@@ -209,7 +209,7 @@ def test_a_frame_in_pieces_and_many_in_one_are_the_same(host, guest):
     assert sorted(set(came)) == [HOST, f"to {HOST}"]
 
 
-@pytest.mark.parametrize("data", [bytes(4), b"\xff\xff\xff\xff", struct.pack("!I", sieve.MOST + 1)])
+@pytest.mark.parametrize("data", [bytes(4), b"\xff\xff\xff\xff", struct.pack("!I", frame_filter.MOST + 1)])
 def test_what_is_no_stream_of_frames_ends_the_connection(host, guest, data):
     guest.sock.sendall(data)
     guest.sock.settimeout(WAIT_S)

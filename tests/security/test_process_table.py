@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bufferzone.cli.processtable import ProcessTable
+from bufferzone.client.process_table import ProcessTable
 from bufferzone.wire.agent import PidsResponse, ProcessInfo
 
 

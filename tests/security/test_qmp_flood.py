@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from bufferzone.errors import VmmError
-from bufferzone.vmm.qmp import Qmp
+from bufferzone.vmm.qemu.qmp import Qmp
 
 
 class Torrent:

@@ -10,27 +10,27 @@ from style.source import dotted, everything, names_used, package, report
 #: module -> why it starts a program or forks, instead of leaving it to spawn.py
 STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
-    "sandbox/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
-    "sandbox/saver.py": "writes a checkpoint outside of the container's cgroup; posix_spawn only",
+    "snapshot/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
+    "snapshot/copier.py": "writes a checkpoint outside of the container's cgroup; posix_spawn only",
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
     "network/nft.py": "nft, from a thread that is in the network namespace meant; posix_spawn only",
-    "image/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
-    "cli/launch.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
+    "guestimage/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
+    "client/start.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
     "cli/bz/template.py": "`make` runs the shim's program, which alone boots VMs",
     "cli/bz/bench.py": "becomes the program that measures, which is above the commands",
     "bench/programs.py": "the runtimes that are measured; posix_spawn only",
     "bench/floor.py": "QEMU and virtiofsd with nothing around them: what our own start is measured against",
-    "cli/standin.py": "the waiter, where it cannot have a PID namespace",
-    "cli/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
+    "client/waiter_root.py": "the waiter, where it cannot have a PID namespace",
+    "client/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
     "linux/pidns.py": "a fork into a new PID namespace, for spawn.py and the waiter",
     "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",
-    "shim/pool.py": "the keeper starts shims that wait, which outlive it once taken; posix_spawn only",
+    "pool/daemon.py": "the keeper starts shims that wait, which outlive it once taken; posix_spawn only",
     "shim/daemon.py": "the shim leaves its caller: double fork",
-    "guest/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",
-    "guest/launch.py": "inside the VM: a container's process",
-    "guest/nursery.py": "inside the VM: the child that waits for the next process",
-    "guest/hooks.py": "inside the VM: createContainer and startContainer hooks",
-    "guest/process.py": "inside the VM: the exec of the container's process",
+    "container/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",
+    "container/launch.py": "inside the VM: a container's process",
+    "container/zygote.py": "inside the VM: the child that waits for the next process",
+    "container/hooks.py": "inside the VM: createContainer and startContainer hooks",
+    "container/process.py": "inside the VM: the exec of the container's process",
     "guest/modprobe.py": "inside the VM: modprobe, for a template, a NIC, the balloon; posix_spawn only",
 }
 
@@ -91,6 +91,6 @@ def test_nothing_is_evaluated_or_unpickled():
             if isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec", "compile"):
                 findings.append(source.at(node, f"{dotted(node.func)}: text never becomes code"))
         for node, name in names_used(source):
-            if name.split(".")[0] in ("pickle", "marshal", "shelve") and not source.within("image/"):
+            if name.split(".")[0] in ("pickle", "marshal", "shelve") and not source.within("guestimage/"):
                 findings.append(source.at(node, f"{name}: loads code, not data"))
     report(findings)

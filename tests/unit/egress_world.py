@@ -16,7 +16,7 @@ from functools import partial
 import pytest
 
 from bufferzone import egress
-from bufferzone.network import gate, interfaces, namespace, wire
+from bufferzone.network import egress_bridge, interfaces, namespace, tcfilter
 from unit.hostile import GATEWAY4, GATEWAY6, GATEWAY_MAC, GUEST4, GUEST6, GUEST_LOCAL, MAC
 
 TIMEOUT_S = 60.0
@@ -106,11 +106,11 @@ class World:
         """Make the gate and join it with the container's interface."""
         policy = egress.policy(rules)
         assert policy is not None
-        self.gates = gate.Gates(policy)
+        self.gates = egress_bridge.Gates(policy)
         self._opened.append(self.gates)
         self.gates.follow(0, self.gate, self.interface)
-        wire.move(self.gate, self.container, "bzfar", self.interface.mtu, end=gate.FAR)
-        namespace.inside(self.container, partial(wire.join, "eth0", "bzfar"))
+        tcfilter.move(self.gate, self.container, "bzfar", self.interface.mtu, end=egress_bridge.FAR)
+        namespace.inside(self.container, partial(tcfilter.join, "eth0", "bzfar"))
         ports = ("gate", "-d", "link", "show", "master", "bz")
         self.await_links(self.gate, lambda: self.ip(*ports).count("state forwarding") == 2)
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bufferzone import config, state
-from bufferzone.cli import pool
+from bufferzone.client import pool_claim
 from bufferzone.oci import Spec
-from bufferzone.shim import door
-from bufferzone.shim.keeper import Keeper
+from bufferzone.pool import listener
+from bufferzone.pool.keeper import Keeper
 
 FAKE = str(Path(__file__).resolve().parents[1] / "fakes" / "fake_waiter.py")
 
@@ -58,7 +58,7 @@ class Running:
     def ask(self, what: str) -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(120)
-            sock.connect(str(self.directory / door.SOCKET))
+            sock.connect(str(self.directory / listener.SOCKET))
             sock.sendall(json.dumps({"do": what}).encode() + b"\n")
             found = b""
             while data := sock.recv(1 << 16):
@@ -79,7 +79,7 @@ class Running:
         directory = self.root / "c"
         directory.mkdir(exist_ok=True)
         found = Spec(dict(spec), "/bundle")
-        return pool.claim(str(directory), found, self.settings, meanwhile=meanwhile)
+        return pool_claim.claim(str(directory), found, self.settings, meanwhile=meanwhile)
 
     def end(self) -> None:
         try:

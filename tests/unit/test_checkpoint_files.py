@@ -14,9 +14,9 @@ import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
-from bufferzone.sandbox import draft, likeness, saved
-from bufferzone.sandbox.draft import Draft
-from bufferzone.sandbox.machine import Machine
+from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible
+from bufferzone.snapshot.checkpoint_writer import Draft
+from bufferzone.vm.shape import Machine
 
 IMAGE = ImageRef(digest="d", directory="/d", kernel="/k", initrd="/i", arguments=())
 MACHINE = Machine(
@@ -33,7 +33,7 @@ FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}}
 
 @pytest.fixture(autouse=True)
 def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (draft, saved):
+    for module in (checkpoint_writer, checkpoint_dir):
         monkeypatch.setattr(module, "saved_key", lambda machine: "key")
 
 
@@ -48,7 +48,7 @@ def write(directory: Path, text: str) -> Draft:
 
 def read(directory: Path) -> str:
     """The text of the checkpoint there, which has to be whole."""
-    found = saved.open_saved(str(directory))
+    found = checkpoint_dir.open_saved(str(directory))
     found.check_memory(found.memory_fd)
     fds = (found.memory_fd, found.state_fd, found.disk_fd)
     texts = {os.pread(fd, 100, 0).decode().split()[0] for fd in fds}
@@ -109,7 +109,7 @@ def test_killed_at_any_step_the_older_or_the_newer_is_there(tmp_path: Path) -> N
 def test_one_that_was_never_finished_is_none_and_leaves_nothing(tmp_path: Path) -> None:
     with Draft(str(tmp_path)):
         with pytest.raises(HostError, match="no checkpoint in"):
-            saved.open_saved(str(tmp_path))
+            checkpoint_dir.open_saved(str(tmp_path))
         with pytest.raises(OSError, match="another one is being written there") as caught:
             Draft(str(tmp_path))
         assert caught.value.errno == errno.EBUSY
@@ -131,10 +131,10 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        (saved.MANIFEST, "not JSON"),
-        (saved.MANIFEST, '{"name": "my app"}'),
-        (saved.MANIFEST, "[]"),
-        (saved.INVENTORY, "CRIU's"),
+        (checkpoint_dir.MANIFEST, "not JSON"),
+        (checkpoint_dir.MANIFEST, '{"name": "my app"}'),
+        (checkpoint_dir.MANIFEST, "[]"),
+        (checkpoint_dir.INVENTORY, "CRIU's"),
     ],
 )
 def test_where_others_have_our_names_nothing_is_written(tmp_path: Path, name: str, text: str) -> None:
@@ -147,12 +147,12 @@ def test_where_others_have_our_names_nothing_is_written(tmp_path: Path, name: st
 def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
     with write(tmp_path / "image", "old"):
         pass
-    manifest = tmp_path / "image" / saved.MANIFEST
+    manifest = tmp_path / "image" / checkpoint_dir.MANIFEST
     value = json.loads(manifest.read_text())
-    value["files"][saved.DISK][0] = "../secret"
+    value["files"][checkpoint_dir.DISK][0] = "../secret"
     manifest.write_text(json.dumps(value))
     with pytest.raises(HostError, match="not a name of ours"):
-        saved.open_saved(str(tmp_path / "image"))
+        checkpoint_dir.open_saved(str(tmp_path / "image"))
 
 
 SPEC: dict[str, Any] = {
@@ -198,7 +198,7 @@ def test_a_bundle_may_differ_where_the_host_makes_it_anew_and_nowhere_else(
     for key in above:
         within = within[key]
     within[last] = value
-    assert likeness.differences(likeness.parts(SPEC), changed) == ([where] if where else [])
+    assert compatible.differences(compatible.parts(SPEC), changed) == ([where] if where else [])
 
 
 @pytest.mark.parametrize(
@@ -208,4 +208,4 @@ def test_a_bundle_may_differ_where_the_host_makes_it_anew_and_nowhere_else(
 def test_the_order_of_mounts_counts_where_one_hides_another(first: str, second: str, same: bool) -> None:
     mounts = [{"destination": place, "type": "tmpfs", "options": [place]} for place in (first, second)]
     one, other = {**SPEC, "mounts": mounts}, {**SPEC, "mounts": mounts[::-1]}
-    assert (likeness.differences(likeness.parts(one), other) == []) == same
+    assert (compatible.differences(compatible.parts(one), other) == []) == same

@@ -14,10 +14,10 @@ import pytest
 
 from bufferzone.cli.bz import scratch
 from bufferzone.errors import HostError, VmmError
-from bufferzone.sandbox import cgroups
-from bufferzone.sandbox.saver import Saver
+from bufferzone.snapshot.copier import Saver
 from bufferzone.storage import erofs
-from bufferzone.vmm.snapshot import Drain
+from bufferzone.vm import cgroups
+from bufferzone.vmm.qemu.snapshot import Drain
 from unit.guest_harness import needs_root
 
 MIB = 1 << 20
@@ -106,8 +106,8 @@ def test_the_saver_packs_and_tells_what_went_wrong(tmp_path: Path) -> None:
 
 COPIER = """
 import os, sys
-from bufferzone.sandbox import cgroups
-from bufferzone.sandbox.saver import Saver
+from bufferzone.vm import cgroups
+from bufferzone.snapshot.copier import Saver
 source, name = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2]
 size = os.fstat(source).st_size
 place = os.path.join("/sys/fs/cgroup/memory", name)

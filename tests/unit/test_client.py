@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from bufferzone import state
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.errors import BugError, ExecError, HostError, StateError, VmmError
 from bufferzone.wire import task, ttrpc
 from bufferzone.wire.proto import Empty

@@ -15,7 +15,7 @@ import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.linux import rtnetlink
-from bufferzone.network import gate, namespace, nft, ruleset, wire
+from bufferzone.network import egress_bridge, namespace, nft, ruleset, tcfilter
 from unit import egress_world as world_of
 from unit import frames
 from unit.egress_world import World
@@ -204,10 +204,10 @@ def test_a_machine_without_nft_is_told_what_is_missing(fresh, monkeypatch):
 
 
 def test_with_the_last_descriptor_the_gate_and_its_far_end_are_gone(fresh):
-    parked = wire.park()
-    gates = gate.Gates(())
+    parked = tcfilter.park()
+    gates = egress_bridge.Gates(())
     gates.follow(0, parked.namespace_fd, fresh.interface)
-    wire.move(parked.namespace_fd, fresh.container, "bzfar", 1500, end=gate.FAR)
+    tcfilter.move(parked.namespace_fd, fresh.container, "bzfar", 1500, end=egress_bridge.FAR)
     assert "bzfar" in fresh.ip("container", "-o", "link")
     gates.close()
     os.close(parked.namespace_fd)

@@ -6,7 +6,7 @@ import pytest
 
 from bufferzone.cli.flags import Flag, help_text, ignored, parse
 from bufferzone.cli.oci import VERBS
-from bufferzone.cli.signals import FORWARDED, number_of
+from bufferzone.client.signals import FORWARDED, number_of
 from bufferzone.errors import UsageError
 
 TABLE = (

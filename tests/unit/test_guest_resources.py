@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from bufferzone.container.resources import merge, settings, touched
 from bufferzone.errors import SpecError
-from bufferzone.guest.resources import merge, settings, touched
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from bufferzone.errors import HostError, SpecError
 from bufferzone.guest import network as guest_network
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink, attribute, attributes, number
-from bufferzone.network import interfaces, namespace, tc, wire
+from bufferzone.network import interfaces, namespace, tc, tcfilter
 from bufferzone.oci import host
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.wire import network as messages
@@ -139,15 +139,15 @@ def test_what_a_vm_cannot_show_is_refused(netns):
 @real
 @taps
 def test_a_parked_tap_moves_and_is_joined_once(netns):
-    parked = wire.park()
+    parked = tcfilter.park()
     try:
         veth("eth0", "10.9.8.7/24")
-        wire.move(parked.namespace_fd, netns, "bzt.0", 9000)
-        namespace.inside(netns, lambda: wire.join("eth0", "bzt.0"))
-        other = wire.park()
-        wire.move(other.namespace_fd, netns, "bzu.0", 9000)
+        tcfilter.move(parked.namespace_fd, netns, "bzt.0", 9000)
+        namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.0"))
+        other = tcfilter.park()
+        tcfilter.move(other.namespace_fd, netns, "bzu.0", 9000)
         with pytest.raises(HostError, match="eth0: another VM uses it already"):
-            namespace.inside(netns, lambda: wire.join("eth0", "bzu.0"))
+            namespace.inside(netns, lambda: tcfilter.join("eth0", "bzu.0"))
         names = [found.name for found in scan(netns)]
         assert "bzt.0" not in names
         assert "bzu.0" not in names
@@ -159,12 +159,12 @@ def test_a_parked_tap_moves_and_is_joined_once(netns):
                 return [tc.priorities(netlink, links[name].index) for name in ("eth0", "bzt.0")]
 
         assert namespace.inside(netns, priorities) == [{tc.OURS}, {tc.OURS}]
-        away = {"bzu.0": (other.namespace_fd, wire.PARKED)}
-        namespace.inside(netns, lambda: wire.part(away))  # another VM's
+        away = {"bzu.0": (other.namespace_fd, tcfilter.PARKED)}
+        namespace.inside(netns, lambda: tcfilter.part(away))  # another VM's
         assert namespace.inside(netns, priorities) == [{tc.OURS}, {tc.OURS}]
-        namespace.inside(netns, lambda: wire.part({"bzt.0": (parked.namespace_fd, wire.PARKED)}))
+        namespace.inside(netns, lambda: tcfilter.part({"bzt.0": (parked.namespace_fd, tcfilter.PARKED)}))
         veth("eth1")
-        wire.move(parked.namespace_fd, netns, "bzt.0", 9000)
+        tcfilter.move(parked.namespace_fd, netns, "bzt.0", 9000)
         assert namespace.inside(netns, priorities)[0] == set()
     finally:
         for tap in (parked, other):
@@ -180,12 +180,12 @@ def test_traffic_control_of_somebody_else_is_left_alone(netns):
                   ["filter", "add", "dev", "eth0", "parent", "ffff:", "prio", "5", "u32", "match", "u32",
                    "0", "0", "flowid", "1:1"]):  # fmt: skip
         subprocess.run(["tc", "-n", NAME, *words], check=True, timeout=120)
-    parked = wire.park()
+    parked = tcfilter.park()
     try:
-        wire.move(parked.namespace_fd, netns, "bzt.1", 1500)
+        tcfilter.move(parked.namespace_fd, netns, "bzt.1", 1500)
         with pytest.raises(HostError, match="eth0: it has traffic control of its own"):
-            namespace.inside(netns, lambda: wire.join("eth0", "bzt.1"))
-        namespace.inside(netns, lambda: wire.clear(["bzt.1"]))
+            namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.1"))
+        namespace.inside(netns, lambda: tcfilter.clear(["bzt.1"]))
         shown = subprocess.run(["tc", "-n", NAME, "qdisc"], capture_output=True, text=True, check=True)
         assert "ingress" in shown.stdout
     finally:
@@ -198,12 +198,12 @@ def test_the_far_end_of_a_gate_that_is_on_its_way_out_is_awaited(netns):
     veth("eth0", "10.9.8.7/24")
     veth("bzt.0")  # as a gate's: its shim was killed, and the kernel has not taken it down yet
     veth("bzt.1")
-    namespace.inside(netns, lambda: wire.join("eth0", "bzt.0"))
+    namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.0"))
     failures = []
 
     def join():
         try:
-            namespace.inside(netns, lambda: wire.join("eth0", "bzt.1"))
+            namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.1"))
         except HostError as error:
             failures.append(error)
 
@@ -212,7 +212,7 @@ def test_the_far_end_of_a_gate_that_is_on_its_way_out_is_awaited(netns):
     ip("-n", NAME, "link", "delete", "bzt.0")
     thread.join()
     assert failures == []
-    assert "bzt.1" in namespace.inside(netns, wire.joined).values()
+    assert "bzt.1" in namespace.inside(netns, tcfilter.joined).values()
 
 
 @real

@@ -13,7 +13,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import denylist
 from bufferzone.network import passt
 from bufferzone.oci import ports
-from bufferzone.sandbox import usernet
+from bufferzone.sandbox import user_network
 
 needs_passt = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("passt") is None, reason="needs root, and passt: apt-get install passt"
@@ -57,7 +57,7 @@ def test_a_port_has_an_address_both_numbers_and_a_protocol():
 
 
 def test_the_guest_gets_one_address_and_a_default_route():
-    interface = usernet.interface()
+    interface = user_network.interface()
     assert [socket.inet_ntoa(row.local) for row in interface.addresses] == ["10.0.2.100"]
     assert [socket.inet_ntoa(row.gateway) for row in interface.routes if row.gateway] == ["10.0.2.2"]
 

@@ -11,17 +11,17 @@ import time
 import pytest
 
 from bufferzone import config, state
-from bufferzone.cli import pool
+from bufferzone.client import pool_claim
 from bufferzone.oci import Spec
-from bufferzone.sandbox import cgroups, rehearsal
-from bufferzone.shim import door, keeper
+from bufferzone.pool import keeper, listener, warmup
+from bufferzone.vm import cgroups
 from unit.pool_world import Running, is_there
 
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper, "QUIET_S", 0.01)
-    monkeypatch.setattr(pool, "_CLAIM_S", 0.5)
+    monkeypatch.setattr(pool_claim, "_CLAIM_S", 0.5)
     begun = []
 
     def start(*modes, **more):
@@ -48,7 +48,7 @@ def test_while_the_one_that_was_taken_gets_ready_the_caller_can_do_something_els
     assert running.claim(meanwhile=lambda: done.append(is_there(waiting))) == waiting
     assert done == [True]
     running.ask("stop")
-    with pytest.raises(pool.NoKeeper):
+    with pytest.raises(pool_claim.NoKeeper):
         running.claim(meanwhile=lambda: done.append(False))
     assert done == [True]
 
@@ -90,7 +90,7 @@ def test_a_size_of_zero_ends_the_pool(begin):
         pass  # it has looked already
     running._thread.join(20)
     assert not any(map(is_there, running.spawned))
-    with pytest.raises(pool.NoKeeper):
+    with pytest.raises(pool_claim.NoKeeper):
         running.claim()
 
 
@@ -150,7 +150,7 @@ def test_a_caller_of_other_namespaces_is_refused(begin, monkeypatch):
 def test_nonsense_on_the_socket_hurts_nobody(begin, data):
     running = begin()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.connect(str(running.directory / door.SOCKET))
+        sock.connect(str(running.directory / listener.SOCKET))
         try:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -161,18 +161,18 @@ def test_nonsense_on_the_socket_hurts_nobody(begin, data):
 
 
 def test_without_a_keeper_a_claim_says_so(tmp_path):
-    with pytest.raises(pool.NoKeeper):
-        pool.claim(str(tmp_path / "c"), Spec({}, "/b"), config.Settings(pool_size=1))
+    with pytest.raises(pool_claim.NoKeeper):
+        pool_claim.claim(str(tmp_path / "c"), Spec({}, "/b"), config.Settings(pool_size=1))
 
 
 def test_requests_are_json_as_json_writes_it():
     value = {"a": [1, True, "x\n\udc80\u20ac"], "b": {"c": False, "d": -3}}
-    assert json.loads(pool.to_json(value)) == value
+    assert json.loads(pool_claim.to_json(value)) == value
 
 
 def test_the_rehearsed_program_says_its_word_and_ends(tmp_path):
     program = tmp_path / "run"
-    program.write_bytes(rehearsal.program())
+    program.write_bytes(warmup.program())
     program.chmod(0o755)
     reader, writer = os.pipe()
     pid = os.posix_spawn(program, ["run"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)])

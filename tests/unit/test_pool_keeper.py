@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from bufferzone.cli import pool
+from bufferzone.client import pool_claim
 from bufferzone.linux import inotify
 from bufferzone.oci import Spec
-from bufferzone.shim import door, keeper
+from bufferzone.pool import keeper, listener
 from unit.pool_world import Running, is_there
 
 
@@ -41,7 +41,7 @@ def assert_ended(running):
 
 
 def lose_socket(running):
-    os.unlink(running.directory / door.SOCKET)
+    os.unlink(running.directory / listener.SOCKET)
 
 
 def remove(directory):
@@ -66,7 +66,7 @@ def replace(running):
     """As another keeper would."""
     path = running.directory / "new"
     path.write_text("another's")
-    path.rename(running.directory / door.SOCKET)
+    path.rename(running.directory / listener.SOCKET)
 
 
 @pytest.mark.parametrize("lose", [lose_socket, wipe, wipe_pool, rename, replace])
@@ -114,7 +114,7 @@ def test_strange_files_are_passed_over_and_left_alone(begin, tmp_path):
 
 
 def test_a_directory_in_the_sockets_place_is_one_clear_line(begin, tmp_path):
-    (tmp_path / "root" / "@pool" / door.SOCKET).mkdir(parents=True)
+    (tmp_path / "root" / "@pool" / listener.SOCKET).mkdir(parents=True)
     with pytest.raises(keeper.HostError, match=r"cannot listen in .*@pool: Is a directory"):
         begin()
 
@@ -157,12 +157,12 @@ def test_a_claim_as_long_as_requests_may_be_reaches_its_waiter(begin):
     directory = running.root / "c"
     directory.mkdir()
     spec = Spec({}, "/" + "\u20ac" * 1000)
-    request = pool.to_json(pool.shape(spec, settings))
-    assert len(request) < door.MOST_REQUEST - 8192
-    assert len(json.dumps(json.loads(request))) > door.MOST_REQUEST
-    assert pool.claim(str(directory), spec, settings) == 0  # from now on they wait for it
+    request = pool_claim.to_json(pool_claim.shape(spec, settings))
+    assert len(request) < listener.MOST_REQUEST - 8192
+    assert len(json.dumps(json.loads(request))) > listener.MOST_REQUEST
+    assert pool_claim.claim(str(directory), spec, settings) == 0  # from now on they wait for it
     running.await_states("waiting", "waiting")
-    assert pool.claim(str(directory), spec, settings) in running.spawned
+    assert pool_claim.claim(str(directory), spec, settings) in running.spawned
 
 
 def test_a_request_that_is_too_long_is_refused_and_hurts_nobody(begin):
@@ -171,14 +171,14 @@ def test_a_request_that_is_too_long_is_refused_and_hurts_nobody(begin):
     settings = running.settings.with_values(kernel_arguments=("a",) * 40_000)
     directory = running.root / "c"
     directory.mkdir()
-    assert pool.claim(str(directory), Spec({}, "/b"), settings) == 0
+    assert pool_claim.claim(str(directory), Spec({}, "/b"), settings) == 0
     assert running.claim() in running.spawned
 
 
 def test_the_sockets_directory_may_be_deep(tmp_path):
     directory = tmp_path / ("d" * 120)
     directory.mkdir()
-    there = door.Door(str(directory))
+    there = listener.Door(str(directory))
     assert there.is_there()
     there.shut()
     assert not there.is_there()
@@ -205,7 +205,7 @@ def test_a_verb_takes_away_what_a_taker_that_was_killed_has_made(begin, tmp_path
     cgroup.mkdir()
     (tmp_path / "root" / "c").mkdir()
     left = {"processes": [[os.getpid(), 1]], "cgroups": [str(cgroup)]}
-    pool.state.write_leftovers(str(tmp_path / "root" / "c"), left)
+    pool_claim.state.write_leftovers(str(tmp_path / "root" / "c"), left)
     assert running.claim() == 0
     assert not cgroup.exists()
 
@@ -214,7 +214,7 @@ def test_a_second_caller_is_served_while_the_first_says_nothing(begin):
     running = begin()
     running.await_states("waiting")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
-        silent.connect(str(running.directory / door.SOCKET))
+        silent.connect(str(running.directory / listener.SOCKET))
         assert len(json.loads(running.ask("list"))["vms"]) == 1
 
 

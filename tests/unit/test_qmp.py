@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bufferzone.errors import VmmError
-from bufferzone.vmm.qmp import EVENT_LIMIT, LINE_LIMIT, Qmp
+from bufferzone.vmm.qemu.qmp import EVENT_LIMIT, LINE_LIMIT, Qmp
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}}
 

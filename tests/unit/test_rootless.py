@@ -15,7 +15,7 @@ import pytest
 
 from bufferzone import config, jail, state
 from bufferzone.errors import HostError
-from bufferzone.image import current, store
+from bufferzone.guestimage import current, store
 from bufferzone.linux import identity, pidns, process
 
 BUSYBOX = "/usr/bin/busybox"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from bufferzone.errors import CallerError, GuestError, HostError
-from bufferzone.sandbox import cgroups, limits
+from bufferzone.sandbox import limits
 from bufferzone.sandbox.containers import Container, Containers
+from bufferzone.vm import cgroups
 
 MIB = 1 << 20
 EVERYTHING = {

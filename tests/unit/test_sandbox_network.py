@@ -15,10 +15,11 @@ import pytest
 
 from bufferzone import egress, state
 from bufferzone.errors import HostError
-from bufferzone.network import namespace, wire
-from bufferzone.sandbox import boot, leftovers
+from bufferzone.network import namespace, tcfilter
+from bufferzone.sandbox import boot
 from bufferzone.sandbox import network as network_module
 from bufferzone.sandbox.network import Network
+from bufferzone.vm import leftovers
 from bufferzone.wire.network import FIRST_MAC
 from unit import egress_world
 from vm.netns import World
@@ -52,7 +53,7 @@ class Sandbox:
     """A network whose VM is this test: frames come and go by `tap`."""
 
     def __init__(self, world, directory, rules=None):
-        tap = wire.park()
+        tap = tcfilter.park()
         self.tap, self.agent = os.dup(tap.fd), Agent()
         os.set_blocking(self.tap, False)
         left = boot.Leftovers(str(directory))

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, StateError
 from bufferzone.shim.server import Server
 from bufferzone.wire import agent, shim, task

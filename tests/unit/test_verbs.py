@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from bufferzone import state
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.wire import task
 from fakes.cli import DEADLINE_S, Cli, read
 

@@ -151,7 +151,7 @@ def test_a_file_name_that_is_not_utf8_does_not_hurt(bz):
 
 def test_a_waiter_that_shows_a_containers_root_can_import_nothing_from_it(tmp_path):
     """After pivot_root an import would run the image's files on the host."""
-    program = "from bufferzone.cli import waiter; waiter._import_no_more(); import colorsys"
+    program = "from bufferzone.client import waiter; waiter._import_no_more(); import colorsys"
     source = os.path.join(os.path.dirname(__file__), "..", "..", "src")
     done = subprocess.run(
         ["/usr/bin/python3", "-c", program], env={"PYTHONPATH": source}, capture_output=True, text=True

@@ -17,8 +17,8 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.model import Share, VmSpec
 from bufferzone.spawn import Child
 from bufferzone.storage import virtiofs
-from bufferzone.vmm import driver
 from bufferzone.vmm.console import BoundedLog, Reader
+from bufferzone.vmm.qemu import driver
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: own uids and mount namespaces"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone.model import ImageRef
-from bufferzone.sandbox import saved
+from bufferzone.snapshot import checkpoint_dir
 from vm.leftovers import Watch
 from vm.netns import World
 from vm.verbs import BOOT_S, Container, await_end, await_true, bundle, config, write_config
@@ -287,7 +287,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp
     image = tmp_path / "image"
     warm.runtime.ok("checkpoint", "--image-path", str(image), "one")
     warm.runtime.ok("delete", "one")
-    manifest = image / saved.MANIFEST
+    manifest = image / checkpoint_dir.MANIFEST
     good = manifest.read_text()
     assert image.stat().st_mode & 0o777 == 0o700
     other_bundle = bundle(tmp_path / "other", "exec sleep 1000", annotations=BLOCK)
@@ -299,11 +299,13 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp
         manifest.write_text(json.dumps({**value, key: other}))
         assert "was made " in refusal(warm, made, image)
     manifest.write_text(good[:100])
-    assert f"the checkpoint {image} is damaged: {saved.MANIFEST}" in refusal(warm, made, image)
+    assert f"the checkpoint {image} is damaged: {checkpoint_dir.MANIFEST}" in refusal(warm, made, image)
     manifest.unlink()
-    assert refusal(warm, made, image).startswith(f"no checkpoint in {image}: {saved.MANIFEST} is missing")
+    assert refusal(warm, made, image).startswith(
+        f"no checkpoint in {image}: {checkpoint_dir.MANIFEST} is missing"
+    )
     manifest.write_text(good)
-    for kind in (saved.STATE, saved.DISK, saved.MEMORY):
+    for kind in (checkpoint_dir.STATE, checkpoint_dir.DISK, checkpoint_dir.MEMORY):
         (path,) = image.glob(f"bufferzone-{kind}-*")
         name = path.name
         with path.open("r+b") as file:

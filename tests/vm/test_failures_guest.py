@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bufferzone.image import store
+from bufferzone.guestimage import store
 from vm import private
 from vm.leftovers import Watch
 from vm.verbs import Runtime, bundle, listing, privileged

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.wire import task
 from vm import private
 from vm.leftovers import Watch, is_alive

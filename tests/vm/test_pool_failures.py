@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone import oci, state
-from bufferzone.cli import pool as claims
+from bufferzone.client import pool_claim as claims
 from bufferzone.config import Settings, shape_of
 from bufferzone.linux import inotify
 from bufferzone.linux.libc import call, encode

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.image import templates
+from bufferzone.guestimage import template_store
 from bufferzone.model import ImageRef
 from bufferzone.storage import virtiofs
-from bufferzone.vmm import driver
+from bufferzone.vmm.qemu import driver
 from vm.leftovers import Watch, descendants, is_alive, name_of
 from vm.test_failures_disk import small_disk
 from vm.verbs import BOOT_S, await_end, await_true, bundle, config, kill
@@ -137,11 +137,11 @@ def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
     (key,) = warm.keys()
     before = (warm.store / key).stat().st_ino
     if how == "truncated":
-        os.truncate(warm.store / key / templates.MEMORY, 1 << 20)
+        os.truncate(warm.store / key / template_store.MEMORY, 1 << 20)
     elif how == "open to others":
-        (warm.store / key / templates.STATE).chmod(0o644)
+        (warm.store / key / template_store.STATE).chmod(0o644)
     else:
-        overwrite(warm.store / key / templates.STATE)
+        overwrite(warm.store / key / template_store.STATE)
     begun, warnings = run_and_delete(warm, made, "c")
     assert begun == "cold"
     assert len(warnings) == 1, warnings
@@ -162,7 +162,7 @@ def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
 
 def test_memory_that_rotted_fails_one_start_and_is_removed(warm: Warm, watch: Watch, made: Path) -> None:
     warm.make_template()
-    overwrite(warm.store / warm.keys()[0] / templates.MEMORY)
+    overwrite(warm.store / warm.keys()[0] / template_store.MEMORY)
     failed = warm.runtime.try_create("c", made)
     assert failed.status == 1
     assert "the virtual machine" in failed.line
@@ -223,7 +223,7 @@ def test_a_template_has_the_share_in_it_where_qemu_and_virtiofsd_can_save_one(
     if version_of(driver.find_program()) < (8, 2) or version_of(daemon.path) < (1, 11):
         pytest.skip("saving a share takes QEMU 8.2 and virtiofsd 1.11")
     warm.make_template()
-    assert templates.listing(str(warm.store))[0][templates.SHARE] is True
+    assert template_store.listing(str(warm.store))[0][template_store.SHARE] is True
     made = bundle(tmp_path / "bundle", "read word < /etc/word; echo $word > /out; echo up; exec sleep 1000")
     (made / "rootfs" / "etc").mkdir(exist_ok=True)
     (made / "rootfs" / "etc" / "word").write_text("from the host\n")

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from bufferzone.image import templates
+from bufferzone.guestimage import template_store
 from bufferzone.model import ImageRef
 from vm.private import words
 from vm.verbs import PROGRAM, Result, Runtime, await_true
@@ -46,7 +46,7 @@ class Warm:
         assert made.status == 0, made.err
 
     def keys(self) -> list[str]:
-        return [row["key"] for row in templates.listing(str(self.store))]
+        return [row["key"] for row in template_store.listing(str(self.store))]
 
     def await_template(self) -> str:
         """Wait until there is exactly one and no maker is left; its key."""

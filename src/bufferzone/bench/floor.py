@@ -15,17 +15,17 @@ from dataclasses import replace
 from bufferzone import config
 from bufferzone.bench import bundles, programs
 from bufferzone.errors import GuestError, HostError
-from bufferzone.image import templates
+from bufferzone.guestimage import template_store
 from bufferzone.model import Share
 from bufferzone.sandbox import network, plan
-from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
-from bufferzone.sandbox.timeline import Timeline
 from bufferzone.spawn import Child
 from bufferzone.storage import ram, virtiofs
-from bufferzone.vmm import driver, qemu, snapshot
+from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm.shape import Channels, describe, spec_of, template_key
+from bufferzone.vm.timeline import Timeline
 from bufferzone.vmm.console import BoundedLog, Reader
-from bufferzone.vmm.qmp import Qmp
+from bufferzone.vmm.qemu import command_line, driver, snapshot
+from bufferzone.vmm.qemu.qmp import Qmp
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bufferzone.sandbox.machine import Machine
+    from bufferzone.vm.shape import Machine
 
 _ID = "floor"
 _MOUNT_S = 20.0
@@ -51,8 +51,8 @@ class Floor:
             settings, self._size, directory, lambda line: None, nic=network.has_taps()
         )
         self._directory = directory
-        self._template = _open_template(templates.default_store(settings.image_store), self.machine)
-        self._carries = bool(self._template.meta.get(templates.SHARE))
+        self._template = _open_template(template_store.default_store(settings.image_store), self.machine)
+        self._carries = bool(self._template.meta.get(template_store.SHARE))
         self._tree = os.path.join(directory, "tree")
         bundles.make_rootfs(os.path.join(self._tree, plan.share_name(_ID, "rootfs")))
         spec = bundles.config("rootfs", {})
@@ -95,7 +95,7 @@ class Floor:
             os.lseek(self._template.state_fd, 0, os.SEEK_SET)
             snapshot.load(vmm, self._template.state_fd)
             if not self._carries:
-                snapshot.plug_share(vmm, share, qemu.SHARE_PORT)
+                snapshot.plug_share(vmm, share, command_line.SHARE_PORT)
             snapshot.resume(vmm)
             timeline.enter("wake the guest")
             client = AgentClient(channels.agent)
@@ -151,8 +151,8 @@ class Floor:
         ends = channels.ends
         spec = spec_of(self.machine, _ID, ends, shares=(share,), in_file=True, restored=True, tap=tap)
         spec = replace(spec, carries_share=self._carries, memory_path=f"/proc/self/fd/{memory_fd}")
-        words = qemu.argv(driver.find_program(), spec, firmware=self._firmware_name)
-        words = [self._firmware if word == qemu.FIRMWARE_DIRECTORY else word for word in words]
+        words = command_line.argv(driver.find_program(), spec, firmware=self._firmware_name)
+        words = [self._firmware if word == command_line.FIRMWARE_DIRECTORY else word for word in words]
         child = self._spawn(words, [*channels.ends, share.fd, memory_fd, *(nic.fd for nic in spec.nics)])
         silent, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)
@@ -171,8 +171,8 @@ class Floor:
         return Child(os.path.basename(words[0]), pid, os.pidfd_open(pid))
 
 
-def _open_template(store: str, machine: Machine) -> templates.Template:
-    found = templates.open_template(store, template_key(machine))
+def _open_template(store: str, machine: Machine) -> template_store.Template:
+    found = template_store.open_template(store, template_key(machine))
     if found is None:
         raise HostError("there is no template of this shape", hint="bz template make", code="no-template")
     return found

@@ -9,8 +9,8 @@ from bufferzone.errors import BufferzoneError
 from bufferzone.linux import mount
 from bufferzone.linux.process import CLONE_NEWNS, become_subreaper, unshare
 from bufferzone.sandbox import network, plan
-from bufferzone.sandbox.machine import describe
-from bufferzone.vmm import driver
+from bufferzone.vm.shape import describe
+from bufferzone.vmm.qemu import driver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import time
 from bufferzone import state
 from bufferzone.bench import figures, memory, programs
 from bufferzone.bench.runtimes import COLD, VERB_S
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.wire import shim
 from bufferzone.wire.proto import Empty

@@ -100,7 +100,7 @@ def find(name: str, own_program: str) -> Runtime:
     """The runtime `name` (not the floor); `own_program` is our `bufferzone`."""
     if name in _ANNOTATIONS:
         reason = ""
-        if name == POOL and importlib.util.find_spec("bufferzone.sandbox.pool") is None:
+        if name == POOL and importlib.util.find_spec("bufferzone.pool.waiting_vm") is None:
             reason = "this version has no pool"
         elif os.geteuid() != 0 and name != COLD:
             reason = "templates are used by root alone"

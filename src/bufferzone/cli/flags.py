@@ -8,6 +8,7 @@ No argparse: it costs as much as a bare interpreter start.
 from __future__ import annotations
 
 from bufferzone.errors import UsageError
+from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,11 +148,6 @@ def _set(options: Options, flag: Flag, text: str) -> None:
     else:
         options.__dict__[flag.attribute] = value
     options.given.add(flag.attribute)
-
-
-def shown(text: str) -> str:
-    """A caller's text inside a message: printable, on one line, not endless."""
-    return ascii(text if len(text) <= 80 else text[:77] + "...")[1:-1]
 
 
 def help_text(name: str, summary: str, usage: str, description: str, flags: Sequence[Flag]) -> str:

@@ -9,9 +9,10 @@ import os
 import sys
 
 from bufferzone import log
-from bufferzone.cli.flags import Flag, Options, help_text, ignored, parse, shown
+from bufferzone.cli.flags import Flag, Options, help_text, ignored, parse
 from bufferzone.cli.oci import VERBS
 from bufferzone.errors import BufferzoneError, ExecError, UsageError
+from bufferzone.log import shown
 from bufferzone.state import OCI_VERSION
 
 TYPE_CHECKING = False

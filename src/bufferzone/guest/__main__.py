@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
+from bufferzone.container.loop import report, warn
 from bufferzone.guest.agent import Agent
 from bufferzone.guest.boot import CGROUP_ROOT, Phases, boot
-from bufferzone.guest.loop import report, warn
 from bufferzone.linux import process as lp
 
 POWER_OFF = 0x4321FEDC

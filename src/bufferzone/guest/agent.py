@@ -6,17 +6,17 @@ import os
 import time
 
 from bufferzone import __version__
+from bufferzone.container.jsontext import loads
+from bufferzone.container.loop import Loop, warn
+from bufferzone.container.mounts import describe
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import adopt, block, disguise, nic, processes
-from bufferzone.guest.jsontext import loads
-from bufferzone.guest.loop import Loop, warn
+from bufferzone.guest import adopt, block, mac, nic, processes
+from bufferzone.guest.clock import set_wall_clock
+from bufferzone.guest.containers import Sandbox
 from bufferzone.guest.modprobe import begin
-from bufferzone.guest.mounts import describe
 from bufferzone.guest.network import take_over
-from bufferzone.guest.sandbox import Sandbox
 from bufferzone.guest.server import Server
-from bufferzone.guest.settled import scrub, settle_down
-from bufferzone.guest.wallclock import set_wall_clock
+from bufferzone.guest.template_prep import scrub, settle_down
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
@@ -86,7 +86,7 @@ class Agent:
                 import _socket
 
                 _socket.sethostname(request.hostname)
-            disguise.disguise_all()
+            mac.disguise_all()
         answer = wire.HelloResponse(
             kernel=os.uname().release,
             version=__version__,

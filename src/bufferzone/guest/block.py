@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.container.cgroup import read
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest.cgroup import read
 from bufferzone.guest.modprobe import modprobe
 from bufferzone.linux import mount as lm
 from bufferzone.wire import agent as wire

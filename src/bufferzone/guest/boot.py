@@ -11,9 +11,9 @@ import errno
 import os
 import time
 
+from bufferzone.container.cgroup import enable_controllers, read
+from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError
-from bufferzone.guest.cgroup import enable_controllers, read
-from bufferzone.guest.loop import warn
 from bufferzone.linux import interface
 from bufferzone.linux import mount as lm
 from bufferzone.linux import process as lp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.guest.loop import warn
+from bufferzone.container.loop import warn
 
 _MODPROBE = "/sbin/modprobe"
 

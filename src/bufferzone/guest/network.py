@@ -10,10 +10,10 @@ import _socket
 import os
 import struct
 
+from bufferzone.container.cgroup import write
+from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import nic
-from bufferzone.guest.cgroup import write
-from bufferzone.guest.loop import warn
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink
 from bufferzone.wire.network import MOST_INTERFACES, MOST_ROWS

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.guest.cgroup import read, write
-from bufferzone.guest.disguise import true_name
+from bufferzone.container.cgroup import read, write
+from bufferzone.guest.mac import true_name
 from bufferzone.guest.modprobe import modprobe
 
 TYPE_CHECKING = False

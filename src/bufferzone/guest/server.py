@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import select
 
+from bufferzone.container.loop import report
 from bufferzone.errors import CallerError
-from bufferzone.guest.loop import report
 from bufferzone.wire import agent as wire
 from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import DecodeError, Message
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bufferzone.guest.loop import Loop
+    from bufferzone.container.loop import Loop
 
 BACKLOG = 1 << 20
 READ_SIZE = 1 << 20

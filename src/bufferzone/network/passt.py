@@ -16,7 +16,7 @@ import socket
 
 from bufferzone import jail
 from bufferzone.errors import HostError
-from bufferzone.network import sieve
+from bufferzone.network import frame_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def start(ports: Sequence[Port], *, directory: str, uid: int, log_fd: int) -> tu
     `directory` is an empty one. That a port cannot be bound is seen by passt ending, after this.
     """
     program = find_program()
-    ours, theirs = sieve.pair()
+    ours, theirs = frame_filter.pair()
     empty = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with theirs:

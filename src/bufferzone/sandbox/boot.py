@@ -14,18 +14,21 @@ from functools import partial
 
 from bufferzone import jail, state
 from bufferzone.errors import HostError, VmmError
-from bufferzone.image import templates
-from bufferzone.network import wire
+from bufferzone.guestimage import template_store
+from bufferzone.network import tcfilter
 from bufferzone.oci import host
-from bufferzone.sandbox import cgroups, plan, revive, rootdisk, sources, template, usernet
-from bufferzone.sandbox.agent import AgentClient
-from bufferzone.sandbox.capture import Capture
-from bufferzone.sandbox.leftovers import Leftovers
-from bufferzone.sandbox.machine import Channels, describe, spec_of, template_key
-from bufferzone.sandbox.running import Sandbox
-from bufferzone.sandbox.timeline import Timeline
+from bufferzone.sandbox import plan, rootdisk, sources, user_network
+from bufferzone.sandbox.sandbox import Sandbox
+from bufferzone.snapshot import restore, template
+from bufferzone.snapshot.checkpoint import Capture
 from bufferzone.storage import ram, share, virtiofs
-from bufferzone.vmm import console, driver, qemu, snapshot
+from bufferzone.vm import cgroups
+from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm.leftovers import Leftovers
+from bufferzone.vm.shape import Channels, describe, spec_of, template_key
+from bufferzone.vm.timeline import Timeline
+from bufferzone.vmm import console
+from bufferzone.vmm.qemu import command_line, driver, snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ if TYPE_CHECKING:
     from bufferzone.errors import BufferzoneError
     from bufferzone.model import Share, VmSpec
     from bufferzone.oci import Spec
-    from bufferzone.sandbox import saved
-    from bufferzone.sandbox.machine import Machine
     from bufferzone.sandbox.plan import VmPlan
+    from bufferzone.snapshot import checkpoint_dir
     from bufferzone.spawn import Child
-    from bufferzone.vmm.driver import Vmm
+    from bufferzone.vm.shape import Machine
+    from bufferzone.vmm.qemu.driver import Vmm
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def boot(
     spec: Spec,
     directory: str,
     log: Callable[[str], None],
-    restored: saved.Saved | None = None,
+    restored: checkpoint_dir.Saved | None = None,
 ) -> Iterator[Sandbox]:
     """Start the VM for `spec`'s sandbox and yield it, booting still; on leaving, nothing of it is left.
 
@@ -62,12 +65,12 @@ def boot(
     size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
-        user = usernet.wanted(spec.raw, settings, restored)
+        user = user_network.wanted(spec.raw, settings, restored)
         tap = None if user or (restored is not None and not restored.machine.nic) else park(log)
         if restored is None:
             machine = _machine(settings, size, os.path.dirname(directory), log, tap, user)
         else:
-            machine = revive.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
+            machine = restore.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
         warm = _Warm(stack, machine, settings, log) if restored is None else None
         left = Leftovers(directory)
         _join(stack, cgroup, left)
@@ -75,11 +78,11 @@ def boot(
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
         tree = _share(stack, directory) if disk is None or sources.needs_share(spec) else None
-        link = usernet.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
+        link = user_network.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.channels.agent)
-        network = usernet.of(stack, link, started.vmm, agent_client, left.add_network, settings.egress)
+        network = user_network.of(stack, link, started.vmm, agent_client, left.add_network, settings.egress)
         sandbox = Sandbox(
             container_id,
             vmm=started.vmm,
@@ -117,25 +120,32 @@ def _share(stack: ExitStack, directory: str) -> share.Tree:
 
 
 def _machine(
-    settings: Settings, size: VmPlan, root: str, log: Callable[[str], None], tap: wire.Tap | None, user: bool
+    settings: Settings,
+    size: VmPlan,
+    root: str,
+    log: Callable[[str], None],
+    tap: tcfilter.Tap | None,
+    user: bool,
 ) -> Machine:
     return replace(describe(settings, size, root, log, nic=user or tap is not None), user_network=user)
 
 
-def _start(stack: ExitStack, starter: Starter, warm: _Warm | None, restored: saved.Saved | None) -> Started:
+def _start(
+    stack: ExitStack, starter: Starter, warm: _Warm | None, restored: checkpoint_dir.Saved | None
+) -> Started:
     """Start the VM: a new one, or that of a checkpoint."""
     if restored is not None:
-        return starter.restore(stack, restored, partial(revive.revive, restored))
+        return starter.restore(stack, restored, partial(restore.revive, restored))
     assert warm is not None
     started = starter.start(stack, warm)
     warm.let_go()
     return started
 
 
-def park(log: Callable[[str], None]) -> wire.Tap | None:
+def park(log: Callable[[str], None]) -> tcfilter.Tap | None:
     """The tap of the VM's NIC; without one the VM has none, which only a container with a network misses."""
     try:
-        return wire.park()
+        return tcfilter.park()
     except HostError as error:
         log(f"the VM gets no NIC: {error.line()}")
         return None
@@ -147,19 +157,19 @@ class _Warm:
     def __init__(
         self, stack: ExitStack, machine: Machine, settings: Settings, log: Callable[[str], None]
     ) -> None:
-        self.template: templates.Template | None = None
+        self.template: template_store.Template | None = None
         self._maker: template.Maker | None = None
         self._came_from = ""
         self._log = log
-        self._store = templates.default_store(settings.image_store)
+        self._store = template_store.default_store(settings.image_store)
         if not settings.templates or os.geteuid() != 0:
             return
         key = template_key(machine)
         try:
-            self.template = templates.open_template(self._store, key)
+            self.template = template_store.open_template(self._store, key)
         except HostError as error:
             log(error.line())
-            templates.remove(self._store, key)
+            template_store.remove(self._store, key)
         if self.template is not None:
             stack.callback(self.let_go)
         else:
@@ -175,7 +185,7 @@ class _Warm:
         """The template does not work: one warning, and it is made again after the next cold boot."""
         self._log(f"booting cold, the template is of no use: {error.line()}")
         if self.template is not None:
-            templates.remove(self._store, self.template.key)
+            template_store.remove(self._store, self.template.key)
             self.template.close()
             self.template = None
 
@@ -192,7 +202,7 @@ class _Warm:
             self._maker.go()
         if not well and self._came_from:
             self._log("the template is removed: its guest did not wake")
-            templates.remove(self._store, self._came_from)
+            template_store.remove(self._store, self._came_from)
 
 
 class Started:
@@ -215,7 +225,7 @@ class Starter:
         tree: share.Tree | None,
         left: Leftovers,
         timeline: Timeline,
-        tap: wire.Tap | usernet.Link | None,
+        tap: tcfilter.Tap | user_network.Link | None,
     ) -> None:
         self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory
@@ -250,7 +260,7 @@ class Starter:
     def restore(
         self,
         stack: ExitStack,
-        found: templates.Template | saved.Saved,
+        found: template_store.Template | checkpoint_dir.Saved,
         before: Callable[[Vmm, int], None] = lambda vmm, memory_fd: None,
     ) -> Started:
         """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`.
@@ -261,13 +271,13 @@ class Starter:
         self._timeline.enter("start QEMU")
         channels = Channels(stack)
         memory, memory_fd = self._memory(stack)
-        carries = isinstance(found, templates.Template) and bool(found.meta.get(templates.SHARE))
+        carries = isinstance(found, template_store.Template) and bool(found.meta.get(template_store.SHARE))
         kind = {"in_file": True, "restored": True, "carries_share": carries}
         vm = spec_of(self._machine, self._name, channels.ends, shares=shared, tap=self._tap, **kind)
         vmm = self._qemu(stack, vm, channels, memory)
         self._timeline.enter("copy memory")  # while QEMU starts
         ram.copy(found.memory_fd, memory_fd)
-        what = "load the template" if isinstance(found, templates.Template) else "load the checkpoint"
+        what = "load the template" if isinstance(found, template_store.Template) else "load the checkpoint"
         self._timeline.enter(what)
         vmm.greet()
         try:
@@ -277,7 +287,7 @@ class Starter:
             raise vmm.failure(what) from error
         before(vmm, memory_fd)
         for one in () if carries else shared:
-            snapshot.plug_share(vmm, one, qemu.SHARE_PORT)
+            snapshot.plug_share(vmm, one, command_line.SHARE_PORT)
         snapshot.resume(vmm)
         self._timeline.enter("wake the guest")
         return Started(vmm, daemon, channels, restored=True)

@@ -14,10 +14,12 @@ from bufferzone import oci
 from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import cgroups, likeness, limits, plan, rootdisk, rootmounts, sources
+from bufferzone.sandbox import limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
-from bufferzone.sandbox.tenancy import Tenancy
+from bufferzone.sandbox.pods import Tenancy
+from bufferzone.snapshot import compatible
+from bufferzone.vm import cgroups
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
     See = Callable[[Callable[[], Any]], Any]
 
-    from bufferzone.sandbox.agent import Pending
-    from bufferzone.sandbox.running import Sandbox
+    from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.vm.agent_client import Pending
     from bufferzone.wire.proto import Message
     from bufferzone.wire.task import Mount
 
@@ -207,7 +209,7 @@ class Containers:
         facts = {
             "container": container.id,
             "terminal": bool(container.spec["process"].get("terminal")),
-            "spec": likeness.parts(container.spec),
+            "spec": compatible.parts(container.spec),
             "created": time.time_ns(),
         }
         still = nullcontext() if frozen else self._frozen(agent.ProcessRef(id=container.id))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, HostError
-from bufferzone.sandbox import cgroups
+from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError, VmmError
-from bufferzone.network import interfaces, namespace, wire
+from bufferzone.network import interfaces, namespace, tcfilter
 from bufferzone.oci import host
 from bufferzone.sandbox.nics import Nics
 from bufferzone.wire import network as messages
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
-    from bufferzone.sandbox.agent import AgentClient
-    from bufferzone.sandbox.machine import Machine
-    from bufferzone.vmm.driver import Vmm
+    from bufferzone.vm.agent_client import AgentClient
+    from bufferzone.vm.shape import Machine
+    from bufferzone.vmm.qemu.driver import Vmm
 
 #: how long a guest may take to find a NIC that was plugged
 _PLUG_S = 10.0
@@ -40,12 +40,12 @@ _AGAIN_S = 0.005
 
 def has_taps() -> bool:
     """Whether we may make tap devices at all: whether a VM of ours has a NIC."""
-    return os.access(wire.DEVICE, os.R_OK | os.W_OK)
+    return os.access(tcfilter.DEVICE, os.R_OK | os.W_OK)
 
 
-def park() -> wire.Tap:
+def park() -> tcfilter.Tap:
     """The tap of a VM that is being started. Raises `HostError`."""
-    return wire.park()
+    return tcfilter.park()
 
 
 def idle(stack: ExitStack, machine: Machine) -> int:
@@ -57,7 +57,7 @@ def idle(stack: ExitStack, machine: Machine) -> int:
         return theirs.fileno()
     if not machine.nic:
         return -1
-    tap = wire.park()
+    tap = tcfilter.park()
     stack.callback(os.close, tap.fd)
     os.close(tap.namespace_fd)
     return tap.fd
@@ -96,7 +96,7 @@ class Network:
 
     def __init__(
         self,
-        tap: wire.Tap | None,
+        tap: tcfilter.Tap | None,
         vmm: Vmm,
         agent_client: AgentClient,
         record: Callable[[list[int], str, list[str]], None],

@@ -14,8 +14,8 @@ from functools import partial
 
 from bufferzone.errors import HostError
 from bufferzone.linux import identity
-from bufferzone.network import door, gate, namespace, wire
-from bufferzone.vmm.nic import plug
+from bufferzone.network import egress_bridge, namespace, rootlessport, tcfilter
+from bufferzone.vmm.qemu.nic import plug
 from bufferzone.wire.network import nic_mac
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
-    from bufferzone.vmm.driver import Vmm
+    from bufferzone.vmm.qemu.driver import Vmm
 
 
 class Nic:
@@ -42,9 +42,9 @@ class Nics:
     egress policy, None: none. Not thread-safe but for `refused`.
     """
 
-    def __init__(self, first: wire.Tap | None, vmm: Vmm, rules: tuple[Rule, ...] | None) -> None:
-        self._gates = None if rules is None else gate.Gates(rules)
-        self._end = wire.PARKED if self._gates is None else gate.FAR
+    def __init__(self, first: tcfilter.Tap | None, vmm: Vmm, rules: tuple[Rule, ...] | None) -> None:
+        self._gates = None if rules is None else egress_bridge.Gates(rules)
+        self._end = tcfilter.PARKED if self._gates is None else egress_bridge.FAR
         self._vmm = vmm
         # Podman's port handler for ordinary users calls from inside the namespace
         self._doors = identity.is_namespace_root()
@@ -71,7 +71,7 @@ class Nics:
         `record` notes the names of the taps that will be in the namespace. Raises `HostError`, `VmmError`,
         OSError; then some may be joined.
         """
-        leads = namespace.inside(fd, wire.joined) if any(nic.placed for nic in self._all) else {}
+        leads = namespace.inside(fd, tcfilter.joined) if any(nic.placed for nic in self._all) else {}
         new = list(found)
         for nic in self._all:
             # by what the kernel does now: the interface may be another one of the same name or index
@@ -86,7 +86,7 @@ class Nics:
         for interface in new:
             nic = free.pop(0) if free else self._plug()
             self._place(fd, nic, interface)
-            namespace.inside(fd, partial(wire.join, interface.name, nic.name))
+            namespace.inside(fd, partial(tcfilter.join, interface.name, nic.name))
             nic.interface = interface
         self._take_home(fd, free)
         for nic in self._all if self._doors else ():
@@ -98,7 +98,7 @@ class Nics:
         told = []
         for interface in found:
             if interface.name in numbers:
-                route, neighbour = door.rows(numbers[interface.name])
+                route, neighbour = rootlessport.rows(numbers[interface.name])
                 more = (*interface.neighbours, neighbour)
                 interface = replace(interface, routes=(*interface.routes, route), neighbours=more)
             told.append(interface)
@@ -126,13 +126,13 @@ class Nics:
         if not self._all:
             names = ", ".join(interface.name for interface in new)
             raise HostError(
-                f"the VM has no NIC for {names}: {wire.DEVICE} cannot be used",
+                f"the VM has no NIC for {names}: {tcfilter.DEVICE} cannot be used",
                 hint="modprobe tun, and let the runtime open it",
                 code="no-tap",
             )
 
     def _plug(self) -> Nic:
-        tap, number = wire.park(), len(self._all)
+        tap, number = tcfilter.park(), len(self._all)
         try:
             plug(self._vmm, tap.fd, number=number, mac=nic_mac(number))
         except BaseException:
@@ -150,29 +150,31 @@ class Nics:
             return
         if self._gates is not None:
             self._gates.follow(nic.number, nic.home, interface)
-        wire.move(nic.home, fd, nic.name, interface.mtu, end=self._end)
+        tcfilter.move(nic.home, fd, nic.name, interface.mtu, end=self._end)
         nic.placed = True
 
     def _fit(self, fd: int, nic: Nic, interface: Interface) -> None:
         """Follow what has changed of an interface."""
         if self._gates is not None:
             self._gates.follow(nic.number, nic.home, interface)
-        namespace.inside(fd, partial(wire.resize, nic.name, interface.mtu))
+        namespace.inside(fd, partial(tcfilter.resize, nic.name, interface.mtu))
 
     def _open(self, fd: int, nic: Nic) -> None:
         nic.has_door = False
         if nic.interface is not None:
             with suppress(OSError):  # a kernel that cannot: then nobody calls from inside
-                nic.has_door = namespace.inside(fd, partial(door.open, nic.interface, nic.name, nic.number))
+                nic.has_door = namespace.inside(
+                    fd, partial(rootlessport.open, nic.interface, nic.name, nic.number)
+                )
 
     def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
         for nic in nics:
             if nic.has_door and nic.interface is not None:
                 with suppress(OSError):  # they go with the namespace
-                    namespace.inside(fd, partial(door.close, nic.interface))
+                    namespace.inside(fd, partial(rootlessport.close, nic.interface))
             nic.has_door = False
         placed = {nic.name: (nic.home, self._end) for nic in nics if nic.placed}
         for nic in nics:
             nic.interface, nic.placed = None, False
         if placed:
-            namespace.inside(fd, partial(wire.part, placed))
+            namespace.inside(fd, partial(tcfilter.part, placed))

@@ -12,7 +12,7 @@ import stat
 
 from bufferzone.errors import HostError, SpecError
 from bufferzone.storage import erofs
-from bufferzone.vmm import qemu
+from bufferzone.vmm.qemu import command_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
     from bufferzone.oci import Spec
-    from bufferzone.sandbox.saved import Saved
+    from bufferzone.snapshot.checkpoint_dir import Saved
     from bufferzone.wire.task import Mount
 
 #: a pod's further containers would need a disk each, and the machine has one
@@ -99,7 +99,7 @@ def open_root(
         disk = RootDisk(stack)
         disk.use(open_image(settings.rootfs_image), settings.rootfs_image)
         return disk
-    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=qemu.SLOT_BYTES)
+    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=command_line.SLOT_BYTES)
     stack.callback(packing.close)
     return RootDisk(stack, packing=packing)
 

@@ -37,21 +37,21 @@ def main(argv: list[str]) -> int:
             sys.stdout.buffer.write(runtime_info())
             return 0
         if parsed.action == "template":
-            from bufferzone.sandbox import template
+            from bufferzone.snapshot import template
 
             return template.run_maker(0)
         if parsed.action == "saver":
-            from bufferzone.sandbox import saver
+            from bufferzone.snapshot import copier
 
-            return saver.run_saver(0)
+            return copier.run_saver(0)
         if parsed.action == "pool":
-            from bufferzone.shim import pool
+            from bufferzone.pool.daemon import keep
 
-            return pool.keep(parsed)
+            return keep(parsed)
         if parsed.action == "wait":
-            from bufferzone.shim import waiting
+            from bufferzone.pool import worker
 
-            return waiting.wait(parsed)
+            return worker.wait(parsed)
         if not parsed.id:
             raise UsageError("flag needs a value: -id")
         if parsed.action == "delete":

@@ -9,7 +9,7 @@ import time
 from bufferzone import state
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
-from bufferzone.sandbox import leftovers
+from bufferzone.vm import leftovers
 from bufferzone.wire import task
 from bufferzone.wire.proto import Timestamp
 

@@ -20,18 +20,18 @@ from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
-from bufferzone.sandbox.saved import open_saved
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
 from bufferzone.shim.task import TaskService
+from bufferzone.snapshot.checkpoint_dir import open_saved
 from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bufferzone.sandbox.running import Sandbox
+    from bufferzone.sandbox.sandbox import Sandbox
     from bufferzone.shim.arguments import Arguments
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Empty
@@ -75,7 +75,7 @@ def start(arguments: Arguments) -> int:
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = _socket_path(arguments, bundle)
-    from bufferzone.shim.taking import Taking  # which knows us
+    from bufferzone.shim.pool_start import Taking  # which knows us
 
     taking = None if _answers(path) else Taking(arguments, bundle)
     if taking is None or taking.take(path):

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 
-from bufferzone.client import Client
+from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import task
 from bufferzone.wire.proto import Any_, Message, Timestamp

@@ -19,11 +19,11 @@ from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.sandbox.agent import AgentClient
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.process import Process
     from bufferzone.shim.server import Peer
     from bufferzone.shim.table import Table
+    from bufferzone.vm.agent_client import AgentClient
 
 _PAUSE_S = 1.0  # a guest that answers at once for ever would fill the queue of events
 _LONGEST_S = 10.0

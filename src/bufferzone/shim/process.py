@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from bufferzone.sandbox.agent import AgentClient, Pending
+    from bufferzone.vm.agent_client import AgentClient, Pending
 
 KILLED = 137  # 128 + SIGKILL: what a process gets that went down with its VM
 

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bufferzone.sandbox.agent import AgentClient, Pending
+    from bufferzone.vm.agent_client import AgentClient, Pending
     from bufferzone.wire.proto import Message
 
 

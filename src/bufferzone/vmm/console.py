@@ -11,7 +11,7 @@ import os
 import threading
 
 from bufferzone.errors import HostError
-from bufferzone.vmm.qmp import printable
+from bufferzone.vmm.qemu.qmp import printable
 
 #: bytes kept in memory, for messages
 RING_BYTES = 64 << 10

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import container, ending, launch, waiter
+from bufferzone.cli import output
 from bufferzone.cli.bz import scratch
 from bufferzone.cli.flags import Flag
 from bufferzone.cli.oci import checkpoint, create
-from bufferzone.client import Client
+from bufferzone.client import container, removal, start, waiter
+from bufferzone.client.connection import Client
 from bufferzone.errors import StateError, UsageError
 from bufferzone.oci.host import settings_of
 from bufferzone.wire import task
@@ -46,7 +47,7 @@ def run(options: Options, words: list[str]) -> int:
     if len(set(names)) < len(names):
         raise UsageError("the new ids must differ")
     root = state.runtime_root(options.root)
-    source = container.find(options, words[0])
+    source = container.find(options.root, words[0])
     for name in names:
         if os.path.exists(os.path.join(root, name)):
             raise UsageError(f"container with given ID already exists: {name}")
@@ -62,26 +63,26 @@ def run(options: Options, words: list[str]) -> int:
         checkpoint.save(source, image, leave_running=True)
         for name in names:
             _restore(options, root, name, original, image)
-            container.print_text(f"{name}\n")
+            output.print_text(f"{name}\n")
     return 0
 
 
 def _restore(options: Options, root: str, name: str, original: Spec, checkpoint_path: str) -> None:
     import json
 
-    directory = launch.new_container(root, name, original)
+    directory = start.new_container(root, name, original)
     try:
         bundle = os.path.join(directory, "bundle")
         os.mkdir(bundle, 0o700)
         state.replace_file(os.path.join(bundle, "config.json"), json.dumps(clone_of(original, name)).encode())
         spec = oci.load(bundle)
-        launch.start_shim(directory, spec, options.shim, checkpoint_path)
+        start.start_shim(directory, spec, options.shim, checkpoint_path)
         job = create.job_of(options, directory, spec)
         _detach(job, options.output)
         with Client.connect(directory) as client:
             client.call("Start", task.StartRequest(id=name))
     except BaseException as error:
-        ending.discard(directory, options.shim, error)
+        removal.discard(directory, options.shim, error)
         raise
 
 

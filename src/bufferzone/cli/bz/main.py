@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 from bufferzone import log
-from bufferzone.cli import container
+from bufferzone.cli import output
 from bufferzone.cli.bz import VERBS
-from bufferzone.cli.flags import Flag, help_text, parse, shown
+from bufferzone.cli.flags import Flag, help_text, parse
 from bufferzone.cli.main import check_words, version
 from bufferzone.errors import BufferzoneError, UsageError
+from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ def main(argv: Sequence[str]) -> int:
         options, rest = parse(GLOBAL, argv, interspersed=False)
         debug = options.debug
         if options.version:
-            container.print_text(version())
+            output.print_text(version())
             return 0
         if options.help or not rest:
             rows = "".join(f"   {name.ljust(12)}{summary}\n" for name, summary in VERBS.items())
             text = help_text("bz", "containers in virtual machines", "[options] COMMAND", "", GLOBAL)
-            container.print_text(f"{text}\nCOMMANDS:\n{rows}")
+            output.print_text(f"{text}\nCOMMANDS:\n{rows}")
             return 0
         return _run(rest[0], rest[1:], options)
     except KeyboardInterrupt:
@@ -54,7 +55,7 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     module: Any = __import__(f"bufferzone.cli.bz.{verb}", fromlist=["run"])
     own, rest = parse(module.FLAGS, words, interspersed=module.INTERSPERSED)
     if own.help:
-        container.print_text(
+        output.print_text(
             help_text(f"bz {verb}", VERBS[verb], module.USAGE, module.DESCRIPTION, module.FLAGS)
         )
         return 0

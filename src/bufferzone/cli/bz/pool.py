@@ -11,8 +11,9 @@ import socket
 import sys
 
 from bufferzone import config, state
-from bufferzone.cli import container, launch
-from bufferzone.client import connect_unix
+from bufferzone.cli import output
+from bufferzone.client import start
+from bufferzone.client.connection import connect_unix
 from bufferzone.errors import HostError, NotFoundError, UsageError
 
 TYPE_CHECKING = False
@@ -77,7 +78,7 @@ def _list(root: str) -> None:
     for vm in found["vms"]:
         size = f"{vm['memory_mib']} MiB"
         rows.append([str(vm["pid"]), vm["state"], str(vm["vcpus"]), size, f"{vm['age_s']:.0f} s"])
-    container.print_table(rows)
+    output.print_table(rows)
     for note in found["notes"]:
         print(f"bz: {note}", file=sys.stderr)
 
@@ -89,7 +90,7 @@ def _start(root: str) -> None:
             "VMs wait for containers of root, or of a user namespace's root",
             hint="run as root, or podman unshare bz pool start",
         )
-    if not launch.wants_pool(settings):
+    if not start.wants_pool(settings):
         raise HostError(
             "the settings want no pool",
             hint=f"pool.size = 2 in {config.DIRECTORY}/config.toml",
@@ -99,7 +100,7 @@ def _start(root: str) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as answer:
         try:
-            launch.start_keeper(root, json.dumps(shape), "", writer)
+            start.start_keeper(root, json.dumps(shape), "", writer)
         finally:
             os.close(writer)
         line = answer.readline().decode("utf-8", "replace").strip()

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 
 from bufferzone import state
-from bufferzone.cli import container
-from bufferzone.client import Client
+from bufferzone.cli import output
+from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import shim
 from bufferzone.wire.proto import Empty
@@ -40,7 +40,7 @@ def run(options: Options, words: list[str]) -> int:
         recorded = [found["annotations"].get(f"bufferzone.{name}", "-") for name in _RECORDED]
         denied = _denied(state.directory(root, id), found)
         rows.append([id, found["status"], *recorded, denied, found["created"]])
-    container.print_table(rows)
+    output.print_table(rows)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bufferzone import config
-from bufferzone.cli import container
+from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 
 TYPE_CHECKING = False
@@ -26,17 +26,17 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Build it, telling each step."""
-    from bufferzone.image import current
-    from bufferzone.image.build import ensure_image
+    from bufferzone.guestimage import current
+    from bufferzone.guestimage.build import ensure_image
 
     start, store = time.monotonic(), config.load().image_store
     image = ensure_image(
         store,
         recipe=options.recipe,
-        progress=lambda line: container.print_text(f"{time.monotonic() - start:6.1f} s  {line}\n"),
+        progress=lambda line: output.print_text(f"{time.monotonic() - start:6.1f} s  {line}\n"),
         upgrade=options.upgrade,
     )
     if options.recipe == "distro":
         current.remember_own(store, image.digest)  # for users, who may not build in this store
-    container.print_text(f"guest image: {image.directory}\n")
+    output.print_text(f"guest image: {image.directory}\n")
     return 0

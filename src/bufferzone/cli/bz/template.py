@@ -9,7 +9,7 @@ import sys
 import time
 
 from bufferzone import config, state
-from bufferzone.cli import container
+from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import HostError, NotFoundError, UsageError
 
@@ -59,17 +59,17 @@ def run(options: Options, words: list[str]) -> int:
 
 
 def _store() -> str:
-    from bufferzone.image import templates
+    from bufferzone.guestimage import template_store
 
-    return templates.default_store(config.load().image_store)
+    return template_store.default_store(config.load().image_store)
 
 
 def _list(options: Options, words: list[str]) -> None:
-    from bufferzone.image import templates
+    from bufferzone.guestimage import template_store
 
     rows = [["KEY", "IMAGE", "ACCELERATOR", "VCPUS", "MEMORY", "SIZE", "MADE", "USED"]]
     now = time.time()
-    for row in templates.listing(_store()):
+    for row in template_store.listing(_store()):
         shape = [str(row.get("image", ""))[:12], str(row.get("accelerator", ""))]
         if row.get("damaged"):
             shape = ["(damaged)", ""]
@@ -84,7 +84,7 @@ def _list(options: Options, words: list[str]) -> None:
                 _ago(now - row["used_ns"] / 1e9),
             ]
         )
-    container.print_table(rows)
+    output.print_table(rows)
 
 
 def _ago(seconds: float) -> str:
@@ -126,15 +126,15 @@ def _make(options: Options, words: list[str]) -> None:
 
 def _remove(options: Options, words: list[str]) -> None:
     """By key or by an unambiguous beginning of one."""
-    from bufferzone.image import templates
+    from bufferzone.guestimage import template_store
 
     if not words:
         raise UsageError("bz template rm needs a KEY", hint="bz template ls shows them")
     store = _store()
-    known = [row["key"] for row in templates.listing(store)]
+    known = [row["key"] for row in template_store.listing(store)]
     chosen = [_key(word, known) for word in words]
     for key in chosen:
-        templates.remove(store, key)
+        template_store.remove(store, key)
 
 
 def _key(word: str, known: list[str]) -> str:
@@ -145,8 +145,8 @@ def _key(word: str, known: list[str]) -> str:
 
 
 def _prune(options: Options, words: list[str]) -> None:
-    from bufferzone.image import templates
+    from bufferzone.guestimage import template_store
 
-    keep, most = (0, 0) if options.all else (templates.KEEP, templates.MOST_BYTES)
-    for key in templates.prune(_store(), keep=keep, most_bytes=most):
-        container.print_text(f"removed {key}\n")
+    keep, most = (0, 0) if options.all else (template_store.KEEP, template_store.MOST_BYTES)
+    for key in template_store.prune(_store(), keep=keep, most_bytes=most):
+        output.print_text(f"removed {key}\n")

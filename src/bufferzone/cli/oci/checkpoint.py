@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
-from bufferzone.cli import container
 from bufferzone.cli.flags import Flag, ignored
+from bufferzone.client import container
 from bufferzone.errors import CallerError, HostError
 from bufferzone.wire import task
 from bufferzone.wire.proto import Any_
@@ -46,7 +46,7 @@ def run(options: Options, words: list[str]) -> int:
     for name in _REFUSED:
         if getattr(options, name.replace("-", "_")):
             raise CallerError(f"--{name} is not supported: a checkpoint is one whole VM", code="unsupported")
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     save(directory, state.absolute(options.image_path), leave_running=bool(options.leave_running))
     return 0
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import ending, given, launch, waiter
+from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
+from bufferzone.client import removal, start, waiter
 from bufferzone.errors import UsageError
 from bufferzone.oci.host import check_host
 from bufferzone.wire import task
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bufferzone.cli.flags import Options
-    from bufferzone.client import Client
+    from bufferzone.client.connection import Client
     from bufferzone.oci import Spec
 
 FLAGS: tuple[Flag, ...] = (
     Flag("bundle b", "DIR", "directory with config.json", default="."),
     Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
     Flag("pid-file", "FILE", "where to write the pid of the process that stands for the container"),
-    given.PRESERVE_FDS,
+    process_flags.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("no-pivot", "", "the guest has a root file system of its own"),
     ignored("no-new-keyring", "", "the guest's keyrings are its own"),
@@ -39,31 +40,31 @@ def run(options: Options, words: list[str]) -> int:
     """Create, detached."""
     id = state.check_id(words[0])
     spec = checked_spec(options, detached=True)
-    directory = launch.new_container(state.runtime_root(options.root), id, spec)
+    directory = start.new_container(state.runtime_root(options.root), id, spec)
     try:
         pid = boot_detached(options, directory, spec)
-        given.write_pid_file(options, pid)
+        process_flags.write_pid_file(options, pid)
     except BaseException as error:
-        ending.discard(directory, options.shim, error)
+        removal.discard(directory, options.shim, error)
         raise
     return 0
 
 
 def checked_spec(options: Options, *, detached: bool) -> Spec:
     """The bundle's config.json, with paths of the command line made absolute and terminal rules checked."""
-    given.refuse_descriptors(options)
-    given.settle_paths(options, "bundle", "pid_file", "console_socket")
+    process_flags.refuse_descriptors(options)
+    process_flags.settle_paths(options, "bundle", "pid_file", "console_socket")
     if not os.path.isdir(options.bundle):
         raise UsageError(f"bundle: no such directory: {options.bundle}")
     spec = oci.load(options.bundle)
-    given.check_console(options, spec.terminal, detached=detached)
+    process_flags.check_console(options, spec.terminal, detached=detached)
     check_host(spec)
     return spec
 
 
 def boot_detached(options: Options, directory: str, spec: Spec, restore_from: str = "") -> int:
     """Start the shim and the waiter; returns the waiter's pid."""
-    launch.start_shim(directory, spec, options.shim, restore_from, waiter.get_ready)
+    start.start_shim(directory, spec, options.shim, restore_from, waiter.get_ready)
     return waiter.detach(job_of(options, directory, spec))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bufferzone.cli import container, ending
 from bufferzone.cli.flags import Flag
+from bufferzone.client import container, removal
 from bufferzone.errors import NotFoundError
 
 TYPE_CHECKING = False
@@ -20,10 +20,10 @@ INTERSPERSED = True
 def run(options: Options, words: list[str]) -> int:
     """Delete it, whatever is left of it."""
     try:
-        directory = container.find(options, words[0])
+        directory = container.find(options.root, words[0])
     except NotFoundError:
         if options.force:
             return 0
         raise
-    ending.remove(directory, words[0], force=options.force, program=options.shim)
+    removal.remove(directory, words[0], force=options.force, program=options.shim)
     return 0

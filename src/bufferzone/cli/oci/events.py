@@ -9,9 +9,11 @@ import os
 import time
 
 from bufferzone import state
-from bufferzone.cli import container
-from bufferzone.cli.flags import Flag, shown
+from bufferzone.cli import output
+from bufferzone.cli.flags import Flag
+from bufferzone.client import container
 from bufferzone.errors import BufferzoneError, UsageError
+from bufferzone.log import shown
 from bufferzone.wire import metrics, shim, task
 
 TYPE_CHECKING = False
@@ -35,7 +37,7 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 def run(options: Options, words: list[str]) -> int:
     """Print one line, or a line per interval until the container stops."""
     interval_s = duration_s(options.interval)
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     if options.stats:
         _print_stats(directory, words[0])
         return 0
@@ -60,7 +62,7 @@ def _print_kills(directory: str, id: str, known: int, end: float) -> tuple[int, 
     while (left := end - time.monotonic()) > 0:
         answer = _kills(directory, id, known, min(left, _ASK_S))
         for _ in range(min(answer.count - known, _MOST_LINES)):
-            container.print_text(json.dumps({"type": "oom", "id": id}) + "\n")
+            output.print_text(json.dumps({"type": "oom", "id": id}) + "\n")
         known = answer.count
         if answer.ended:
             return known, True
@@ -93,4 +95,4 @@ def _print_stats(directory: str, id: str) -> None:
     answer = container.ask(directory, "Stats", task.StatsRequest(id=id), "events")
     numbers = metrics.Metrics.decode(answer.stats.value if answer.stats else b"")
     line = {"type": "stats", "id": id, "data": metrics.to_events(numbers)}
-    container.print_text(json.dumps(line) + "\n")
+    output.print_text(json.dumps(line) + "\n")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.cli import container, given, signals, waiter
+from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
+from bufferzone.client import container, signals, waiter
 from bufferzone.errors import HostError, UsageError
 from bufferzone.oci import text
 from bufferzone.oci.rules import check_process
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.cli.flags import Options
-    from bufferzone.client import Client
+    from bufferzone.client.connection import Client
 
 FLAGS = (
     Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
@@ -34,7 +35,7 @@ FLAGS = (
     Flag("cap c", "NAME", "one more capability", kind="list"),
     Flag("no-new-privs", "", "set no_new_privs"),
     Flag("ignore-paused", "", "allow it while the container is paused"),
-    given.PRESERVE_FDS,
+    process_flags.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("process-label", "LABEL", "the guest has no SELinux"),
     ignored("apparmor", "PROFILE", "the guest has no AppArmor"),
@@ -48,27 +49,27 @@ INTERSPERSED = False
 
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
-    given.refuse_descriptors(options)
-    given.settle_paths(options, "pid_file", "console_socket")
-    directory = container.find(options, words[0])
+    process_flags.refuse_descriptors(options)
+    process_flags.settle_paths(options, "pid_file", "console_socket")
+    directory = container.find(options.root, words[0])
     status = state.status(directory)
     allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
     if status not in allowed:
         raise container.refusal("exec", words[0], status)
     process = _process(options, words[1:], directory)
     terminal = bool(process.get("terminal", False))
-    given.check_console(options, terminal, detached=options.detach)
+    process_flags.check_console(options, terminal, detached=options.detach)
     job = _job(options, directory, process, terminal)
     if options.detach:
         pid = waiter.detach(job)
         try:
-            given.write_pid_file(options, pid)
+            process_flags.write_pid_file(options, pid)
         except HostError:  # a failure leaves no process: what stands for it goes, and the shim ends it
             os.kill(pid, signals.KILL)
             os.waitpid(pid, 0)
             raise
         return 0
-    return waiter.attach(job, lambda client: given.write_pid_file(options, os.getpid()))
+    return waiter.attach(job, lambda client: process_flags.write_pid_file(options, os.getpid()))
 
 
 def _job(options: Options, directory: str, process: dict[str, Any], terminal: bool) -> waiter.Job:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from bufferzone import __version__, config
-from bufferzone.cli import container
+from bufferzone.cli import output
 from bufferzone.linux import mountoptions
 from bufferzone.linux.process import CAPABILITIES
 from bufferzone.oci.rules import NAMESPACES
@@ -36,7 +36,7 @@ _ARCHITECTURES = "X32 X86 X86_64"
 
 def run(options: Options, words: list[str]) -> int:
     """Print them."""
-    container.print_text(json.dumps(features(config.load()), indent=4) + "\n")
+    output.print_text(json.dumps(features(config.load()), indent=4) + "\n")
     return 0
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bufferzone import state
-from bufferzone.cli import container, signals
 from bufferzone.cli.flags import Flag
+from bufferzone.client import container, signals
 from bufferzone.errors import StateError
 from bufferzone.wire import task
 
@@ -21,7 +21,7 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Send it; with --all a stopped container is no failure, as in runc."""
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     number = signals.number_of(words[1]) if len(words) > 1 else signals.TERM
     if state.status(directory) == state.STOPPED:
         if options.all:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bufferzone import state
-from bufferzone.cli import container
-from bufferzone.cli.flags import Flag, shown
+from bufferzone.cli import output
+from bufferzone.cli.flags import Flag
 from bufferzone.errors import BufferzoneError, UsageError
+from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,19 +31,19 @@ def run(options: Options, words: list[str]) -> int:
     root = state.runtime_root(options.root)
     ids = state.list_ids(root)
     if options.quiet:
-        container.print_text("".join(f"{id}\n" for id in ids))
+        output.print_text("".join(f"{id}\n" for id in ids))
         return 0
     states = [found for id in ids if (found := _state(root, id))]
     if options.format == "json":
         import json
 
-        container.print_text(json.dumps(states) + "\n")
+        output.print_text(json.dumps(states) + "\n")
         return 0
     rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
     rows += [
         tuple(str(s[key]) for key in ("id", "pid", "status", "bundle", "created", "owner")) for s in states
     ]
-    container.print_table(rows)
+    output.print_table(rows)
     return 0
 
 

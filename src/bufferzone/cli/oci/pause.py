@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bufferzone.cli import container
+from bufferzone.client import container
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Do what the verb says."""
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     if options.verb == "pause":
         container.ask(directory, "Pause", task.PauseRequest(id=words[0]), "pause")
     else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone.cli import container
-from bufferzone.cli.flags import Flag, shown
+from bufferzone.cli import output
+from bufferzone.cli.flags import Flag
+from bufferzone.client import container
 from bufferzone.errors import UsageError
+from bufferzone.log import shown
 from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
@@ -26,7 +28,7 @@ def run(options: Options, words: list[str]) -> int:
     """Print them."""
     if options.format not in ("table", "json"):
         raise UsageError(f"invalid format: {shown(options.format)}", hint="table or json")
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     if options.format == "json":
         pids = container.ask(directory, "Pids", task.PidsRequest(id=words[0]), "ps")
         os.write(1, f"[{','.join(str(entry.pid) for entry in pids.processes)}]\n".encode())
@@ -35,7 +37,7 @@ def run(options: Options, words: list[str]) -> int:
     found = container.ask(directory, "Processes", ref, "ps", service=shim.SERVICE)
     rows: list[tuple[str, ...]] = [("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")]
     rows += [_row(process) for process in found.processes]
-    container.print_table(rows)
+    output.print_table(rows)
     return 0
 
 

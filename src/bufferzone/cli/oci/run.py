@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
-from bufferzone.cli import ending, given, launch, waiter
+from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.cli.oci import create
+from bufferzone.client import removal, start, waiter
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
-    from bufferzone.client import Client
+    from bufferzone.client.connection import Client
     from bufferzone.oci import Spec
 
 FLAGS = (
@@ -37,12 +38,12 @@ def run_from(options: Options, words: list[str], checkpoint: str) -> int:
     """Run it from the beginning, or from the checkpoint in a directory."""
     id = state.check_id(words[0])
     spec = create.checked_spec(options, detached=options.detach)
-    directory = launch.new_container(state.runtime_root(options.root), id, spec)
+    directory = start.new_container(state.runtime_root(options.root), id, spec)
     try:
         go = _detached if options.detach else _attached
         return go(options, directory, spec, checkpoint)
     except BaseException as error:
-        ending.discard(directory, options.shim, error)
+        removal.discard(directory, options.shim, error)
         raise
 
 
@@ -51,24 +52,24 @@ def _start(client: Client, id: str) -> None:
 
 
 def _detached(options: Options, directory: str, spec: Spec, checkpoint: str) -> int:
-    from bufferzone.client import Client
+    from bufferzone.client.connection import Client
 
     pid = create.boot_detached(options, directory, spec, checkpoint)
-    given.write_pid_file(options, pid)
+    process_flags.write_pid_file(options, pid)
     with Client.connect(directory) as client:
         _start(client, os.path.basename(directory))
     return 0
 
 
 def _attached(options: Options, directory: str, spec: Spec, checkpoint: str) -> int:
-    launch.start_shim(directory, spec, options.shim, checkpoint)
+    start.start_shim(directory, spec, options.shim, checkpoint)
     job = create.job_of(options, directory, spec)
 
     def started(client: Client) -> None:
-        given.write_pid_file(options, os.getpid())
+        process_flags.write_pid_file(options, os.getpid())
         _start(client, job.id)
 
     status = waiter.attach(job, started)
     if not options.keep:
-        ending.remove(directory, job.id, force=True, program=options.shim)
+        removal.remove(directory, job.id, force=True, program=options.shim)
     return status

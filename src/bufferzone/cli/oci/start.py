@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bufferzone.cli import container
+from bufferzone.client import container
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -18,5 +18,5 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Start it."""
-    container.ask(container.find(options, words[0]), "Start", task.StartRequest(id=words[0]), "start")
+    container.ask(container.find(options.root, words[0]), "Start", task.StartRequest(id=words[0]), "start")
     return 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from bufferzone import oci
-from bufferzone.cli import container
-from bufferzone.cli.flags import Flag, ignored, shown
+from bufferzone.cli.flags import Flag, ignored
+from bufferzone.client import container
 from bufferzone.errors import UsageError
+from bufferzone.log import shown
 from bufferzone.oci.rules import check_resources
 from bufferzone.wire import task
 from bufferzone.wire.proto import Any_
@@ -67,7 +68,7 @@ _SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 def run(options: Options, words: list[str]) -> int:
     """Send the changes; what is not named stays as it is."""
-    directory = container.find(options, words[0])
+    directory = container.find(options.root, words[0])
     resources = _from_file(options.resources) if options.resources else _from_flags(options)
     value = Any_(type_url=task.RESOURCES_URL, value=json.dumps(resources).encode())
     container.ask(directory, "Update", task.UpdateTaskRequest(id=words[0], resources=value), "update")

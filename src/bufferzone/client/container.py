@@ -1,0 +1,52 @@
+"""An existing container as its callers need it: its directory, its status, a call to its shim."""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import state
+from bufferzone.client.connection import Client
+from bufferzone.errors import BufferzoneError, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.wire.proto import Message
+
+
+def find(root: str, id: str) -> str:
+    """The state directory of container `id` below `root` (empty: the user's own).
+
+    Raises `NotFoundError` or `UsageError`.
+    """
+    return state.directory(state.runtime_root(root), id)
+
+
+def ask(directory: str, method: str, request: Message, verb: str, **more: Any) -> Any:
+    """One call to the container's shim.
+
+    Raises what the shim refuses with; where there is no shim, `StateError` that `verb` does not fit a stopped
+    container, in runc's words where callers match them.
+    """
+    try:
+        with Client.connect(directory) as client:
+            return client.call(method, request, **more)
+    except BufferzoneError as error:
+        if error.code == "shim-gone" and state.status(directory) == state.STOPPED:
+            raise refusal(verb, os.path.basename(directory), state.STOPPED) from error
+        raise
+
+
+def refusal(verb: str, id: str, status: str) -> StateError:
+    """Why `verb` does not fit a container with this status. Source: runc's libcontainer and its callers."""
+    if verb == "kill":
+        return StateError("container not running", code="not-running")
+    if verb == "start":
+        now = "has stopped" if status == state.STOPPED else f"is {status}"
+        return StateError(f"cannot start a container that {now}")
+    if verb == "delete":
+        return StateError(f"cannot delete container {id} that is not stopped: {status}")
+    if verb == "exec":
+        return StateError(f"cannot exec in a {status} container")
+    return StateError(f"cannot {verb} container {id}: it is {status}")

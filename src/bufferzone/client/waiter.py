@@ -1,0 +1,325 @@
+"""The waiter: the process whose pid is in the pid file. It stands for one process in the VM and ends with it.
+
+It is forked, never executed: conmon and containerd reap it as their orphan. While its connection to the shim
+lives, so does the process it stands for.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+from bufferzone import log, state
+from bufferzone.client import handshake, pty, signals
+from bufferzone.client.connection import Client
+from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable, Sequence
+
+    from bufferzone.client.process_table import ProcessTable
+    from bufferzone.oci import Spec
+else:
+    import _signal  # signal.py imports enum
+
+LOST = 137  # as if killed: what a process gets that went down with its VM
+_CALL_S = 10.0
+_ON_DISK = b'"bufferzone.rootfs": "block"'
+_MOST_FDS = 1 << 20  # one close_range(2)
+
+
+class Job:
+    """One process to stand for: where its shim is, what it is called, how it gets its stdio.
+
+    `begin(client, uris, fds)` makes it in the shim. `network` is None (stay), "" (a new namespace) or a path;
+    `root` the container whose face on the host the waiter is to be, None for an exec.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        begin: Callable[[Client, tuple[str, str, str], Sequence[int]], None],
+        *,
+        exec_id: str = "",
+        terminal: bool = False,
+        console_socket: str = "",
+        size: tuple[int, int] = (0, 0),
+        network: str | None = None,
+        root: Spec | None = None,
+    ) -> None:
+        self.directory, self.begin, self.exec_id = directory, begin, exec_id
+        self.terminal, self.console_socket, self.size = terminal, console_socket, size
+        self.network = network
+        self.root = root
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return os.path.basename(self.directory)
+
+
+def get_ready() -> None:
+    """Import what `detach` needs: while something else is awaited it costs nothing."""
+    from bufferzone.client import waiter_root  # noqa: F401
+    from bufferzone.linux import pidns  # noqa: F401
+
+
+def detach(job: Job) -> int:
+    """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
+    reader, writer = os.pipe()
+    pid = _fork(job)
+    if pid == 0:
+        os.close(reader)
+        os._exit(_child(job, writer))
+    os.close(writer)
+    word = handshake.read_line(reader)
+    os.close(reader)
+    if word == b"ok":
+        return pid
+    os.waitpid(pid, 0)
+    raise handshake.error_from(word) if word else BugError("the waiter died")
+
+
+def _fork(job: Job) -> int:
+    if job.root is None:
+        return os.fork()
+    from bufferzone.client import waiter_root
+
+    return waiter_root.fork_in_own_pid_namespace()
+
+
+def _child(job: Job, tell: int) -> int:
+    told = False
+    try:
+        os.setsid()
+        _enter_network(job.network)
+        with (
+            _connect(job) as client,
+            _connect(job) as control,
+            _Signals() as incoming,
+        ):
+            terminal = pty.open_pty(job.console_socket, job.size) if job.terminal else -1
+            fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
+            job.begin(client, uris, fds)
+            complaints = os.dup(2)
+            table = None
+            if job.root is not None:
+                from bufferzone.client import waiter_root
+
+                _import_no_more()
+                table = waiter_root.enter_root(job.root, on_disk=state.annotated(job.directory, _ON_DISK))
+            kept = {tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds}
+            _close_all_but(kept | (table.descriptors if table is not None else set()))
+            os.write(tell, b"ok\n")
+            os.close(tell)
+            told = True
+            return _stand_in(job, client, control, incoming, terminal, complaints, table)
+    except BufferzoneError as error:
+        failure = error
+    except Exception as error:  # the boundary of this process
+        failure = BugError(f"the waiter failed: {type(error).__name__}: {error}")
+    try:
+        if not told:
+            os.write(tell, handshake.error_line(failure))
+    except OSError:
+        pass  # the verb was killed meanwhile; without us the shim ends the process
+    return 1
+
+
+_STDIO = ("fd:0", "fd:1", "fd:2")
+_TERMINAL = ("fd:0", "fd:0", "")
+
+
+def attach(job: Job, started: Callable[[Client], None]) -> int:
+    """Be the waiter ourselves: stdio and terminal are the caller's; returns the exit status.
+
+    `started` runs once the process is made, before its end is awaited.
+    """
+    with (
+        _Signals() as incoming,
+        _connect(job) as client,
+        _connect(job) as control,
+    ):
+        fds, uris = ([0, 1], ("fd:0", "fd:1", "")) if job.terminal else ([0, 1, 2], _STDIO)
+        if not job.terminal:
+            job.begin(client, uris, fds)
+            started(client)
+            return _stand_in(job, client, control, incoming, -1, 2)
+        with pty.RawTerminal(0):
+            job.begin(client, uris, fds)
+            started(client)
+            return _stand_in(job, client, control, incoming, 0, 2)
+
+
+def _connect(job: Job) -> Client:
+    """A connection to a shim that answered a moment ago: where nobody listens now, it has ended since."""
+    try:
+        return Client.connect(job.directory)
+    except HostError as error:
+        if error.code != "shim-gone":
+            raise
+        raise VmmError(f"the shim ended before it answered: {error.message}", code="shim-ended") from error
+
+
+def _enter_network(network: str | None) -> None:
+    if network is None:
+        return
+    from bufferzone.linux import process
+
+    try:
+        if not network:
+            _new_network()
+            return
+        fd = os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process.setns(fd, process.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        where = f"network namespace {network}" if network else "a new network namespace"
+        raise HostError(f"cannot enter {where}: {os.strerror(error.errno or 0)}", code="netns") from error
+
+
+def _new_network() -> None:
+    from bufferzone.linux import process
+
+    try:
+        process.unshare(process.CLONE_NEWNET)
+    except PermissionError:
+        process.unshare(process.CLONE_NEWUSER | process.CLONE_NEWNET)  # without rights one owns one's own
+
+
+def _import_no_more() -> None:
+    """From here on an import fails: our root becomes the container's, and what lies there is not to run."""
+    log.quote("")  # loads the C module it quotes with
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+
+
+def _close_all_but(keep: set[int]) -> None:
+    os.chdir("/")
+    first = 0
+    for fd in sorted(fd for fd in keep if fd >= 0):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, _MOST_FDS)
+
+
+class _Signals:
+    """While in this context, signals to pass on arrive as bytes in a pipe instead of ending us."""
+
+    def __enter__(self) -> _Signals:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = _signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        caught = (*signals.FORWARDED, signals.WINCH)
+        self._before = {number: _signal.signal(number, lambda *_: None) for number in caught}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The descriptors that must stay open."""
+        return self._read, self._write
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._read
+
+    def read(self) -> bytes:
+        """The signals that came, as bytes."""
+        try:
+            return os.read(self._read, 256)
+        except BlockingIOError:
+            return b""
+
+
+def _stand_in(
+    job: Job,
+    client: Client,
+    control: Client,
+    incoming: _Signals,
+    terminal: int,
+    complaints: int,
+    table: ProcessTable | None = None,
+) -> int:
+    """Wait for the end of the process and pass on signals and sizes until then; returns its exit status.
+
+    `control` is a second connection, since `client` is waiting. No path is opened from here on: ours lead
+    into the container.
+    """
+    try:
+        stream = client.send("Wait", task.WaitRequest(id=job.id, exec_id=job.exec_id))
+        if terminal >= 0:
+            _resize(job, control, terminal)
+        poll = select.poll()
+        poll.register(client.fileno(), select.POLLIN)
+        poll.register(incoming.fileno(), select.POLLIN)
+        if table is not None:
+            poll.register(table.fd, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if table is not None and table.fd in ready:
+                table.show_to_readers(job.id, control)
+            if incoming.fileno() in ready:
+                _pass_on(job, control, incoming.read(), terminal)
+            if client.fileno() in ready:
+                answer = client.poll_response(stream, task.SERVICE, "Wait")
+                if answer is not None:  # the shim frees an exec when our connection ends
+                    return min(int(answer.exit_status), 255)
+    except BufferzoneError as error:
+        gone = isinstance(error, VmmError) and error.code == "shim-ended"
+        text = "the shim that ran its VM was killed" if gone else log.line_of(error)
+        _complain(complaints, f"bufferzone: {job.id}: {text}\n")
+        return LOST
+
+
+def _pass_on(job: Job, control: Client, numbers: bytes, terminal: int) -> None:
+    for number in numbers:
+        if number == signals.WINCH:
+            if terminal >= 0:
+                _resize(job, control, terminal)
+        else:
+            _ask(control, "Kill", task.KillRequest(id=job.id, exec_id=job.exec_id, signal=number))
+
+
+def _resize(job: Job, control: Client, terminal: int) -> None:
+    width, height = pty.window_size(terminal)
+    if width and height:
+        request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
+        _ask(control, "ResizePty", request)
+
+
+def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePtyRequest) -> None:
+    """A call on the second connection; a failure changes nothing here."""
+    try:
+        control.call(method, request, timeout_s=_CALL_S)
+    except BufferzoneError:
+        pass  # the process ended at that moment, or Wait tells what happened
+
+
+def free_exec(client: Client, id: str, exec_id: str) -> None:
+    """Let the shim forget an exec that never began."""
+    try:
+        client.call("Delete", task.DeleteRequest(id=id, exec_id=exec_id), timeout_s=_CALL_S)
+    except BufferzoneError:
+        pass  # the container ended and took it along
+
+
+def _complain(fd: int, text: str) -> None:
+    """Write one line where the caller looks, if it takes it at once: nobody may be reading any more."""
+    try:
+        if select.select([], [fd], [], 0)[1]:
+            os.write(fd, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # closed

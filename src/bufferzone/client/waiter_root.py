@@ -1,0 +1,118 @@
+"""Gives the waiter the container's face on the host: its root file system, its volumes, a PID namespace.
+
+Podman joins the mount namespace of the pid it was given (`podman cp`, `podman top`); were that the host's, a
+copy into the container would land on the host. Paths below the new root are resolved by the kernel inside it,
+so links in the image lead nowhere else. What only exists in the guest (tmpfs mounts) is not here. Nothing
+can be imported in that root, so what is needed there is imported at the top.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.client.process_table import ProcessTable
+from bufferzone.errors import HostError
+from bufferzone.linux import mount as mnt
+from bufferzone.linux import process
+from bufferzone.linux.identity import is_real_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.oci import Spec
+
+
+def fork_in_own_pid_namespace() -> int:
+    """os.fork() whose child is PID 1 of a new PID namespace; a plain fork without the right to do so."""
+    if os.geteuid() != 0:
+        return os.fork()
+    from bufferzone.linux import pidns
+
+    try:
+        return pidns.fork()
+    except OSError as error:
+        text = f"cannot create a PID namespace: {os.strerror(error.errno or 0)}"
+        raise HostError(text, code="stand-in") from error
+
+
+def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
+    """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
+
+    `on_disk`: the guest has a copy, so that the host's files are not the container's. Then our root is empty
+    and read-only, and `podman cp` fails instead of reading or changing what the container does not see.
+
+    Call when the container is created: its mount points exist then. Returns the table on /proc, if the image
+    has a place for it and we are real root: to make readers wait, fanotify wants the machine's CAP_SYS_ADMIN.
+    Raises HostError.
+    """
+    if os.geteuid() != 0:
+        return None
+    step = "the root file system"
+    table = ProcessTable() if is_real_root() else None
+    try:
+        process.unshare(process.CLONE_NEWNS)
+        mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
+        volumes = [] if on_disk else _volumes(spec)
+        trees = [(_tree(source, read_only=ro), target) for source, target, ro in volumes]
+        root = -1 if on_disk else _tree(spec.rootfs, read_only=False)
+        if table is not None:
+            table.make()
+        if on_disk:
+            _cover(spec.rootfs)
+        else:
+            mnt.move_mount(root, spec.rootfs)
+            os.close(root)
+        os.chdir(spec.rootfs)
+        mnt.pivot_root(".", ".")
+        mnt.unmount(".", mnt.MNT_DETACH)
+        os.chdir("/")
+        for tree, target in trees:
+            _attach(tree, target)
+        step = "/proc"
+        shown = table is not None and table.show()
+        if on_disk:
+            mnt.set_attributes(-1, add=mnt.MOUNT_ATTR_RDONLY, path="/", recursive=False)
+        return table if shown else None
+    except OSError as error:
+        text = f"cannot show {step} of the container on the host: {os.strerror(error.errno or 0)}"
+        raise HostError(text, code="stand-in") from error
+
+
+def _cover(path: str) -> None:
+    """An empty root with nothing but a place for /proc."""
+    flags = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
+    mnt.mount("bufferzone", path, "tmpfs", flags, "size=16k,nr_inodes=16,mode=755")
+    os.mkdir(f"{path}/proc", 0o555)
+
+
+def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
+    """(source, destination, read-only) of every bind mount."""
+    found = []
+    for entry in spec.mounts:
+        options = entry.get("options", [])
+        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
+            source = os.path.join(spec.bundle, entry.get("source", ""))
+            found.append((source, entry["destination"], "ro" in options))
+    return found
+
+
+def _tree(path: str, *, read_only: bool) -> int:
+    fd = mnt.open_tree(path)
+    add = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | (mnt.MOUNT_ATTR_RDONLY if read_only else 0)
+    mnt.set_attributes(fd, add=add, propagation=mnt.MS_PRIVATE)
+    return fd
+
+
+def _attach(tree: int, target: str) -> None:
+    """Mount `tree` at `target`, links followed within our root; a place that the image hides, lacks or has
+    made something else is passed over: the guest decides.
+    """
+    place = -1
+    try:
+        place = os.open(target, os.O_PATH | os.O_CLOEXEC)
+        mnt.move_mount(tree, "", at=place)
+    except OSError:
+        pass
+    finally:
+        os.close(tree)
+        if place >= 0:
+            os.close(place)

@@ -1,0 +1,211 @@
+"""From fork to execve: what a child of the agent does, in order. Nothing here runs in the agent itself.
+
+The order is runc's: cgroup, user namespace (the agent writes the maps), the other namespaces, names and
+sysctls, file systems, hooks, checks, READY, wait for START, hooks, identity, execve. Every failure travels
+over the channel.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from bufferzone.container import channel as ch
+from bufferzone.container import hooks, process, rootfs, signals
+from bufferzone.container.jsontext import dumps
+from bufferzone.container.mounts import describe
+from bufferzone.errors import BufferzoneError, GuestError, SpecError
+from bufferzone.linux import limits, terminal
+from bufferzone.linux import process as lp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from bufferzone.container.channel import ChildEnd
+    from bufferzone.container.child_spec import Task
+
+_OWN_FORK = lp.CLONE_NEWPID | lp.CLONE_NEWTIME  # namespaces that only a child of the unsharing process enters
+
+
+def main(task: Task, channel: ChildEnd) -> NoReturn:
+    """Become the process of `task`; never returns."""
+    try:
+        be_nobody([*task.descriptors(), channel.fileno()])
+        os.write(task.procs, b"0")
+        _enter_namespaces(task, channel)
+        if task.stdio is not None:
+            process.use_stdio(task.stdio)
+        for fd in task.descriptors():
+            os.close(fd)
+        if task.init_pid:
+            program = _join_container(task, channel)
+        else:
+            program = _make_container(task, channel)
+        channel.send(ch.READY)
+        channel.wait(ch.START)
+        _run_hooks(task, "startContainer", "created")
+        process.execute(program, channel, task)
+    except BufferzoneError as error:
+        channel.die(error)
+    except OSError as error:
+        channel.die(GuestError(f"cannot set up the container process: {describe(error)}"))
+    except BaseException as error:
+        channel.die(error)
+
+
+def be_nobody(descriptors: list[int]) -> None:
+    """Give up what is the agent's: signal handlers, session, and descriptors but for these and stdio."""
+    signals.restore()
+    _close_all_but(descriptors)
+    lp.set_dumpable(
+        False
+    )  # a container must not trace us while we are between its namespaces (CVE-2016-9962)
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    os.umask(0o022)
+
+
+def _make_container(task: Task, channel: ChildEnd) -> process.Program:
+    """The first process: everything up to and including the new root."""
+    spec = task.spec
+    _set_names(task)
+    _set_sysctls((spec.get("linux") or {}).get("sysctl") or {})
+    root = rootfs.prepare(spec)
+    if task.process.get("terminal"):
+        _use_terminal(task, channel, *rootfs.open_terminal(root))
+    _run_hooks(task, "createContainer", "creating")
+    rootfs.enter(root, spec)
+    os.close(root)
+    return process.check(task.process)
+
+
+def _join_container(task: Task, channel: ChildEnd) -> process.Program:
+    """One more process: the root is already the container's."""
+    if task.process.get("terminal"):
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        terminal.unlock(master)
+        _use_terminal(task, channel, master, terminal.peer(master, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    return process.check(task.process)
+
+
+def _use_terminal(task: Task, channel: ChildEnd, master: int, slave: int) -> None:
+    channel.send(ch.TERMINAL, fd=master)
+    os.close(master)
+    process.use_terminal(slave, task.process)
+
+
+def _close_all_but(keep: list[int]) -> None:
+    """Close what belongs to the agent: above all the ends of other containers' pipes, whose EOF we would
+    hold up.
+    """
+    previous = 2
+    for fd in sorted(set(keep)):
+        if fd > previous + 1:
+            lp.close_range(previous + 1, fd - 1)
+        previous = max(fd, previous)
+    lp.close_range(previous + 1)
+
+
+def _enter_namespaces(task: Task, channel: ChildEnd) -> None:
+    """The namespaces left to us: the agent has dealt with pid and time unless a user namespace must own
+    them.
+    """
+    joins = [(fd, kind) for fd, kind in task.joins if not kind & _OWN_FORK]
+    in_user = bool(task.unshares & lp.CLONE_NEWUSER)
+    for fd, kind in sorted(joins, key=lambda join: join[1] != lp.CLONE_NEWUSER):
+        lp.setns(fd, kind)
+        if kind == lp.CLONE_NEWUSER:
+            _become_root_of_namespace()
+            in_user = True
+    if task.unshares & lp.CLONE_NEWUSER:
+        lp.unshare(lp.CLONE_NEWUSER)
+        channel.ask(ch.MAP)
+        _become_root_of_namespace()
+    if in_user and task.unshares & _OWN_FORK:
+        _fork_into(task.unshares & _OWN_FORK, time_offsets(task.spec), channel)
+    rest = task.unshares & ~(_OWN_FORK | lp.CLONE_NEWUSER)
+    if rest:
+        lp.unshare(rest)
+
+
+def _become_root_of_namespace() -> None:
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    lp.set_dumpable(False)
+
+
+def _fork_into(flags: int, offsets: str, channel: ChildEnd) -> None:
+    """New pid and time namespaces owned by our user namespace.
+
+    The child goes on; it becomes the agent's at our exit.
+    """
+    lp.unshare(flags)
+    lp.set_dumpable(True)  # else /proc/self is not ours to write
+    write_offsets(offsets)
+    lp.set_dumpable(False)
+    pid = os.fork()
+    if pid:
+        channel.send(ch.PID, str(pid).encode())
+        os._exit(0)
+    channel.wait(ch.DONE)
+    os.setsid()
+
+
+def time_offsets(spec: dict[str, Any]) -> str:
+    """linux.timeOffsets in the format of time_namespaces(7)."""
+    lines = []
+    for clock, offset in ((spec.get("linux") or {}).get("timeOffsets") or {}).items():
+        if clock not in ("monotonic", "boottime"):
+            raise SpecError(f"linux.timeOffsets: unknown clock: {clock}")
+        lines.append(f"{clock} {int(offset.get('secs') or 0)} {int(offset.get('nanosecs') or 0)}\n")
+    return "".join(lines)
+
+
+def write_offsets(offsets: str) -> None:
+    """Offsets of the time namespace our children will be in."""
+    if offsets:
+        fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, offsets.encode())
+        os.close(fd)
+
+
+def _set_names(task: Task) -> None:
+    hostname, domain = str(task.spec.get("hostname") or ""), str(task.spec.get("domainname") or "")
+    if (hostname or domain) and not task.unshares & lp.CLONE_NEWUTS:
+        raise SpecError("hostname: unable to set hostname without a private UTS namespace")
+    if hostname:
+        _socket.sethostname(hostname)
+    if domain:
+        limits.set_domain_name(domain)
+
+
+def _set_sysctls(sysctls: dict[str, Any]) -> None:
+    """Written through the guest's /proc, whose namespaced entries show those of the writer."""
+    for key, value in sysctls.items():
+        path = "/proc/sys/" + str(key).replace(".", "/")  # dots become slashes, so no `..` can be left
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, str(value).encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise GuestError(
+                f"linux.sysctl: write sysctl key {key}: {describe(error)}", code="sysctl-failed"
+            ) from error
+
+
+def _run_hooks(task: Task, kind: str, status: str) -> None:
+    wanted = [] if task.init_pid else (task.spec.get("hooks") or {}).get(kind) or []
+    if wanted:
+        state = {
+            "ociVersion": task.spec.get("ociVersion") or "1.0.2",
+            "id": task.id,
+            "status": status,
+            "pid": os.getpid(),
+            "bundle": os.path.dirname(str((task.spec.get("root") or {}).get("path") or "/")),
+            "annotations": task.spec.get("annotations") or {},
+        }
+        hooks.run_all(kind, wanted, dumps(state))

@@ -1,0 +1,80 @@
+"""Hooks that run in the guest: createContainer and startContainer. Runs in the child, one after the other.
+
+Source: runtime-spec config.md "POSIX-platform Hooks": the state as JSON on stdin, a failure or a timeout
+fails the operation. Error texts as runc's: `error running createContainer hook #0: exit status 1, stdout:
+...`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from bufferzone.container import signals
+from bufferzone.errors import GuestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_TAIL = 1024
+
+
+def run_all(kind: str, hooks: list[dict[str, Any]], state: str) -> None:
+    """Run every hook of one kind with `state` on its stdin; raises `GuestError` `hook-failed` at the
+    first failure.
+    """
+    for number, hook in enumerate(hooks):
+        output = os.memfd_create("hook", os.MFD_CLOEXEC)
+        try:
+            problem = _run(hook, state.encode(), output)
+            if problem:
+                said = os.pread(output, _TAIL, max(0, os.fstat(output).st_size - _TAIL))
+                text = said.decode("utf-8", "replace").strip().replace("\n", "\\n")
+                message = f"error running {kind} hook #{number}: {problem}, output: {text}"
+                raise GuestError(message, code="hook-failed")
+        finally:
+            os.close(output)
+
+
+def _run(hook: dict[str, Any], state: bytes, output: int) -> str:
+    """Run one hook; return what went wrong, or nothing."""
+    stdin = os.memfd_create("state", os.MFD_CLOEXEC)
+    os.write(stdin, state)
+    os.lseek(stdin, 0, os.SEEK_SET)
+    pid = os.fork()
+    if pid == 0:
+        _exec(hook, stdin, output)
+    os.close(stdin)
+    handle = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    timeout_s = hook.get("timeout")
+    try:
+        if not poll.poll(None if timeout_s is None else int(timeout_s) * 1000):
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return f"hook ran past specified timeout of {timeout_s}s"
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(handle)
+    if status < 0:
+        return f"signal: {-status}"
+    return f"exit status {status}" if status else ""
+
+
+def _exec(hook: dict[str, Any], stdin: int, output: int) -> None:
+    """Become the hook; never returns."""
+    path = str(hook.get("path") or "")
+    try:
+        signals.restore()
+        os.setsid()
+        os.dup2(stdin, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        pairs = [str(item).partition("=") for item in hook.get("env") or []]
+        os.execve(path, [str(a) for a in hook.get("args") or [path]], {key: value for key, _, value in pairs})
+    except OSError as error:
+        os.write(2, f"fork/exec {path}: {(error.strerror or '').lower()}".encode("utf-8", "surrogateescape"))
+    finally:
+        os._exit(127)

@@ -1,0 +1,177 @@
+"""Standard streams of a container process, from the agent's end: blocking reads and writes as pending
+replies.
+
+Nothing is buffered here: output stays in the kernel's pipe until a Read asks for it, so a reader that stops
+blocks the writer and nothing else. At most one Read per stream and one Write per process wait at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from bufferzone.container.loop import READ, WRITE
+from bufferzone.errors import GuestError, StateError
+from bufferzone.wire.agent import CHUNK, ReadResponse
+from bufferzone.wire.proto import Empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.container.loop import Loop
+    from bufferzone.container.reply import Reply
+
+PIPE_SIZE = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+
+class Output:
+    """The read end of a pipe, or a terminal's master. Owns `fd` until end of file or `close`."""
+
+    def __init__(self, loop: Loop, fd: int) -> None:
+        self._loop, self._fd = loop, fd
+        self._pending: tuple[Reply, int] | None = None
+        self._draining = False
+        os.set_blocking(fd, False)
+
+    def read(self, limit: int, reply: Reply) -> None:
+        """Answer with up to `limit` bytes (0 and more than CHUNK mean CHUNK) once there are any, or with
+        none at EOF.
+
+        Raises `StateError` `read-pending` while another read of this stream waits.
+        """
+        if self._pending is not None and self._pending[0].awaited:
+            raise StateError("another read of this stream is pending", code="read-pending")
+        self._pending = (reply, min(limit or CHUNK, CHUNK))
+        self._ready(0)
+
+    def go_on(self) -> None:
+        """Somebody may be waiting for bytes that were left while the connection was held."""
+        if self._fd >= 0 and self._pending is not None:
+            self._ready(0)
+
+    def drain(self) -> None:
+        """The process has ended: after what is there comes end of file.
+
+        Even when a descendant still holds the other end: who waits for the process must not wait for that.
+        """
+        self._draining = True
+        if self._pending is not None:
+            self._ready(0)
+
+    def close(self) -> None:
+        """Give up the descriptor; a waiting read gets end of file, a writer EPIPE."""
+        if self._fd >= 0:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._pending is not None:
+            self._pending[0].ok(ReadResponse())
+            self._pending = None
+
+    def _ready(self, events: int) -> None:
+        if self._fd < 0 or self._pending is None:
+            self.close()
+            return
+        reply, limit = self._pending
+        if not reply.awaited:  # the connection it came over is gone: leave the bytes to the next one
+            self._loop.unwatch(self._fd)
+            return
+        try:
+            data = os.read(self._fd, limit)
+        except BlockingIOError:
+            if self._draining:
+                self.close()
+            elif not events:
+                self._loop.watch(self._fd, READ, self._ready)
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:  # EIO: every slave of the terminal is closed
+                raise
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._loop.unwatch(self._fd)
+        self._pending = None
+        reply.ok(ReadResponse(data=data))
+
+
+class Input:
+    """The write end of a pipe, or a duplicate of a terminal's master. Owns `fd` until `close`."""
+
+    def __init__(self, loop: Loop, fd: int, *, terminal: bool) -> None:
+        self._loop, self._fd, self._terminal = loop, fd, terminal
+        self._pending: tuple[Reply, memoryview] | None = None
+        self._closing = False
+        os.set_blocking(fd, False)
+
+    def write(self, data: bytes, reply: Reply) -> None:
+        """Answer once all of `data` is written; `GuestError` `stdin-closed` once nobody reads it any more.
+
+        Raises `StateError` `write-pending` while another write waits.
+        """
+        if self._fd < 0 or self._closing:
+            raise GuestError("standard input is closed", code="stdin-closed")
+        if self._pending is not None and self._pending[0].awaited:
+            raise StateError("another write is pending", code="write-pending")
+        if self._pending is not None:  # of an earlier connection, which ended in the middle of it
+            data = bytes(self._pending[1]) + data
+        self._pending = (reply, memoryview(data))
+        self._ready(0)
+
+    def finish(self) -> None:
+        """End of file for the process, after what is still being written.
+
+        A terminal stays open, as with runc.
+        """
+        if self._terminal:
+            return
+        self._closing = True
+        if self._pending is None:
+            self.close()
+
+    def close(self) -> None:
+        """Give up the descriptor; a waiting write fails."""
+        if self._fd >= 0:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._pending is not None:
+            self._pending[0].fail(GuestError("standard input is closed", code="stdin-closed"))
+            self._pending = None
+
+    def _ready(self, events: int) -> None:
+        if self._fd < 0 or self._pending is None:
+            self.close()
+            return
+        reply, data = self._pending
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except BlockingIOError:
+            self._pending = (reply, data)
+            if not events:
+                self._loop.watch(self._fd, WRITE, self._ready)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.close()
+            return
+        self._loop.unwatch(self._fd)
+        self._pending = None
+        reply.ok(Empty())
+        if self._closing:
+            self.close()
+
+
+def make_pipe() -> tuple[int, int]:
+    """A close-on-exec pipe of 1 MiB where the kernel allows it: (read end, write end)."""
+    import fcntl
+
+    ends = os.pipe2(os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(ends[0], _F_SETPIPE_SZ, PIPE_SIZE)
+    except OSError:
+        pass  # over fs.pipe-user-pages-soft: the default of 64 KiB works too
+    return ends

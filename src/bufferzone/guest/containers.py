@@ -1,0 +1,242 @@
+"""The containers of this VM: which exist, which state each is in, what may be done in it. Knows no wire
+format.
+
+States are runc's: creating, created, running, paused, stopped.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.container import launch, resources, shared_namespaces, submounts
+from bufferzone.container.cgroup import Cgroup
+from bufferzone.container.child_spec import Task, namespaces
+from bufferzone.container.container import Container, Process
+from bufferzone.container.zygote import Nursery
+from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from bufferzone.container.loop import Loop
+    from bufferzone.guest.server import Reply
+
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+class Sandbox:
+    """All containers. `on_oom(id)` is called whenever the OOM killer has hit one."""
+
+    def __init__(self, loop: Loop, cgroup_root: str, on_oom: Callable[[str], None]) -> None:
+        self._loop, self._cgroup_root, self._on_oom = loop, cgroup_root, on_oom
+        self.containers: dict[str, Container] = {}
+        self.nursery = Nursery(loop)
+
+    def container(self, id: str) -> Container:
+        """Raises `NotFoundError`."""
+        found = self.containers.get(id)
+        if found is None or found.deleting:
+            raise NotFoundError(f"container does not exist: {id}")
+        return found
+
+    def process(self, id: str, exec_id: str) -> Process:
+        """A container's init (no exec_id) or one of its execs; raises `NotFoundError`."""
+        container = self.container(id)
+        found = container.execs.get(exec_id) if exec_id else container.init
+        if found is None:
+            raise NotFoundError(
+                f"exec does not exist: {exec_id} in container {id}" if exec_id else f"no process: {id}"
+            )
+        return found
+
+    def create(self, id: str, spec: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply) -> None:
+        """Make a container; `reply` gets the pid once its process waits for start.
+
+        A failure leaves nothing behind.
+        """
+        check_id(id)
+        if id in self.containers:
+            raise ExistsError(f"container with given ID already exists: {id}")
+        shared_namespaces.resolve(spec, self._pid_of)
+        task = Task(id, spec, spec.get("process") or {})
+        task.seccomp, task.seccomp_flags = seccomp
+        task.unshares, joins = namespaces(spec)
+        container = Container(id, spec, self._make_cgroup(id))
+        self.containers[id] = container
+        try:
+            container.cgroup.apply(resources.settings(container.resources))
+            submounts.hold(spec)
+            for path, kind in joins:
+                task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
+            task.procs = container.cgroup.open_procs()
+            container.init = Process(
+                self._loop,
+                task,
+                container.cgroup,
+                self.nursery,
+                reply,
+                lambda then: self.end(container, then),
+            )
+        except BaseException:
+            self._forget(container)
+            raise
+        finally:
+            _close(task)
+        container.cgroup.watch_oom(lambda: self._oom(container))
+
+    def _pid_of(self, id: str) -> int:
+        """The init of a container whose namespaces another one wants."""
+        init = self.process(id, "")
+        if init.exit is not None or init.state == "creating":
+            raise StateError(f"cannot share the namespaces of container {id}: it is not running")
+        return init.pid
+
+    def execute(
+        self, id: str, exec_id: str, process: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply
+    ) -> None:
+        """Start one more process; `reply` gets its pid once its program runs.
+
+        A failure leaves nothing behind.
+        """
+        container = self.container(id)
+        if container.state != "running" or container.init is None:
+            raise StateError(
+                f"cannot exec in a {container.state} container", code=f"container-{container.state}"
+            )
+        if not exec_id or exec_id in container.execs:
+            raise ExistsError(f"exec with given ID already exists: {exec_id}")
+        if process.get("capabilities") is None:
+            process["capabilities"] = (container.spec.get("process") or {}).get("capabilities")
+        task = Task(id, container.spec, process)
+        task.seccomp, task.seccomp_flags = seccomp
+        task.init_pid = container.init.pid
+        try:
+            task.joins = launch.namespaces_of(task.init_pid, container.spec)
+            task.procs = container.cgroup.open_procs(task.init_pid)
+
+            def failed(then: Callable[[], None]) -> None:
+                self._forget_exec(container, exec_id)
+                then()
+
+            container.execs[exec_id] = Process(
+                self._loop, task, container.cgroup, self.nursery, reply, failed
+            )
+        finally:
+            _close(task)
+
+    def reaped(self, pid: int, status: int) -> None:
+        """A child has ended; orphans of containers are nobody's."""
+        for container in list(self.containers.values()):
+            for process in container.processes():
+                if process.pid == pid and process.exit is None:
+                    process.reaped(pid, status)
+                    if container.empty:
+                        self._emptied(container)
+                    return
+
+    def pause(self, id: str, frozen: bool, then: Callable[[], None]) -> None:
+        """Freeze or thaw; `then` is called once it is done."""
+        container = self.container(id)
+        wanted = "running" if frozen else "paused"
+        if container.state != wanted:
+            raise StateError(f"container not {wanted}: {container.state}", code=f"container-not-{wanted}")
+        try:
+            container.cgroup.freeze(frozen)
+        except OSError as error:
+            raise GuestError(f"cannot write cgroup.freeze: {error.strerror}", code="cgroup") from error
+
+        def done() -> None:
+            container.paused = frozen
+            then()
+
+        container.cgroup.when("frozen", "1" if frozen else "0", done)
+
+    def update(self, id: str, changes: dict[str, Any]) -> None:
+        """Change limits: absent keys stay as they are. After an error nothing has changed."""
+        container = self.container(id)
+        if container.state == "stopped":
+            raise StateError("container not running: stopped", code="container-stopped")
+        merged = resources.merge(container.resources, changes)
+        touched = resources.touched(container.resources, changes)
+        container.cgroup.change(resources.settings(touched))
+        container.resources = merged
+
+    def adopt(self, id: str, new_id: str) -> Container:
+        """Give a container of a restored VM its new name."""
+        container = self.container(id)
+        if new_id != id and new_id in self.containers:
+            raise ExistsError(f"container with given ID already exists: {new_id}")
+        check_id(new_id)
+        del self.containers[id]
+        self.containers[new_id] = container
+        container.id = new_id
+        return container
+
+    def delete(self, id: str, exec_id: str, then: Callable[[], None]) -> None:
+        """Free a container that is stopped or was never started, or a finished exec; `then` is called
+        when it is gone.
+        """
+        container = self.container(id)
+        if exec_id:
+            if self.process(id, exec_id).exit is None:
+                raise StateError(f"cannot delete exec {exec_id} that is not stopped")
+            self._forget_exec(container, exec_id)
+            then()
+            return
+        if container.state not in ("stopped", "created"):
+            raise StateError(f'cannot delete container "{id}" that is not stopped: {container.state}')
+        self.end(container, then)
+
+    def end(self, container: Container, then: Callable[[], None]) -> None:
+        """Kill whatever is left of a container, whatever its state, and free it."""
+        container.deleting = True
+        container.when_gone.append(then)
+        if len(container.when_gone) == 1:
+            container.cgroup.signal(9)
+            container.cgroup.when("populated", "0", lambda: self._emptied(container))
+
+    def _emptied(self, container: Container) -> None:
+        """The cgroup is empty; what has not been reaped yet is answered first."""
+        container.empty = True
+        if all(process.exit is not None for process in container.processes()):
+            self._forget(container)
+            for then in container.when_gone:
+                then()
+
+    def _make_cgroup(self, id: str) -> Cgroup:
+        try:
+            return Cgroup(self._loop, os.path.join(self._cgroup_root, id))
+        except OSError as error:
+            raise GuestError(f"cannot make the cgroup of {id}: {error.strerror}", code="cgroup") from error
+
+    def _forget(self, container: Container) -> None:
+        """Free everything of a container without processes."""
+        self.containers.pop(container.id, None)
+        container.close()
+        container.cgroup.remove()
+
+    def _forget_exec(self, container: Container, exec_id: str) -> None:
+        process = container.execs.pop(exec_id, None)
+        if process is not None:
+            process.close()
+
+    def _oom(self, container: Container) -> None:
+        kills = container.cgroup.oom_kills()
+        if kills > container.oom_kills:
+            container.oom_kills = kills
+            self._on_oom(container.id)
+
+
+def check_id(id: str) -> None:
+    """Raises `CallerError` unless it can name a container and its cgroup."""
+    if not id or len(id) > 255 or not _NAME.issuperset(id) or id in (".", ".."):
+        raise CallerError(f"invalid container id: {id!r}")
+
+
+def _close(task: Task) -> None:
+    """The agent's copies of what the child got."""
+    for fd in [task.procs, *(fd for fd, _ in task.joins)]:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,191 @@
+"""Building the guest image: one key tells whether anything changed; then packages -> kernel + tree -> store.
+
+`ensure_image` is the whole story. The same packages and the same sources give the same digest, on any
+machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import time
+from typing import Any
+
+from bufferzone.errors import HostError
+from bufferzone.guestimage import agent, apt, cpio, recipes, rootfs, store
+from bufferzone.guestimage.arguments import ARGUMENTS
+from bufferzone.model import ImageRef
+
+CONFIG, CONTENTS = "config", "contents"
+
+
+def ensure_image(
+    directory: str,
+    *,
+    recipe: str = "distro",
+    progress: apt.Progress = print,
+    upgrade: bool = False,
+    package: str = "",
+) -> ImageRef:
+    """The current image of a recipe, built first when there is none or its inputs changed.
+
+    `upgrade` asks apt for today's packages even when everything is there. `package` is the bufferzone
+    package whose agent goes in (the running one). Quick and silent when nothing is to do; no network while
+    the cache suffices. Raises `HostError` with one line for whatever is missing; the store is then as it
+    was, but for cached packages.
+    """
+    chosen = recipes.by_name(recipe)
+    sources = agent.sources(package or agent.package_directory())
+    if not upgrade and (found := _current(directory, recipe, sources)):
+        return found
+    with store.lock(directory, lambda: progress("waiting for another build")):
+        if not upgrade and (found := _current(directory, recipe, sources)):
+            return found
+        packages = _packages(directory, chosen, progress, upgrade)
+        if upgrade and (found := _current(directory, recipe, sources, packages)):
+            progress("already up to date")
+            return found
+        return _build(directory, chosen, packages, sources, progress)
+
+
+def input_key(recipe: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
+    """SHA-256 over all that goes into an image: recipe, the builder's own sources, packages, the agent."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    builder = {name: _read(os.path.join(here, name)) for name in os.listdir(here) if name.endswith(".py")}
+    inputs = [recipes.VERSION, recipe, agent.hash_of(builder), agent.hash_of(sources)]
+    return hashlib.sha256(json.dumps([*inputs, *_pins(packages)]).encode()).hexdigest()
+
+
+def _current(
+    directory: str, recipe: str, sources: dict[str, bytes], packages: list[apt.Package] | None = None
+) -> ImageRef | None:
+    """The image that the index names for this recipe, if its inputs are these and its files are there."""
+    row = store.read_index(directory).get("recipes", {}).get(recipe, {})
+    pinned = pinned_packages(row) if packages is None else packages
+    if not pinned or row.get("key") != input_key(recipe, pinned, sources):
+        return None
+    try:
+        return store.open_image(directory, row.get("digest"))
+    except HostError:
+        return None  # missing or damaged: build it again
+
+
+def pinned_packages(row: dict[str, Any]) -> list[apt.Package]:
+    """The packages an index row names; empty when it is not readable, so that apt is asked again."""
+    try:
+        return [apt.Package(**item) for item in row["packages"]]
+    except (KeyError, TypeError):
+        return []
+
+
+def _pins(packages: list[apt.Package]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(package) for package in packages]
+
+
+def _packages(
+    directory: str, chosen: recipes.Recipe, progress: apt.Progress, upgrade: bool
+) -> list[apt.Package]:
+    """The packages to build from, all in the cache: the pinned ones if there, else what apt offers today."""
+    cache = os.path.join(directory, "cache")
+    row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
+    pinned = pinned_packages(row)
+    complete = set(rootfs.PACKAGES) <= {package.name for package in pinned}
+    if complete and not upgrade and not apt.missing(pinned, cache):
+        return pinned
+    progress("asking apt for packages")
+    packages = apt.resolve([*chosen.kernel_packages(), *rootfs.PACKAGES])
+    with store.translated(cache):
+        apt.fetch(packages, cache, progress)
+    return packages
+
+
+def _build(
+    directory: str,
+    chosen: recipes.Recipe,
+    packages: list[apt.Package],
+    sources: dict[str, bytes],
+    progress: apt.Progress,
+) -> ImageRef:
+    started = time.monotonic()
+    cache = os.path.join(directory, "cache")
+    with store.translated(directory), store.workshop(directory) as workshop:
+        kernel = chosen.kernel(packages, cache, progress)
+        progress("compiling the agent and its Python for the guest")
+        files = rootfs.python_files(packages, cache)
+        entries = cpio.complete(
+            [*rootfs.compiled(files, sources, workshop), *rootfs.module_entries(kernel), *rootfs.skeleton()]
+        )
+        progress(f"writing {len(entries)} files")
+        target = os.path.join(workshop, "image")
+        os.mkdir(target)
+        manifest = _write_files(target, kernel, entries)
+        manifest |= {
+            "recipe": chosen.name,
+            "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in packages],
+            "kernel": {"release": kernel.release},
+            "python": next(p.version for p in packages if p.name == "python3.11-minimal"),
+            "agent": agent.hash_of(sources),
+        }
+        _write(os.path.join(target, store.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True).encode())
+        facts = manifest["files"]
+        digest = store.digest_of(facts[store.KERNEL]["sha256"], facts[store.INITRD]["sha256"], ARGUMENTS)
+        image = _publish(directory, workshop, target, digest)
+        _record(directory, chosen.name, packages, sources, digest)
+    size = sum(row["size"] for row in facts.values()) / 1e6
+    progress(f"built image {digest[:12]} ({size:.0f} MB) in {time.monotonic() - started:.1f} s")
+    return image
+
+
+def _write_files(target: str, kernel: recipes.Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:
+    """Write all files but the manifest, and return the manifest's part about them."""
+    archive = io.BytesIO()
+    cpio.write(entries, archive)
+    listing = "".join(
+        f"{hashlib.sha256(entry.data).hexdigest()} {entry.mode:06o} {len(entry.data)} {entry.path}\n"
+        for entry in entries
+    )
+    files = {
+        store.KERNEL: kernel.vmlinux,
+        store.INITRD: archive.getvalue(),
+        CONFIG: kernel.config,
+        CONTENTS: listing.encode(),
+    }
+    for name, data in files.items():
+        _write(os.path.join(target, name), data)
+    facts = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in files.items()}
+    loaded = [entry.path for entry in entries if entry.path.endswith(".ko")]
+    return {"files": facts, "arguments": list(ARGUMENTS), "modules": loaded}
+
+
+def _publish(directory: str, workshop: str, target: str, digest: str) -> ImageRef:
+    """Keep an intact image of the same digest, since a VM may be starting from it; replace a damaged one."""
+    try:
+        existing = store.open_image(directory, digest)
+        store.verify(existing)
+        return existing
+    except HostError:
+        return store.publish(directory, target, digest, workshop)
+
+
+def _record(
+    directory: str, recipe: str, packages: list[apt.Package], sources: dict[str, bytes], digest: str
+) -> None:
+    index = store.read_index(directory)
+    row = {"key": input_key(recipe, packages, sources), "digest": digest, "packages": _pins(packages)}
+    index["recipes"] = {**index.get("recipes", {}), recipe: row}
+    index["current"] = digest
+    store.write_index(directory, index)
+    store.prune(directory, index)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,87 @@
+"""The image for the running package, built first when the agent or the recipe changed. Cheap when nothing
+did.
+
+Every start asks this, so it looks at names, sizes and times of our own files (a few hundred microseconds);
+only when those are new does it import the builder, which decides by content. Each installed version or
+checkout is remembered on its own: two that share a store do not take the image from each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from bufferzone.errors import HostError
+from bufferzone.guestimage import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.model import ImageRef
+
+#: what goes into an image or decides how it is made, below the package
+_PARTS = ("", "container", "guest", "guestimage", "linux", "wire")
+_REMEMBERED = 8
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
+    """The image that belongs to the running package; builds it, with `progress`, when its inputs changed.
+
+    Raises `HostError` when there is no image at all or a damaged one (that is for `bz setup` to say and
+    repair), and when it cannot be built.
+    """
+    mark = fingerprint(_PACKAGE)
+    for place in (directory, *_places_of_root(directory)):
+        digest = dict(store.packages_of(store.read_index(place))).get(mark)
+        if digest is not None:
+            return store.open_image(place, digest)
+    store.open_image(directory)
+    from bufferzone.guestimage import build
+
+    image = build.ensure_image(directory, progress=progress)
+    remember(directory, mark, image.digest)
+    return image
+
+
+def remember_own(directory: str, digest: str) -> None:
+    """Note that the running package runs the image `digest`, which was just built."""
+    remember(directory, fingerprint(_PACKAGE), digest)
+
+
+def _places_of_root(directory: str) -> list[str]:
+    """Root's store, for a user who has not built this image: what root alone may write is as good as ours."""
+    try:
+        found = os.stat(store.SYSTEM_STORE)
+    except OSError:
+        return []
+    # in a user namespace root of the machine is an id that is not mapped
+    trusted = found.st_uid in (0, 65534) and not found.st_mode & 0o022
+    return [store.SYSTEM_STORE] if trusted and directory == store.default_store() else []
+
+
+def remember(directory: str, mark: str, digest: str) -> None:
+    """Note that the package with this fingerprint runs this image; a store we may not write stays as it
+    is.
+    """
+    try:
+        with store.lock(directory, lambda: None):
+            index = store.read_index(directory)
+            others = [pair for pair in store.packages_of(index) if pair[0] != mark]
+            kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
+            store.write_index(directory, {**index, "packages": kept})
+    except (HostError, OSError):
+        pass  # asked again at the next start
+
+
+def fingerprint(package: str) -> str:
+    """A hash over path, size and time of change of every source file that an image depends on."""
+    total = hashlib.sha256(package.encode())
+    for part in _PARTS:
+        with os.scandir(os.path.join(package, part)) as entries:
+            files = sorted((e for e in entries if e.name.endswith(".py")), key=lambda entry: entry.name)
+        for entry in files:
+            found = entry.stat()
+            total.update(f"{part}/{entry.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return total.hexdigest()

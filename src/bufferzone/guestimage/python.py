@@ -1,0 +1,143 @@
+"""The guest's Python: what it gets of the standard library, how it is compiled, the proof that it suffices.
+
+Compiling and proving are done by the packaged interpreter itself, run from a scratch directory on its own C
+library: so the byte code is the guest's whatever Python the host has, and a missing file shows at build
+time, not at boot.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import posixpath
+import tempfile
+
+from bufferzone.errors import HostError
+from bufferzone.guestimage import apt
+
+LIBRARY = "/usr/lib/python3.11"
+EXECUTABLE = "/usr/bin/python3.11"
+LOADER = "/lib64/ld-linux-x86-64.so.2"
+LIBRARY_PATH = "/lib/x86_64-linux-gnu"
+
+#: Modules and packages (ending in a slash) that the guest may import; what the interpreter has built in is
+#: not listed.
+_STANDARD_LIBRARY = """
+    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc ast base64 bisect codecs
+    collections/ contextlib copy copyreg ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq
+    importlib/ inspect io ipaddress json/ keyword linecache locale opcode operator os pathlib posixpath pty
+    queue random re/ reprlib selectors shutil signal socket stat string struct subprocess tempfile textwrap
+    threading token tokenize traceback tty types typing uuid warnings weakref
+"""
+STANDARD_LIBRARY = frozenset(_STANDARD_LIBRARY.split())
+#: Codecs: what the interpreter asks for at start, and what programs in a container may have in their names.
+ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
+#: Extension modules that are files.
+EXTENSIONS = ("_contextvars", "_ctypes", "_json", "_queue", "_typing", "mmap", "resource", "termios")
+#: Left out of the packages above: never wanted in a guest, or of other systems.
+_LEFT_OUT = ("/ctypes/macholib/", "/ctypes/test/", "/json/tool.py", "/importlib/metadata/")
+
+# PEP 552: magic, flags 1 (hash-based, never checked), and a hash that nobody will look at
+_COMPILE = """
+import importlib.util, json, marshal, sys
+for source, target, shown in json.load(sys.stdin):
+    with open(source, "rb") as file:
+        code = compile(file.read(), shown, "exec", dont_inherit=True)
+    with open(target, "wb") as file:
+        file.write(importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code))
+"""
+# a library that the host would lend must fail the build, so every mapped file has to lie below the scratch
+# root
+_PROVE = """
+import importlib, json, sys
+root, names = json.load(sys.stdin)
+sys.path.append(root + "/usr/lib/bufferzone")
+for name in names:
+    importlib.import_module(name)
+for line in open("/proc/self/maps"):
+    path = line.split(None, 5)[5].strip() if line.count(" ") > 4 and "/" in line else ""
+    if ".so" in path and not path.startswith(root):
+        raise ImportError("%s is not in the image" % path)
+"""
+
+
+def is_wanted(path: str) -> bool:
+    """Whether a file of the Python packages belongs into the guest."""
+    if not path.startswith(LIBRARY + "/"):
+        return path == EXECUTABLE
+    inner = path.removeprefix(LIBRARY + "/")
+    if any(part in path for part in _LEFT_OUT):
+        return False
+    top, _, rest = inner.partition("/")
+    if top == "lib-dynload":
+        return rest.split(".", 1)[0] in EXTENSIONS
+    if top == "encodings":
+        return rest.removesuffix(".py") in ENCODINGS
+    return inner.endswith(".py") and (f"{top}/" in STANDARD_LIBRARY if rest else top[:-3] in STANDARD_LIBRARY)
+
+
+def compile_all(sources: dict[str, bytes], root: str) -> dict[str, bytes]:
+    """Byte code for `sources` (guest path of a .py -> text), keyed by the path of the .pyc replacing it.
+
+    `root` is a scratch directory that holds the whole interpreter. Errors: `HostError` (`guest-python`).
+    """
+    work = tempfile.mkdtemp(prefix="compile-", dir=root)
+    jobs = []
+    for number, (path, text) in enumerate(sorted(sources.items())):
+        source, target = os.path.join(work, f"{number}.py"), os.path.join(work, f"{number}.pyc")
+        with open(source, "wb") as file:
+            file.write(text)
+        jobs.append((source, target, path))
+    _python(root, _COMPILE, jobs, "the agent does not compile for the guest")
+    compiled = {}
+    for _, target, path in jobs:
+        with open(target, "rb") as file:
+            compiled[path + "c"] = file.read()  # os.pyc beside no os.py is imported as it is (PEP 3147)
+    return compiled
+
+
+def prove(root: str, modules: list[str]) -> None:
+    """Import every module with the pruned tree `root`; raises `HostError` (`guest-python`) if one fails."""
+    _python(root, _PROVE, [root, modules], "the guest's Python lacks something")
+
+
+def _python(root: str, program: str, data: object, complaint: str) -> None:
+    argv = [root + LOADER, "--inhibit-cache", "--library-path", root + LIBRARY_PATH, root + EXECUTABLE]
+    env = {"PYTHONHOME": root + "/usr", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0"}
+    try:
+        apt.pipe([*argv, "-S", "-B", "-P", "-c", program], json.dumps(data).encode(), env=env)
+    except HostError as error:
+        raise HostError(f"{complaint}: {error.message.partition(': ')[2]}", code="guest-python") from error
+
+
+def imports_of(sources: dict[str, bytes], package_root: str) -> list[str]:
+    """Every module that the agent's sources import, wherever the import stands, and the sources themselves.
+
+    Imports below `if TYPE_CHECKING:` are only for the type checker and left out.
+    """
+    found = set()
+    for path, text in sources.items():
+        module = (
+            posixpath.relpath(path, package_root)
+            .removesuffix(".py")
+            .replace("/", ".")
+            .removesuffix(".__init__")
+        )
+        found.add(module)
+        pending: list[ast.AST] = [ast.parse(text)]
+        while pending:
+            node = pending.pop()
+            if (
+                isinstance(node, ast.If)
+                and isinstance(node.test, ast.Name)
+                and node.test.id == "TYPE_CHECKING"
+            ):
+                pending.extend(node.orelse)
+                continue
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module)
+            pending.extend(ast.iter_child_nodes(node))
+    return sorted(found)

@@ -1,0 +1,164 @@
+"""The guest's root file system as a list of entries: Python, agent, modules, device nodes, directories.
+
+Nothing else is in it: no shell, no busybox, no package manager. What is not there cannot be used against
+the guest.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import tempfile
+
+from bufferzone.errors import HostError
+from bufferzone.guestimage import agent, apt, modules, python
+from bufferzone.guestimage.cpio import Entry, character_device, directory, regular, symlink
+from bufferzone.guestimage.recipes import Kernel
+
+PACKAGES = [
+    "libc6",
+    "libexpat1",
+    "libffi8",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "python3.11-minimal",
+    "zlib1g",
+]
+#: shared libraries of the interpreter and of its _ctypes; each is stored under its soname
+_LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
+
+#: what the agent must have before it can answer: the bus, the console port, then the file sharing that
+#: comes next; pvpanic is how a kernel that panics says so to QEMU
+BOOT_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs", "pvpanic_pci")
+#: what the kernel asks modprobe for when a container uses it, and the agent loads for a device
+OPTIONAL_MODULES = (
+    "virtio_blk",
+    "virtio_net",
+    "virtio_balloon",
+    "virtio_rng",
+    "overlay",
+    "erofs",
+    "vmw_vsock_virtio_transport",
+    "tun",
+    "veth",
+    "bridge",
+)
+
+_DIRECTORIES = ("/dev", "/etc", "/mnt", "/proc", "/root", "/run", "/sys", "/var")
+_MERGED = ("bin", "lib", "lib64", "sbin")
+
+
+def python_files(packages: list[apt.Package], cache: str) -> dict[str, tuple[int, bytes]]:
+    """Guest path -> (permissions, bytes) of all that the guest takes from the Python and library packages."""
+    found: dict[str, tuple[int, bytes]] = {}
+    links: dict[str, str] = {}
+    for package in packages:
+        if package.name not in PACKAGES:
+            continue
+        for member, data in apt.contents(package, cache):
+            _take(member, data, found, links)
+    for name in _LIBRARIES:
+        path = _soname_path(name, found, links)
+        found[f"{python.LIBRARY_PATH}/{name}"] = found[path]
+    keep = {f"{python.LIBRARY_PATH}/{name}" for name in _LIBRARIES} | {python.LOADER}
+    return {path: facts for path, facts in found.items() if path in keep or python.is_wanted(path)}
+
+
+def _take(
+    member: tarfile.TarInfo, data: bytes, found: dict[str, tuple[int, bytes]], links: dict[str, str]
+) -> None:
+    path = member.name
+    if ".so" in path and path.startswith(("/lib/", "/usr/lib/x86_64-linux-gnu/")):
+        path = f"{python.LIBRARY_PATH}/{posixpath.basename(path)}"
+    if posixpath.basename(path) == posixpath.basename(python.LOADER) and not member.issym():
+        path = python.LOADER
+    if member.issym():
+        links[path] = posixpath.join(posixpath.dirname(path), posixpath.basename(member.linkname))
+    else:
+        found[path] = (member.mode & 0o777, data)
+
+
+def _soname_path(name: str, found: dict[str, tuple[int, bytes]], links: dict[str, str]) -> str:
+    path = f"{python.LIBRARY_PATH}/{name}"
+    path = links.get(path, path)
+    if path not in found:
+        raise HostError(f"the packages hold no {name}", code="package-damaged")
+    return path
+
+
+def compiled(files: dict[str, tuple[int, bytes]], sources: dict[str, bytes], scratch: str) -> list[Entry]:
+    """Python and agent as entries, sources turned into byte code, proven to import what the agent names.
+
+    `scratch` is a directory to run the guest's interpreter in.
+    """
+    with tempfile.TemporaryDirectory(prefix="python-", dir=scratch) as root:
+        for path, (mode, data) in files.items():
+            _put(root + path, data, mode)
+        library = {path: data for path, (_, data) in files.items() if path.endswith(".py")}
+        code = python.compile_all(library, root)
+        code |= python.compile_all(sources, root)
+        for path, data in code.items():
+            _put(root + path, data, 0o644)
+        for path in library:
+            os.unlink(root + path)
+        python.prove(root, python.imports_of(sources, agent.ROOT))
+    entries = [regular(path, data) for path, data in code.items()]
+    for path, (mode, data) in files.items():
+        if path not in library:
+            entries.append(regular(_merged(path), data, mode))
+    return entries
+
+
+def _put(path: str, data: bytes, mode: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chmod(path, mode)
+
+
+def _merged(path: str) -> str:
+    top = path.split("/", 2)[1]
+    return "/usr" + path if top in _MERGED else path
+
+
+def module_entries(kernel: Kernel) -> list[Entry]:
+    """The modules and the three lists that tell the agent about them.
+
+    `modules` and `modules.optional`: one absolute path a line, in load order. `modules.dep`: a name or alias,
+    then the paths to load for it, in order. A module that is built into the kernel is in none of them.
+    """
+    boot = modules.load_order(BOOT_MODULES, kernel.modules, kernel.builtin)
+    every = modules.load_order(BOOT_MODULES + OPTIONAL_MODULES, kernel.modules, kernel.builtin)
+    paths = {name: f"/usr/lib/modules/{kernel.release}/{name}.ko" for name in every}
+    optional = [name for name in every if name not in boot]
+    table = []
+    for name in every:
+        needed = modules.load_order((name,), kernel.modules, kernel.builtin)
+        for key in (name, *modules.aliases(kernel.modules[name])):
+            table.append(" ".join([key, *(paths[other] for other in needed)]))
+    return [
+        *(regular(paths[name], kernel.modules[name]) for name in every),
+        regular("/etc/bufferzone/modules", _lines([paths[name] for name in boot])),
+        regular("/etc/bufferzone/modules.optional", _lines([paths[name] for name in optional])),
+        regular("/etc/bufferzone/modules.dep", _lines(table)),
+    ]
+
+
+def skeleton() -> list[Entry]:
+    """Directories, the links of a merged /usr, the device nodes needed before devtmpfs, and /init."""
+    return [
+        *(directory(path) for path in _DIRECTORIES),
+        directory("/tmp", 0o1777),
+        *(directory(f"/usr/{name}") for name in _MERGED),
+        *(symlink(f"/{name}", f"usr/{name}") for name in _MERGED),
+        # the kernel opens /dev/console for PID 1 before anybody can mount devtmpfs
+        character_device("/dev/console", 5, 1, 0o600),
+        character_device("/dev/null", 1, 3, 0o666),
+        regular("/init", agent.INIT, 0o755),
+        regular(agent.MODPROBE, agent.modprobe(), 0o755),
+    ]
+
+
+def _lines(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

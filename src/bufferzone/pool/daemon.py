@@ -1,0 +1,131 @@
+"""The keeper's process: small, one per state root, there while `pool.size` says so and starts come.
+
+Started by the first `create` that finds none, or by `bz pool start`. It outlives the container whose start
+began it, and those that wait do not outlive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+
+from bufferzone import config, state
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import process
+from bufferzone.pool.keeper import Keeper
+from bufferzone.shim import daemon
+from bufferzone.vm import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.config import Settings
+    from bufferzone.shim.arguments import Arguments
+
+_LOCK = "lock"
+_CONTROL_FD = 3
+_MOST_LOG = 64 << 10
+
+
+def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
+    """Starts waiters for the state root `root`."""
+    program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
+
+    def spawn(settings: Settings, directory: str) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        shape = json.dumps(config.shape_of(settings))
+        flags = ["-root", root, "-bundle", directory, "-shape", shape, "-ready-fd", str(_CONTROL_FD)]
+        log = os.path.join(directory, "shim.log")
+        with theirs:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-Xutf8", program, *flags, "wait"],
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD),
+                ],
+                setsid=True,
+            )
+        return pid, ours
+
+    return spawn
+
+
+def keep(arguments: Arguments) -> int:
+    """The keeper's process for -root; returns the exit status. -shape is what it begins with: `settings` and
+    `spec` as JSON. A second one for the same root ends at once. -ready-fd, if given, learns in a line how it
+    began. Raises `HostError`.
+    """
+    ready = Ready(arguments.ready_fd)
+    try:
+        return _keep(arguments, ready)
+    except OSError as error:
+        where = error.filename or arguments.root
+        line = f"the pool cannot be kept: {error.strerror}: {where}"
+        ready.say(line)
+        raise HostError(line, code="pool-keeper") from error
+    except BufferzoneError as error:
+        ready.say(error.line())
+        raise
+
+
+class Ready:
+    """Whoever waits for one line, or nobody."""
+
+    def __init__(self, fd: str) -> None:
+        self._fd = int(fd or -1)
+        if self._fd >= 0:
+            os.set_inheritable(self._fd, False)
+
+    def say(self, line: str) -> None:
+        """The first line counts."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                os.write(fd, f"{line}\n".encode(errors="replace"))
+            os.close(fd)
+
+
+def _keep(arguments: Arguments, ready: Ready) -> int:
+    os.chdir("/")
+    os.umask(0o077)
+    process.set_name("bufferzone-pool")
+    with contextlib.suppress(HostError):
+        cgroups.join("", os.getpid())  # it outlives the container whose start began it
+    directory = os.path.join(arguments.root, state.POOL)
+    os.makedirs(directory, 0o700, exist_ok=True)
+    lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        ready.say("ready")  # it is kept already
+        return 0
+    if os.fstat(2).st_size > _MOST_LOG:
+        os.ftruncate(2, 0)
+    _remove_old(directory)
+    keeper = Keeper(directory, config.load, _spawn(arguments.root), daemon.log)
+    try:
+        ready.say("ready")
+        keeper.add_shape(**json.loads(arguments.shape))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        keeper.run()
+    finally:
+        keeper.close()
+    return 0
+
+
+def _remove_old(directory: str) -> None:
+    """What a keeper that was killed has left: its waiters died with it."""
+    for entry in os.scandir(directory):
+        if entry.name.isdigit():
+            try:
+                state.remove(entry.path)
+            except HostError as error:
+                daemon.log(error.line())  # it is in the way of nothing

@@ -1,0 +1,351 @@
+"""The keeper of waiting VMs: who waits, who is handed over, who is started next.
+
+It owns a few processes of `pool.worker` per shape, hands one over per claim and starts the next in the
+background, one at a time. It knows nothing of VMs. Requests are one JSON object per connection on
+ROOT/@pool/keeper.sock: `claim`, `list`, `stop`. A caller that gets no answer starts without a pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+from bufferzone import config, state
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import identity
+from bufferzone.pool.listener import MOST_REQUEST, Door, receive
+from bufferzone.pool.waiting_vm import sized
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from bufferzone.config import Settings
+
+#: shapes that VMs wait for; the one that was not asked for longest gives way
+_MOST_SHAPES = 4
+#: a container that has just got its VM is left alone for so long before the next VM is made
+QUIET_S = 0.5
+#: after a VM that could not be made: no template yet, no memory
+_RETRY_S, _MOST_RETRY_S = 5.0, 320.0
+_END_S = 10.0
+#: the longest time without a look at whether callers still find us, where no event tells
+_LOOK_S = 60.0
+#: what of a claim its waiter is told; the rest has been looked at here
+_PASSED_ON = ("id", "bundle", "oom_score_adj", "nice", "containerd")
+
+
+class Waiter:
+    """A process of `pool.worker`: `state` is filling, waiting, taken or dismissed. Owns `pidfd` and
+    `control`. `directory` is gone already when it was taken.
+    """
+
+    def __init__(self, pid: int, control: socket.socket, directory: str) -> None:
+        self.pid, self.control, self.directory = pid, control, directory
+        self.pidfd = os.pidfd_open(pid)
+        self.state = "filling"
+        self.since = time.monotonic()
+
+    def dismiss(self) -> None:
+        """Let it end: one that waits by itself, one that is still at work by a signal."""
+        if self.state == "filling":
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        self.state = "dismissed"
+        self.control.close()
+
+    def let_go(self) -> None:
+        """It goes on without us."""
+        os.close(self.pidfd)
+        self.control.close()
+
+    def reap(self) -> None:
+        """It has ended."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self.let_go()
+
+
+class Shape:
+    """The waiters for one set of settings that nobody took, and when the next may be made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.waiters: list[Waiter] = []
+        self.not_before = 0.0
+        self.retry_s = _RETRY_S
+        self.note = ""  # why there are none, as the last one said that tried
+
+    def is_asked_for(self) -> None:
+        """What kept us from making one may be over soon: a start makes a template."""
+        self.retry_s = _RETRY_S
+        self.not_before = min(self.not_before, time.monotonic() + self.retry_s)
+
+
+class Keeper:
+    """The pool below `directory`. `load` reads the settings, `spawn(settings, directory)` starts a waiter and
+    returns its pid and our end of the socket to it.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        load: Callable[[], Settings],
+        spawn: Callable[[Settings, str], tuple[int, socket.socket]],
+        log: Callable[[str], None],
+    ) -> None:
+        self._directory, self._load, self._spawn, self._log = directory, load, spawn, log
+        self._shapes: dict[str, Shape] = {}  # the one asked for last is last
+        self._parting: list[Waiter] = []  # taken or dismissed: to be reaped
+        self._serial = 0
+        self._used = time.monotonic()
+        self._ending = False
+        self._stoppers: list[socket.socket] = []
+        self._namespaces = namespaces()
+        self._door = Door(directory)
+
+    def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
+        """Fill up from now on with VMs of the size that `spec`, what decides it of a config.json, needs."""
+        wanted = sized(config.Settings(**settings), spec)
+        key = json.dumps(config.shape_of(wanted), sort_keys=True)
+        shape = self._shapes.pop(key, None) or Shape(wanted)
+        self._shapes[key] = shape
+        return shape
+
+    def run(self) -> None:
+        """Until the settings want no pool, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
+        while not self._ending:
+            if not self._door.is_there():
+                self._log("the socket was removed or moved: the pool ends")
+                break
+            settings = self._load()
+            if settings.pool_size == 0 or time.monotonic() > self._used + settings.pool_idle_s:
+                break
+            self._shrink(settings.pool_size)
+            wake = self._fill(settings.pool_size)
+            self._listen_to_all(min(wake, self._used + settings.pool_idle_s) - time.monotonic())
+
+    def close(self) -> None:
+        """End those that wait, and those only. Who asked for the stop learns that it is done."""
+        self._door.shut()
+        for shape in self._shapes.values():
+            self._dismiss(shape, shape.waiters)
+        end = time.monotonic() + _END_S
+        for waiter in self._parting:
+            if waiter.state == "dismissed":
+                _await_end(waiter, end)
+                self._reap(waiter)
+            else:
+                waiter.let_go()
+        for asker in self._stoppers:
+            asker.close()
+        self._door.close()
+
+    # ---- filling up
+
+    def _shrink(self, size: int) -> None:
+        """Let go of shapes and VMs beyond what is wanted."""
+        while len(self._shapes) > _MOST_SHAPES:
+            oldest = self._shapes.pop(next(iter(self._shapes)))
+            self._dismiss(oldest, oldest.waiters)
+        for shape in self._shapes.values():
+            self._dismiss(shape, shape.waiters[size:])
+
+    def _dismiss(self, shape: Shape, waiters: list[Waiter]) -> None:
+        for waiter in list(waiters):
+            shape.waiters.remove(waiter)
+            waiter.dismiss()
+            self._parting.append(waiter)
+
+    def _fill(self, size: int) -> float:
+        """Start the next waiter if one is missing and none is on its way; when to look again."""
+        wake = float("inf")
+        if any(w.state == "filling" for shape in self._shapes.values() for w in shape.waiters):
+            return wake
+        for shape in reversed(self._shapes.values()):
+            if len(shape.waiters) >= size:
+                continue
+            if shape.not_before > time.monotonic():
+                wake = min(wake, shape.not_before)
+                continue
+            self._start(shape)
+            return float("inf")
+        return wake
+
+    def _start(self, shape: Shape) -> None:
+        self._serial += 1
+        name = str(self._serial)
+        directory = os.path.join(self._door.place, name)
+        try:
+            os.mkdir(directory, 0o711)
+            pid, control = self._spawn(shape.settings, os.path.join(self._directory, name))
+        except OSError as error:
+            self._log(f"cannot start a process to wait: {error.strerror}: {error.filename or name}")
+            self._remove(directory, error)
+            self._later(shape)
+        else:
+            shape.waiters.append(Waiter(pid, control, directory))
+
+    def _remove(self, directory: str, reason: OSError | None = None) -> None:
+        """What is in the way of nobody may stay: it is said, and the next keeper tries again."""
+        if isinstance(reason, FileExistsError):
+            return  # somebody else's
+        try:
+            state.remove(directory)
+        except HostError as error:
+            self._log(error.line())
+
+    def _reap(self, waiter: Waiter) -> None:
+        waiter.reap()
+        self._remove(waiter.directory)
+
+    def _later(self, shape: Shape) -> None:
+        shape.not_before = time.monotonic() + shape.retry_s
+        shape.retry_s = min(2 * shape.retry_s, _MOST_RETRY_S)
+
+    # ---- listening
+
+    def _listen_to_all(self, timeout_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._door.listener, select.POLLIN)
+        if self._door.watch >= 0:
+            poll.register(self._door.watch, select.POLLIN)
+        waiters = [(shape, waiter) for shape in self._shapes.values() for waiter in shape.waiters]
+        everybody = [*waiters, *((None, waiter) for waiter in self._parting)]
+        for _, waiter in everybody:
+            poll.register(waiter.pidfd, select.POLLIN)
+            if waiter.control.fileno() >= 0:
+                poll.register(waiter.control, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(min(max(0.0, timeout_s), _LOOK_S) * 1000 + 1)}
+        for shape, waiter in everybody:
+            if waiter.control.fileno() in ready:
+                self._heard(shape, waiter)
+            if waiter.pidfd in ready:
+                self._ended(shape, waiter)
+        if self._door.listener.fileno() in ready:
+            self._accept()
+
+    def _heard(self, shape: Shape | None, waiter: Waiter) -> None:
+        """A waiter said that it waits, or why it cannot; or closed the socket: it ends, or is a shim now."""
+        try:
+            word = waiter.control.recv(MOST_REQUEST)
+        except OSError:
+            word = b""
+        if shape is not None and word == b"waiting":
+            waiter.state = "waiting"
+            shape.retry_s, shape.note = _RETRY_S, ""
+        elif word:
+            text = word.decode("utf-8", "replace")
+            self._log(f"waiter {waiter.pid}: {text}")
+            if shape is not None:
+                shape.note = text
+        else:
+            waiter.control.close()
+
+    def _ended(self, shape: Shape | None, waiter: Waiter) -> None:
+        if shape is None:
+            self._parting.remove(waiter)
+        else:
+            shape.waiters.remove(waiter)
+            if waiter.state == "filling":
+                self._later(shape)
+        self._reap(waiter)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._door.listener.accept()
+        except OSError as error:
+            self._log(f"cannot accept a connection: {error.strerror}")
+            return
+        fds: list[int] = []
+        kept = False
+        try:
+            kept = self._answer(receive(connection, fds), connection, fds)
+        except (OSError, ValueError, KeyError, TypeError, BufferzoneError) as error:
+            self._log(f"a request that cannot be met: {error}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+            if not kept:
+                connection.close()
+
+    def _answer(self, request: dict[str, Any], connection: socket.socket, fds: list[int]) -> bool:
+        """Do what is asked; True when the connection is kept."""
+        if request["do"] == "stop":
+            self._ending = True
+            self._stoppers.append(connection)
+            return True
+        if request["do"] == "list":
+            connection.sendall(json.dumps(self.listing()).encode() + b"\n")
+            return False
+        if request["namespaces"] != self._namespaces:
+            self._refuse_stranger(request["namespaces"])
+        self._used = time.monotonic()
+        shape = self.add_shape(request["settings"], request["spec"])
+        self._hand_over(shape, request, connection, fds)
+        shape.is_asked_for()
+        shape.not_before = max(shape.not_before, time.monotonic() + QUIET_S)
+        return False
+
+    def _refuse_stranger(self, theirs: str) -> None:
+        """Raise; and give way where an ordinary user's containers have moved to another user namespace."""
+        mine, others = (
+            {kind for kind in text.split() if "user:" in kind} for text in (self._namespaces, theirs)
+        )
+        if mine != others and not identity.is_real_root():
+            self._ending = True
+            raise HostError("a caller in another user namespace: the pool ends")
+        raise HostError("a caller in other namespaces")
+
+    def _hand_over(
+        self, shape: Shape, request: dict[str, Any], connection: socket.socket, fds: list[int]
+    ) -> None:
+        """Give the claim to the first that waits; with none the caller hears the connection end."""
+        if len(fds) != 1:
+            raise ValueError("a claim comes with one descriptor")
+        message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
+        for waiter in [waiter for waiter in shape.waiters if waiter.state == "waiting"]:
+            try:
+                socket.send_fds(waiter.control, [message], [connection.fileno(), fds[0]])
+            except OSError:
+                continue  # it has just ended
+            waiter.state = "taken"
+            shape.waiters.remove(waiter)
+            self._parting.append(waiter)
+            return
+
+    def listing(self) -> dict[str, Any]:
+        """Everything, for people."""
+        now = time.monotonic()
+        rows = [
+            {
+                "pid": waiter.pid,
+                "state": waiter.state,
+                "vcpus": shape.settings.vcpus,
+                "memory_mib": shape.settings.memory_mib,
+                "age_s": round(now - waiter.since, 1),
+            }
+            for shape in self._shapes.values()
+            for waiter in shape.waiters
+        ]
+        notes = [f"no VM waits: {shape.note}" for shape in self._shapes.values() if shape.note]
+        return {"pid": os.getpid(), "size": self._load().pool_size, "vms": rows, "notes": notes}
+
+
+def _await_end(waiter: Waiter, end: float) -> None:
+    """Wait for it; one that takes too long is killed."""
+    poll = select.poll()
+    poll.register(waiter.pidfd, select.POLLIN)
+    if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+        signal.pidfd_send_signal(waiter.pidfd, signal.SIGKILL)
+
+
+def namespaces() -> str:
+    """What a caller must share with a VM's processes: they are in these namespaces for good."""
+    kinds = ("cgroup", "ipc", "net", "pid", "time", "user", "uts")
+    return " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in kinds)

@@ -1,0 +1,212 @@
+"""A VM that waits for a container: restored, awake, its share mounted, rehearsed, and then frozen.
+
+`prepare` makes one, in a process with one thread and a mount namespace of its own. Whoever takes it lets that
+process `enter` the caller's mount namespace, so that every path means from then on what it means to the
+caller; the shared tree comes along. After `give` it is a `Sandbox` like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import ExitStack, contextmanager
+
+from bufferzone import egress, jail, state
+from bufferzone.errors import HostError, VmmError
+from bufferzone.guestimage import template_store
+from bufferzone.linux import process
+from bufferzone.pool import warmup
+from bufferzone.sandbox import plan
+from bufferzone.sandbox.boot import Starter, facts_of, make_directory, park
+from bufferzone.sandbox.network import Network
+from bufferzone.sandbox.sandbox import Sandbox
+from bufferzone.storage import share
+from bufferzone.vm import cgroups
+from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm.hello import begin_hello, mount_share, say_hello
+from bufferzone.vm.leftovers import Leftovers
+from bufferzone.vm.shape import describe, template_key
+from bufferzone.vm.timeline import Timeline
+from bufferzone.vmm.qemu import snapshot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from bufferzone.config import Settings
+    from bufferzone.network import tcfilter
+    from bufferzone.oci import Spec
+    from bufferzone.sandbox.boot import Started
+    from bufferzone.vm.agent_client import Pending
+    from bufferzone.vm.shape import Machine
+
+_ANSWER_S = 30.0
+_LOGS = ("shim.log", "console.log", "virtiofsd.log")
+
+
+def sized(settings: Settings, spec: dict[str, Any]) -> Settings:
+    """`settings` with the VM's size for `spec`, of which the limits and annotations may be all there is."""
+    size = plan.plan_vm(spec, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    return settings.with_values(vcpus=size.vcpus, memory_mib=size.memory_mib)
+
+
+def _machine(settings: Settings, root: str, log: Callable[[str], None], *, nic: bool) -> Machine:
+    size = plan.VmPlan(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    return describe(settings, size, root, log, nic=nic)
+
+
+@contextmanager
+def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], None]) -> Iterator[WaitingVm]:
+    """Yield a frozen VM of the size that `settings` say; on leaving, nothing of it is left.
+
+    `directory` is an empty one of its own, `root` the state root of those who may take it. Raises `HostError`
+    (`no-template` where there is none yet), `VmmError` or `GuestError`. The process must have one thread
+    only.
+    """
+    if settings.rootfs != "virtiofs":
+        raise HostError("only VMs that share their root file system can wait", code="pool-block")
+    tap = park(log)
+    machine = _machine(settings, root, log, nic=tap is not None)
+    store = template_store.default_store(settings.image_store)
+    found = template_store.open_template(store, template_key(machine))
+    if found is None:
+        raise HostError("there is no template of this shape yet", code="no-template")
+    with ExitStack() as stack:
+        later = stack.enter_context(ExitStack())  # what a claim adds is given back after the VM is gone
+        share.own_namespace()
+        uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
+        tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
+        starter = Starter("pool", machine, directory, uids, tree, Leftovers(directory), Timeline(), tap)
+        try:
+            started = starter.restore(stack, found)
+        finally:
+            found.close()
+        client = AgentClient(started.channels.agent)
+        stack.callback(client.close)
+        vm = WaitingVm(machine, starter, started, client, tree, tap, (stack, later), (directory, root), log)
+        vm.rehearse_and_freeze()
+        yield vm
+
+
+class WaitingVm:
+    """What `prepare` made: still to be watched by its owner, who gives it away or lets it go."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        starter: Starter,
+        started: Started,
+        client: AgentClient,
+        tree: share.Tree,
+        tap: tcfilter.Tap | None,
+        stacks: tuple[ExitStack, ExitStack],
+        places: tuple[str, str],
+        log: Callable[[str], None],
+    ) -> None:
+        self._machine, self._starter, self._started = machine, starter, started
+        self._agent, self._tree, self._tap, self._log = client, tree, tap, log
+        self._before, self._after = stacks  # given back before and after the VM is
+        self._directory, self._root = places
+        self._greeting: Pending | None = None
+
+    def rehearse_and_freeze(self) -> None:
+        """Wake the guest, run a first container in it, stop it."""
+        say_hello(self._agent, "pool", _ANSWER_S)
+        mount_share(self._agent, _ANSWER_S, plugged=True)
+        warmup.rehearse(self._agent, self._tree, self._directory)
+        warmup.warm_host()
+        self._started.vmm.qmp.execute("stop")
+
+    @property
+    def helpers(self) -> tuple[int, int]:
+        """Pids of QEMU and virtiofsd."""
+        assert self._started.daemon is not None  # a VM that waits has a share
+        return self._started.vmm.pid, self._started.daemon.pid
+
+    def filenos(self) -> Sequence[int]:
+        """Descriptors that become readable when a helper has ended."""
+        assert self._started.daemon is not None
+        return self._started.vmm.fileno(), self._started.daemon.fileno()
+
+    def enter(self, mount_namespace: int) -> None:
+        """Go where the caller is: a namespace like its own, with the shared tree, not mounted yet."""
+        self._tree.lift()
+        try:
+            process.setns(mount_namespace, process.CLONE_NEWNS)
+        except OSError as error:
+            raise HostError(f"cannot enter the caller's mount namespace: {error.strerror}") from error
+        share.own_namespace()
+
+    def thaw(self, name: str) -> None:
+        """Let the guest run and greet it; raises `VmmError` when it or a helper is gone. From now on we have
+        threads.
+        """
+        snapshot.resume(self._started.vmm)
+        self._agent.start()
+        self._greeting = begin_hello(self._agent, name, _ANSWER_S)
+        poll = select.poll()
+        for fd in self.filenos():
+            poll.register(fd, select.POLLIN)
+        if poll.poll(0):
+            raise VmmError("the waiting VM has lost a helper", code="pool-died")
+
+    def fits(self, settings: Settings, spec: Spec) -> bool:
+        """Whether it is the VM that would be made for `spec` now: no newer image, kernel or size."""
+        wanted = sized(settings, spec.raw)
+        nic = self._machine.nic
+        return wanted.templates and _machine(wanted, self._root, self._log, nic=nic) == self._machine
+
+    def give(self, container_id: str, spec: Spec, settings: Settings, directory: str, caller: int) -> Sandbox:
+        """Make it the sandbox of a container: its state directory, its cgroup (or the caller's), its name.
+
+        Raises `HostError`; the VM is of no more use then.
+        """
+        timeline = Timeline()
+        left = Leftovers(directory)
+        for pid in self.helpers:
+            left.add_process(pid)
+        cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
+        here = cgroups.of_process(caller)
+        self._tree.land(make_directory(directory, "share"))
+        for name in _LOGS:
+            os.rename(os.path.join(self._directory, name), os.path.join(directory, name))
+        state.remove(self._directory)
+        rules = egress.policy(settings.egress)
+        network = Network(self._tap, self._started.vmm, self._agent, left.add_network, rules)
+        self._before.callback(network.close)
+        timeline.enter("wake the guest")
+        sandbox = Sandbox(
+            container_id,
+            vmm=self._started.vmm,
+            daemon=self._started.daemon,
+            daemon_log=self._starter.daemon_log,
+            share=self._tree,
+            disk=None,
+            agent_client=self._agent,
+            network=network,
+            timeline=timeline,
+            cgroup=cgroup,
+            left=left,
+            boot_timeout_s=settings.boot_timeout_s,
+            facts=facts_of(settings, self._machine, "pool"),
+            log=self._log,
+            restored=True,
+            mounted=True,
+            then=lambda well: None,
+            greeting=self._greeting,
+            settle=lambda: self._join(cgroup, here, left),
+        )
+        self._before.callback(sandbox.close)
+        return sandbox
+
+    def _join(self, cgroup: str, callers: str, left: Leftovers) -> None:
+        """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""
+        if not cgroup:
+            cgroups.follow(callers, (os.getpid(), *self.helpers))
+            return
+        joined = cgroups.join(cgroup, os.getpid())
+        self._after.callback(cgroups.leave_and_remove, joined, os.getpid())
+        left.add_cgroups(joined)
+        for pid in self.helpers:
+            cgroups.join(cgroup, pid)

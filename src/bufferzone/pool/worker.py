@@ -1,0 +1,165 @@
+"""The process of one VM that waits for a container, started by the pool's keeper; afterwards that container's
+shim.
+
+It has one thread until it is taken, so that it can enter the mount namespace of whoever takes it. It ends
+with its keeper before that, and not after. What it says: `waiting` to the keeper, `ready PID` to the caller,
+which answers `go`, then `listening`. Until `go` nothing of the container's was touched, so a caller that
+hears nothing, or something else, starts a shim of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+
+from bufferzone import config, oci, state
+from bufferzone.errors import BufferzoneError, HostError, VmmError
+from bufferzone.linux import identity, process
+from bufferzone.oci.host import settings_of
+from bufferzone.pool import waiting_vm
+from bufferzone.pool.listener import MOST_REQUEST
+from bufferzone.shim import daemon, pool_start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from bufferzone.pool.waiting_vm import WaitingVm
+    from bufferzone.shim.arguments import Arguments
+
+#: while nobody waits, somebody else's container may be running
+_NICE = 10
+_CAP_SYS_NICE = 23
+_CALLER_S = 5.0
+
+
+class Claim:
+    """What a caller sent: the request, its connection and its mount namespace. Owns both descriptors."""
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        self.connection = socket.socket(fileno=fds[0])
+        self.mount_namespace = fds[1]
+        self.request: dict[str, Any] = json.loads(data)
+        self.connection.settimeout(_CALLER_S)
+        credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid: int = struct.unpack("3i", credentials)[0]
+
+    def say(self, text: bytes) -> None:
+        """One line; raises OSError when the caller is gone."""
+        self.connection.sendall(text)
+
+    def close(self) -> None:
+        """Let the caller know that no more comes."""
+        self.connection.close()
+        os.close(self.mount_namespace)
+
+
+def wait(arguments: Arguments) -> int:
+    """Make a VM in the directory -bundle, wait until it is taken or the keeper ends; the exit status.
+
+    -shape is `config.shape_of` as JSON, -ready-fd the socket to the keeper.
+    """
+    process.die_with_parent(signal.SIGKILL)
+    control = socket.socket(fileno=int(arguments.ready_fd))
+    control.set_inheritable(False)
+    daemon.be_a_shim()
+    stepped_back = _step_back()
+    try:
+        settings = config.Settings(**json.loads(arguments.shape))
+        with waiting_vm.prepare(settings, arguments.bundle, arguments.state_root, daemon.log) as vm:
+            control.send(b"waiting")
+            claim = _await_claim(control, vm)
+            if claim is not None:
+                _be_taken(arguments, vm, claim, control, stepped_back)
+    except (BufferzoneError, OSError) as error:
+        line = error.line() if isinstance(error, BufferzoneError) else str(error)
+        daemon.log(line)
+        with contextlib.suppress(OSError):  # the keeper is gone, or the container's business begun
+            control.send(line.encode())
+        return 1
+    finally:
+        if arguments.socket:
+            pool_start.leave(arguments.socket, os.path.join(arguments.state_root, arguments.id))
+    return 0
+
+
+def _step_back() -> bool:
+    """Let others run first, where that can be undone; says so. CAP_SYS_NICE: setpriority(2)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        mask = next(line for line in file if line.startswith("CapEff:")).split()[1]
+    if not int(mask, 16) >> _CAP_SYS_NICE & 1 or not identity.is_real_root():
+        return False  # in a user namespace the capability is not for this
+    os.nice(_NICE)
+    return True
+
+
+def _await_claim(control: socket.socket, vm: WaitingVm) -> Claim | None:
+    """The claim the keeper passes on, or None when it has ended; raises when the VM did."""
+    poll = select.poll()
+    for fd in (control.fileno(), *vm.filenos()):
+        poll.register(fd, select.POLLIN)
+    if any(fd != control.fileno() for fd, _ in poll.poll()):
+        raise VmmError("a waiting VM has ended", code="pool-died")
+    data, fds, _, _ = socket.recv_fds(control, MOST_REQUEST, 2, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    return Claim(data, fds)
+
+
+def _be_taken(
+    arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket.socket, stepped_back: bool
+) -> None:
+    """From the claim to the end of the container."""
+    request = claim.request
+    arguments.id, arguments.bundle = request["id"], request["bundle"]
+    try:
+        vm.enter(claim.mount_namespace)
+        vm.thaw(arguments.id)
+        spec = oci.load(arguments.bundle)
+        settings = settings_of(spec)
+        if not vm.fits(settings, spec):
+            raise HostError("the waiting VM is not what a start would make now", code="pool-stale")
+        _be_like(request, (os.getpid(), *vm.helpers), renice=stepped_back)
+        claim.say(b"ready %d\n" % os.getpid())
+        if claim.connection.recv(8) != b"go\n":
+            raise HostError("the caller gave up", code="pool-late")
+        process.die_with_parent(0)
+        control.close()
+        directory = state.directory(arguments.state_root, arguments.id)
+        sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid)
+        asked = request.get("containerd")
+        listener = pool_start.be_containerds(arguments, asked) if asked else daemon.listen(directory)
+        state.write_owner(directory, os.getpid())
+        arguments.socket = asked["socket"] if asked else ""
+    except BaseException:
+        claim.close()
+        raise
+
+    def tell() -> None:
+        claim.say(b"listening\n")
+        claim.close()
+
+    daemon.run_sandbox(arguments, sandbox, listener, tell, cli=not asked)
+
+
+def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:
+    """What a shim and its helpers would have inherited from the caller: oom_score_adj, and the niceness."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # below the lowest that was ever set takes CAP_SYS_RESOURCE
+            _write(f"/proc/{pid}/oom_score_adj", str(int(request["oom_score_adj"])))
+        if not renice:
+            continue
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, int(thread), int(request["nice"]))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)

@@ -1,0 +1,168 @@
+"""Containers that join the VM of another, because they name its network namespace (`--network container:X`).
+
+Two VMs cannot share an interface, so the second container runs beside the first: with a root file system,
+namespaces and cgroup of its own, and with the VM as it is. What it asks of the VM that this one does not have
+is refused. On the host each keeps its state directory and its waiter's cgroup, and either may go first.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from functools import partial
+
+from bufferzone import config
+from bufferzone.errors import CallerError, HostError
+from bufferzone.linux import apart
+from bufferzone.oci import overrides
+from bufferzone.sandbox import limits
+from bufferzone.sandbox.netns_owner import Reserved
+from bufferzone.vm import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from typing import Any
+
+    from bufferzone import oci
+    from bufferzone.sandbox.containers import Container
+    from bufferzone.sandbox.sandbox import Sandbox
+
+_LOGS = ("shim.log", "console.log", "virtiofsd.log")
+#: settings that make a VM what it is, and that an annotation can ask for
+_OF_THE_VM = ("image", "kernel", "initrd", "kernel_arguments", "rootfs", "rootfs_image", "publish")
+
+
+class Tenancy:
+    """Who lives in one VM. `directory` is the state directory of its first container; empty for containerd's,
+    whose sandboxes are pods and joined by their own rules. Thread-safe.
+    """
+
+    def __init__(self, sandbox: Sandbox, directory: str) -> None:
+        self._sandbox = sandbox
+        self._root = os.path.dirname(directory)
+        self._lock = threading.Lock()
+        self._homes: list[str] = []  # state directories
+        self._joined = 0
+        self._first = directory
+        self.reserved = Reserved(directory, sandbox)
+
+    def move_in(self, undo: ExitStack, container: Container) -> None:
+        """Note whether it joins one that is there before; its state directory is to know of everything."""
+        if not self._first:
+            return
+        home = os.path.join(self._root, container.id)
+        with self._lock:
+            container.joined = bool(self._homes)
+            if container.joined:
+                for name in _LOGS:
+                    with suppress(OSError):  # they help a person, no more
+                        os.link(os.path.join(self._homes[0], name), os.path.join(home, name))
+                self._sandbox.left.add_directory(home)
+            self._homes.append(home)
+        undo.callback(self._move_out, home)
+
+    def look_from(self, undo: ExitStack, pid: int) -> Any:
+        """A caller of functions in the mount namespace of the process `pid`: what was mounted after the shim
+        started is not to be seen in ours, unless the host's mounts are shared. Raises `HostError`.
+        """
+        try:
+            fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"the caller's mount namespace: {error.strerror}", code="share-failed") from error
+        undo.callback(os.close, fd)
+        return partial(apart.in_mount_namespace, fd)
+
+    def check(self, spec: oci.Spec) -> None:
+        """Raise `CallerError` when this VM is not what `spec` asks for."""
+        facts = self._sandbox.facts()
+        if facts["bufferzone.start"] == "restored":
+            raise self._refusal("it was restored from a checkpoint")
+        if self._sandbox.disk is not None:
+            hint = "create both without bufferzone.rootfs=block"
+            raise self._refusal("its root file system is on a disk, and nothing else is shared with it", hint)
+        here = config.load()
+        wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
+        if " ".join(wanted.egress) != facts.get("bufferzone.egress", ""):
+            raise self._refusal(
+                f"its egress policy is another: {facts.get('bufferzone.egress') or 'none'}",
+                "give both containers the same annotation bufferzone.egress",
+            )
+        sizes = (
+            ("vCPUs", wanted.vcpus, here.vcpus, self._sandbox.vcpus),
+            ("MiB of memory", wanted.memory_mib, here.memory_mib, self._sandbox.memory_mib),
+        )
+        for name, asked, default, there in sizes:
+            if asked != default and asked > there:
+                raise self._refusal(f"it has {there} {name}, asked for are {asked}")
+        other = [key for key in _OF_THE_VM if getattr(wanted, key) != getattr(here, key)]
+        runs_on = facts["bufferzone.accelerator"]
+        if wanted.accelerator not in (here.accelerator, runs_on) or (wanted.kvm, runs_on) == (
+            "require",
+            "tcg",
+        ):
+            other.append("accelerator")
+        if other:
+            raise self._refusal(f"its {other[0]} was decided when it began")
+        self.check_resources({}, spec.linux.get("resources") or {})
+
+    def check_resources(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Raise `CallerError` for a limit that nobody would hold a joined container to."""
+        sandbox = self._sandbox
+        try:
+            limits.check_update(old, new, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mib)
+        except CallerError as error:
+            raise self._refusal(error.message, "a larger VM is that container's to ask for") from error
+        cpu, block = new.get("cpu") or {}, new.get("blockIO") or {}
+        if cpu.get("cpus") or cpu.get("mems") or any(block.values()):
+            what = "CPUs, memory nodes and block devices are limited for the whole VM, with its container's"
+            raise self._refusal(what)
+
+    def _refusal(self, reason: str, hint: str = "") -> CallerError:
+        text = f"cannot share the network of container {self._sandbox.id} and so its VM: {reason}"
+        return CallerError(text, hint=hint, code="vm-shared")
+
+    def share_name(self, container: Container) -> str:
+        """What names in the shared tree begin with: never twice the same, since the guest remembers them."""
+        if not container.joined:
+            return container.id
+        with self._lock:
+            self._joined += 1
+            return f"{container.id}@{self._joined}"
+
+    def _move_out(self, home: str) -> None:
+        with self._lock:
+            self._homes.remove(home)
+            self._sandbox.left.drop_directory(home)
+            tree = self._sandbox.share
+            if tree is None or not self._homes or os.path.dirname(tree.path) != home:
+                return
+            path = os.path.join(self._homes[0], "share")
+            try:
+                os.makedirs(path, 0o711, exist_ok=True)
+                tree.move(path)
+            except (OSError, HostError) as error:
+                self._sandbox.log(f"nothing more can be shared with the VM: {error}")
+
+    def join_cgroup(self, undo: ExitStack, container: Container) -> None:
+        """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""
+        if not container.cgroup:
+            return
+        joined = cgroups.join(container.cgroup, container.pid)
+        if container.cgroup == self._sandbox.cgroup:
+            return  # the VM is in it, and removes it
+        left = self._sandbox.left
+        left.add_cgroups(joined)
+        undo.callback(left.drop_cgroups, joined)
+        undo.callback(_leave, joined, container.pid)
+
+
+def _leave(directories: list[str], pid: int) -> None:
+    """Remove them; a waiter that was told of the end a moment ago is moved out of the way."""
+    for directory in directories:
+        with suppress(OSError):
+            if str(pid) in cgroups.read_file(os.path.join(directory, "cgroup.procs")).split():
+                cgroups.write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
+        with suppress(OSError):
+            cgroups.remove(directory)

@@ -1,0 +1,82 @@
+"""A start by containerd that takes a VM from the pool: what it asks for, and what becomes of the shim.
+
+The claim is the verbs', with a few words more; see `client.pool_claim`. A shim that is taken differs from one
+that `start` forks in nothing that containerd sees: the same socket, the same log, the same end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from bufferzone import oci, state
+from bufferzone.client import pool_claim, start
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.oci.host import check_network, settings_of
+from bufferzone.shim import daemon
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from bufferzone.config import Settings
+    from bufferzone.oci import Spec
+    from bufferzone.shim.arguments import Arguments
+
+
+class Taking:
+    """One start by containerd, below whose -id nothing lives. Raises what is wrong with the bundle."""
+
+    def __init__(self, arguments: Arguments, bundle: str) -> None:
+        self._arguments = arguments
+        self._spec: Spec = oci.load(bundle)
+        self._settings: Settings = settings_of(self._spec)
+        self._keeper_wanted = False
+
+    def take(self, path: str) -> bool:
+        """Make a VM that waits the one that listens at `path`; False: there is none, and nothing is left."""
+        if not start.wants_pool(self._settings):
+            return False
+        check_network(self._spec.raw, self._settings)
+        directory = os.path.join(self._arguments.state_root, state.check_id(self._arguments.id))
+        state.remove(directory)
+        state.create(self._arguments.state_root, self._arguments.id)
+        more = {
+            "namespace": self._arguments.namespace,
+            "socket": path,
+            "publish": os.environ.get("TTRPC_ADDRESS", ""),
+        }
+        try:
+            if pool_claim.claim(directory, self._spec, self._settings, {"containerd": more}):
+                return True
+        except pool_claim.NoKeeper:
+            self._keeper_wanted = True
+        state.remove(directory)
+        return False
+
+    def begin_pool(self) -> None:
+        """After a start without one: begin a pool where the settings want it and there is none."""
+        if not self._keeper_wanted:
+            return
+        shape = pool_claim.to_json(pool_claim.shape(self._spec, self._settings))
+        with contextlib.suppress(HostError):  # the container is there; the next start tries again
+            start.start_keeper(self._arguments.state_root, shape, "")
+
+
+def be_containerds(arguments: Arguments, asked: dict[str, Any]) -> socket.socket:
+    """Become the shim that `take` asked for: its log and its socket, which listens. Raises OSError."""
+    arguments.namespace = str(asked["namespace"])
+    os.environ["TTRPC_ADDRESS"] = str(asked["publish"])
+    daemon.log_to_containerd(arguments.bundle)
+    return daemon.listen_at(str(asked["socket"]))
+
+
+def leave(path: str, directory: str) -> None:
+    """At the end of such a shim: nobody else removes its socket and its state."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    try:
+        state.remove(directory)
+    except BufferzoneError as error:
+        daemon.log(error.line())

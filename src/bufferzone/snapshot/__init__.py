@@ -1,0 +1,1 @@
+"""Saved VMs: templates that many are restored from, checkpoints that one was saved into."""

@@ -1,0 +1,144 @@
+"""Saves a running VM into a directory, from which `saved` restores it; the VM goes on, or ends with it.
+
+The container is frozen in its guest before, and the agent's channel is silent: nothing is half way between
+guest and host when the VM stops. A VM that goes on stands still while its devices are saved and its memory is
+copied within memory, outside of its cgroup; the copy goes to disk afterwards.
+Source: QEMU 7.2 docs/devel/migration.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, contextmanager, suppress
+
+from bufferzone.errors import StateError, VmmError
+from bufferzone.snapshot import checkpoint_dir
+from bufferzone.snapshot.checkpoint_writer import Draft
+from bufferzone.snapshot.copier import Saver
+from bufferzone.vm.hello import set_clock
+from bufferzone.vmm.qemu import snapshot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from bufferzone.sandbox.network import Network
+    from bufferzone.sandbox.rootdisk import RootDisk
+    from bufferzone.storage.share import Tree
+    from bufferzone.vm.agent_client import AgentClient
+    from bufferzone.vm.shape import Machine
+    from bufferzone.vmm.qemu.driver import Vmm
+
+_CLOCK_S = 10.0
+
+
+class Capture:
+    """What of a sandbox is needed to save it. Owns nothing."""
+
+    def __init__(
+        self,
+        vmm: Vmm,
+        agent_client: AgentClient,
+        network: Network,
+        machine: Machine,
+        memory_fd: int,
+        disk: RootDisk | None,
+        tree: Tree | None,
+    ) -> None:
+        self._vmm, self._agent, self._network = vmm, agent_client, network
+        self._machine, self._memory_fd, self._disk, self._tree = machine, memory_fd, disk, tree
+        self.stopped_s = 0.0  # how long the VM stood still, the last time
+
+    def check(self) -> None:
+        """Raise `StateError` when this VM cannot be saved."""
+        if self._disk is None:
+            raise StateError(
+                "its root file system is shared with virtiofs, which QEMU cannot save",
+                hint="create it with --annotation bufferzone.rootfs=block and without volumes",
+                code="not-saveable",
+            )
+        if self._tree is not None:
+            raise StateError(
+                "its volumes are shared with virtiofs, which QEMU cannot save",
+                hint="create it without volumes",
+                code="not-saveable",
+            )
+        if problem := self._network.not_saveable:
+            raise StateError(problem, hint="create it with one network or none", code="not-saveable")
+
+    def save(
+        self,
+        directory: str,
+        facts: dict[str, Any],
+        *,
+        still: AbstractContextManager[None],
+        ended: Callable[[], None] | None,
+    ) -> None:
+        """Write the checkpoint. `ended` is called as soon as it is complete, while the VM still stands; None:
+        the VM goes on. After a failure the VM goes on, and an older checkpoint in the directory is as it was.
+
+        While `still` is entered, the container is frozen. Raises OSError, `HostError`, `VmmError` or
+        `StateError`.
+        """
+        self.check()
+        assert self._disk is not None
+        _, disk_fd = self._disk.image()
+        with ExitStack() as stack:
+            saver = stack.enter_context(Saver())
+            draft = stack.enter_context(Draft(directory))
+            digests = {
+                checkpoint_dir.DISK: saver.pack(
+                    disk_fd, _sized(draft.fds[checkpoint_dir.DISK], _size(disk_fd))
+                )
+            }
+            memory_fd = _sized(draft.fds[checkpoint_dir.MEMORY], self._machine.memory_mib << 20)
+            copied = -1
+            with still, self._on_time(), self._network.withdrawn(), self._agent.held():
+                began = time.monotonic()
+                complete = False
+                try:
+                    snapshot.save(self._vmm, draft.fds[checkpoint_dir.STATE])
+                    if ended is None and saver.outside:
+                        copied = self._copy_memory(stack, saver)
+                    else:  # no room for a second copy, or no haste
+                        digests[checkpoint_dir.MEMORY] = saver.pack(self._memory_fd, memory_fd)
+                    if ended is not None:
+                        draft.publish(self._machine, facts, digests)
+                        complete = True
+                        ended()
+                finally:
+                    if not complete:
+                        snapshot.resume(self._vmm)
+                        self.stopped_s = time.monotonic() - began
+            if copied >= 0:
+                digests[checkpoint_dir.MEMORY] = saver.pack(copied, memory_fd)
+            if ended is None:
+                draft.publish(self._machine, facts, digests)
+
+    @contextmanager
+    def _on_time(self) -> Iterator[None]:
+        """On leaving, the wall clock of a VM that stood still meanwhile is set: it is late by that time."""
+        try:
+            yield
+        finally:
+            with suppress(VmmError):  # it has ended with the checkpoint
+                set_clock(self._agent, _CLOCK_S)
+
+    def _copy_memory(self, stack: ExitStack, saver: Saver) -> int:
+        """The memory as it is now, in memory: the shortest way to let the guest go on."""
+        fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
+        stack.callback(os.close, fd)
+        saver.copy(self._memory_fd, _sized(fd, self._machine.memory_mib << 20))
+        return fd
+
+
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+def _sized(fd: int, size: int) -> int:
+    os.ftruncate(fd, size)
+    return fd

@@ -1,0 +1,177 @@
+"""A checkpoint: a whole VM in a directory. Written by `capture` and `draft`, opened here to be restored.
+
+    DIR/manifest.json           versions, the VM's shape, its container; name, size and SHA-256 of each file
+    DIR/bufferzone-memory-HEX   guest memory, sparse
+    DIR/bufferzone-state-HEX    QEMU's device state (migration stream without memory)
+    DIR/bufferzone-disk-HEX     the image of the root file system
+    DIR/inventory.img           a line of text: podman looks for this name of CRIU's before it restores
+
+HEX is another one in each checkpoint. The manifest is replaced last, by rename: without one there is no
+checkpoint. Memory that will be executed, and what a container had in it: directory and files are the owner's
+alone. Nothing is used that does not match.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from contextlib import ExitStack
+
+from bufferzone import __version__
+from bufferzone.errors import HostError
+from bufferzone.storage import ram
+from bufferzone.vm.shape import from_fields, saved_key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.vm.shape import Machine
+
+FORMAT = 2
+MANIFEST, MEMORY, STATE, DISK = "manifest.json", "memory", "state", "disk"
+INVENTORY = "inventory.img"
+KINDS = (MEMORY, STATE, DISK)
+#: how the name of every file begins that is ours to remove
+OURS = "bufferzone-"
+_TOKEN = 16
+_MOST_MANIFEST = 1 << 20
+
+
+class Saved:
+    """An opened checkpoint; `memory_fd`, `state_fd` and `disk_fd` are read-only and its own."""
+
+    def __init__(self, directory: str, manifest: dict[str, Any], fds: dict[str, int]) -> None:
+        self.directory = directory
+        self.machine: Machine = from_fields(manifest["machine"])
+        self.container = str(manifest["container"])
+        self.terminal = bool(manifest["terminal"])
+        self.memory_fd, self.state_fd, self.disk_fd = (fds[name] for name in KINDS)
+        self.spec = {str(key): str(value) for key, value in manifest["spec"].items()}
+        self._memory = manifest["files"][MEMORY]
+
+    def check_memory(self, fd: int) -> None:
+        """Raise `HostError` unless the copy of the memory behind `fd` is what was written."""
+        name, size, digest = self._memory
+        if os.fstat(fd).st_size != size or ram.digest(fd, size) != digest:
+            raise damaged(self.directory, f"{name} is not what was written")
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in (self.memory_fd, self.state_fd, self.disk_fd):
+            os.close(fd)
+
+
+def open_saved(directory: str) -> Saved:
+    """The checkpoint in `directory`, all of it checked but the memory, which is checked as it is copied.
+
+    Raises `HostError`: damaged, of another version, or made on a machine that this one does not match.
+    """
+    manifest = read_manifest(directory)
+    while True:
+        try:
+            return _open(directory, manifest)
+        except HostError:
+            before, manifest = manifest, read_manifest(directory)
+            if before == manifest:
+                raise  # else it was replaced by a newer one while we looked
+
+
+def _open(directory: str, manifest: dict[str, Any]) -> Saved:
+    with ExitStack() as stack:
+        fds = {}
+        for kind in KINDS:
+            name, size, digest = manifest["files"][kind]
+            try:
+                fd = _open_file(directory, name)
+            except OSError as error:
+                raise damaged(directory, f"{name}: {error.strerror}") from error
+            stack.callback(os.close, fd)
+            fds[kind] = fd
+            if os.fstat(fd).st_size != size or (kind != MEMORY and ram.digest(fd, size) != digest):
+                raise damaged(directory, f"{name} is not what was written")
+        try:
+            saved = Saved(directory, manifest, fds)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(directory, f"{MANIFEST}: {error}") from error
+        if saved_key(saved.machine) != manifest["key"]:
+            raise HostError(
+                f"the checkpoint {directory} was made with another QEMU, firmware or CPU than this host has",
+                code="checkpoint-mismatch",
+            )
+        stack.pop_all()
+        return saved
+
+
+def _open_file(directory: str, name: str) -> int:
+    """A regular file of a directory that may come from elsewhere: a FIFO there holds up nobody. Raises
+    OSError.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(os.path.join(directory, name), flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return fd
+
+
+def read_manifest(directory: str) -> dict[str, Any]:
+    """The manifest, shape and versions checked; raises `HostError`."""
+    try:
+        value = raw_manifest(directory)
+    except FileNotFoundError as error:
+        raise HostError(
+            f"no checkpoint in {directory}: {MANIFEST} is missing",
+            hint="one that was not finished has none, and CRIU's cannot be restored in a VM",
+            code="no-checkpoint",
+        ) from error
+    except OSError as error:
+        raise damaged(directory, f"{MANIFEST}: {error.strerror}") from error
+    found = value["format"], value["version"]
+    if found != (FORMAT, __version__):
+        raise HostError(
+            f"the checkpoint {directory} was made by version {found[1]}, this is {__version__}",
+            code="checkpoint-mismatch",
+        )
+    try:
+        files = value["files"]
+        value["files"] = {k: (str(files[k][0]), int(files[k][1]), str(files[k][2])) for k in KINDS}
+        str(value["key"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise damaged(directory, f"{MANIFEST}: {error}") from error
+    for name in names(value):
+        if not is_file_name(name):
+            raise damaged(directory, f"{MANIFEST}: not a name of ours: {name!r}")
+    return value
+
+
+def raw_manifest(directory: str) -> dict[str, Any]:
+    """The manifest of any version, hardly checked; raises OSError or `HostError`."""
+    try:
+        with open(_open_file(directory, MANIFEST), "rb") as file:
+            value = json.loads(file.read(_MOST_MANIFEST))
+        str(value["container"]), value["format"], value["version"], value["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(directory, f"{MANIFEST}: {error}") from error
+    return dict(value)
+
+
+def names(manifest: dict[str, Any]) -> list[str]:
+    """The names of the files of a checkpoint."""
+    return [
+        str(entry[0]) for entry in manifest["files"].values() if isinstance(entry, list | tuple) and entry
+    ]
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` is one that we give to a file of a checkpoint."""
+    kind, dash, token = name.removeprefix(OURS).partition("-")
+    known = name.startswith(OURS) and kind in KINDS and dash == "-"
+    return known and len(token) == _TOKEN and set(token) <= set("0123456789abcdef")
+
+
+def damaged(directory: str, reason: str) -> HostError:
+    """The error for a checkpoint that must not be used."""
+    return HostError(f"the checkpoint {directory} is damaged: {reason}", code="checkpoint-damaged")

@@ -1,0 +1,75 @@
+"""The waiter moves into the image's root as root of the host: what the image can make of that."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
+
+# the child stays in its own mount namespace; what it saw is printed as JSON
+_CHILD = """
+import json, os, sys, types
+from bufferzone.client import waiter_root
+rootfs, mounts = sys.argv[1], json.loads(sys.argv[2])
+from bufferzone.linux import mount, process
+spec = types.SimpleNamespace(rootfs=rootfs, bundle="/", mounts=mounts)
+process.unshare(process.CLONE_NEWNS)
+mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+mount.mount(rootfs, rootfs, "", mount.MS_BIND)
+table = waiter_root.enter_root(spec, on_disk=False)
+seen = {name: sorted(os.listdir(name)) for name in sys.argv[3:]}
+print(json.dumps({"table": table is not None, "seen": seen}))
+"""
+
+
+def enter(rootfs, *look, mounts=()):
+    argv = [sys.executable, "-c", _CHILD, str(rootfs), json.dumps(mounts), *look]
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(argv, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def rootfs(tmp_path):
+    path = tmp_path / "rootfs"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("place", ["/", "..", "vol", "missing"])
+def test_a_link_in_place_of_proc_leads_nowhere(rootfs, place):
+    (rootfs / "vol").mkdir()
+    (rootfs / "proc").symlink_to(place)
+    assert enter(rootfs)["table"] is False
+    assert sorted(os.listdir(rootfs)) == ["proc", "vol"]  # nothing was written into the image
+    assert os.listdir(rootfs / "vol") == []
+
+
+def test_a_directory_in_place_of_proc_shows_the_table(rootfs):
+    (rootfs / "proc").mkdir()
+    assert enter(rootfs)["table"] is True
+    assert os.listdir(rootfs / "proc") == []
+
+
+def test_a_volume_on_a_link_is_where_the_link_leads_within_the_image(rootfs, tmp_path):
+    (rootfs / "run").mkdir()
+    (rootfs / "link").symlink_to("/run")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/here").touch()
+    mount = {"type": "bind", "source": str(tmp_path / "data"), "destination": "/link"}
+    assert enter(rootfs, "/run", mounts=[mount])["seen"] == {"/run": ["here"]}
+
+
+@pytest.mark.parametrize("kind", ["loop", "file", "fifo", "gone"])
+def test_a_place_for_a_volume_that_is_none_is_passed_over(rootfs, tmp_path, kind):
+    place = rootfs / "place"
+    {"loop": lambda: place.symlink_to("place"), "file": place.touch, "gone": lambda: None}.get(
+        kind, lambda: os.mkfifo(place)
+    )()
+    (tmp_path / "data").mkdir()
+    mount = {"type": "bind", "source": str(tmp_path / "data"), "destination": "/place"}
+    assert enter(rootfs, mounts=[mount])["table"] is False

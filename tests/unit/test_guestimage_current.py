@@ -1,0 +1,82 @@
+"""Which image belongs to the running package: decided by our files' times, built only when they changed."""
+
+import os
+
+import pytest
+
+from bufferzone.errors import HostError
+from bufferzone.guestimage import build, current, store
+from bufferzone.model import ImageRef
+
+DIGESTS = ["a" * 64, "b" * 64]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A store whose images are only names, and the list of builds."""
+    builds = []
+
+    def open_image(directory, digest=None):
+        wanted = digest or store.read_index(directory).get("current")
+        if wanted is None:
+            raise HostError("no guest image", code="image-missing")
+        return ImageRef(digest=wanted, directory="", kernel="", initrd="")
+
+    def ensure_image(directory, progress):
+        builds.append(directory)
+        return open_image(directory, DIGESTS[len(builds) % 2])
+
+    monkeypatch.setattr(store, "open_image", open_image)
+    monkeypatch.setattr(build, "ensure_image", ensure_image)
+    return str(tmp_path), builds
+
+
+def test_no_image_at_all_is_for_setup_to_build(made):
+    directory, builds = made
+    with pytest.raises(HostError, match="no guest image"):
+        current.current_image(directory, print)
+    assert builds == []
+
+
+def test_the_builder_is_asked_once_per_version_of_our_files(made, monkeypatch):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    first = current.current_image(directory, print)
+    assert current.current_image(directory, print) == first
+    assert len(builds) == 1
+    monkeypatch.setattr(current, "fingerprint", lambda package: "another version")
+    second = current.current_image(directory, print)
+    assert len(builds) == 2
+    assert second != first
+    monkeypatch.undo()
+
+
+def test_two_versions_keep_their_own_image(made, monkeypatch):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    seen = {}
+    for mark in ("one", "two", "one", "two"):
+        monkeypatch.setattr(current, "fingerprint", lambda package, mark=mark: mark)
+        image = current.current_image(directory, print)
+        assert seen.setdefault(mark, image) == image
+    assert len(builds) == 2
+
+
+def test_a_touched_source_file_changes_the_fingerprint(tmp_path):
+    for part in ("container", "guest", "guestimage", "linux", "wire"):
+        (tmp_path / part).mkdir()
+    source = tmp_path / "guest" / "agent.py"
+    source.write_text("x = 1\n")
+    before = current.fingerprint(str(tmp_path))
+    assert current.fingerprint(str(tmp_path)) == before
+    os.utime(source, ns=(1, 1))
+    assert current.fingerprint(str(tmp_path)) != before
+
+
+def test_what_is_remembered_is_bounded(made, monkeypatch):
+    directory, _ = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    for number in range(20):
+        current.remember(directory, f"mark{number}", DIGESTS[0])
+    marks = [mark for mark, _ in store.packages_of(store.read_index(directory))]
+    assert marks == [f"mark{number}" for number in range(12, 20)]

@@ -1,0 +1,87 @@
+"""What of a template depends on QEMU and virtiofsd: its name, and whether the share is in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bufferzone.errors import VmmError
+from bufferzone.model import ImageRef
+from bufferzone.snapshot import template
+from bufferzone.storage import virtiofs
+from bufferzone.vm import shape
+from bufferzone.vm.shape import Machine
+
+RUN = "/run/bufferzone-uids"
+
+
+@pytest.fixture
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine on a host with a Rust virtiofsd, TMP/virtiofsd."""
+    for name in ("qemu", "kernel", "initrd", "virtiofsd"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(shape.driver, "find_program", lambda: str(tmp_path / "qemu"))
+    monkeypatch.setattr(shape.driver, "find_firmware", lambda: ("qboot.rom", ()))
+    install(monkeypatch, "rust", tmp_path / "virtiofsd")
+    kernel, initrd = str(tmp_path / "kernel"), str(tmp_path / "initrd")
+    return Machine(
+        image=ImageRef(digest="d", directory=str(tmp_path), kernel=kernel, initrd=initrd, arguments=()),
+        kernel=kernel,
+        initrd=initrd,
+        kernel_arguments=(),
+        accelerator="tcg",
+        vcpus=1,
+        memory_mib=256,
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
+    program = virtiofs.Program(kind=kind, path=str(path))
+    monkeypatch.setattr(shape.virtiofs, "find_program", lambda: program)
+
+
+def test_another_virtiofsd_is_another_template_where_its_state_may_be_in_it(
+    described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = replace(described, block=True)
+    before, before_block = shape.template_key(described), shape.template_key(block)
+    (tmp_path / "virtiofsd").write_text("a newer one")
+    assert shape.template_key(described) != before
+    assert shape.template_key(block) == before_block
+    install(monkeypatch, "c", tmp_path / "virtiofsd")
+    before = shape.template_key(described)
+    (tmp_path / "virtiofsd").write_text("and another")
+    assert shape.template_key(described) == before
+
+
+def test_only_a_vm_with_a_share_and_the_rust_virtiofsd_may_carry_it(
+    described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shape.may_carry(described)
+    assert not shape.may_carry(replace(described, block=True))
+    install(monkeypatch, "c", tmp_path / "virtiofsd")
+    assert not shape.may_carry(described)
+
+
+@pytest.mark.parametrize("kind", ["c", "rust"])
+@pytest.mark.parametrize("able", [True, False])
+def test_a_share_that_cannot_be_saved_is_left_out(
+    kind: str, able: bool, described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted: list[bool] = []
+    told: list[str] = []
+
+    def boot(_machine: Machine, _directory: str, _run: str, *, carries: bool) -> None:
+        booted.append(carries)
+        if carries and not able:
+            raise VmmError("not migratable")
+
+    install(monkeypatch, kind, tmp_path / "virtiofsd")
+    monkeypatch.setattr(template, "_boot_once", boot)
+    monkeypatch.setattr(template.share, "own_namespace", lambda: None)
+    carries = template._boot_and_save(described, str(tmp_path), RUN, told.append)
+    assert carries == (kind == "rust" and able)
+    assert booted == ([False] if kind == "c" else [True] if able else [True, False])
+    assert len(told) == (1 if kind == "rust" and not able else 0)
