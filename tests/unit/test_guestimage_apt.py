@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone.errors import HostError
-from bufferzone.guestimage import apt
+from bufferzone.guestimage import apt, distro, python
 
 SHA = "ab" * 32
 ZLIB = f"'http://deb.example/zlib1g.deb' zlib1g_1%3a1.2.13.dfsg-1_amd64.deb 86684 SHA256:{SHA}\n"
@@ -16,6 +16,16 @@ SHOW = """Package: linux-image-cloud-amd64
 Version: 6.1.192-2
 Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)
 Description: Linux for x86-64 cloud (meta-package)
+"""
+
+
+SHOW_SPLIT = """Package: linux-image-7.2.13+deb14-cloud-amd64
+Depends: dracut | linux-initramfs-tool, linux-base-7.2.13+deb14-cloud-amd64 (= 7.2.13-1), \
+linux-binary-7.2.13+deb14-cloud-amd64 (= 7.2.13-1)
+"""
+SHOW_PYTHON = """Package: python3-minimal
+Pre-Depends: python3.13-minimal (>= 3.13.5-1~)
+Depends: dpkg (>= 1.13.20)
 """
 
 
@@ -40,7 +50,27 @@ def package(data: bytes) -> apt.Package:
 
 def test_a_meta_package_names_the_kernel_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, SHOW)
-    assert apt.concrete_kernel("linux-image-cloud-amd64") == "linux-image-6.1.0-56-cloud-amd64"
+    named = apt.one_needed_by("linux-image-cloud-amd64", r"linux-image-\d.*")
+    assert named == "linux-image-6.1.0-56-cloud-amd64"
+    with pytest.raises(HostError, match="linux-image-cloud-amd64 needs no dracut"):
+        apt.one_needed_by("linux-image-cloud-amd64", "dracut")
+
+
+def test_a_kernel_in_several_packages_is_found_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, SHOW_SPLIT)
+    names = ["linux-image-7.2.13+deb14-cloud-amd64"]
+    names += [f"linux-{part}-7.2.13+deb14-cloud-amd64" for part in ("base", "binary")]
+    monkeypatch.setattr(apt, "one_needed_by", lambda *_: names[0])
+    assert distro.Distro().kernel_packages() == names
+
+
+def test_the_guest_gets_the_python_that_the_release_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, SHOW_PYTHON)
+    assert python.packages() == ["python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib"]
+    assert python.guest_path("/usr/bin/python3.13") == "/usr/bin/python3"
+    assert python.guest_path("/usr/lib/python3.13/os.py") == "/usr/lib/python3.13/os.py"
+    assert python.guest_path("/usr/lib/python3/dist-packages/os.py") == ""
+    assert python.guest_path("/usr/lib/python3.13/turtle.py") == ""
 
 
 def test_a_package_is_pinned_with_version_file_size_and_hash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +102,7 @@ def test_a_file_name_with_a_path_is_not_taken_from_apt(monkeypatch: pytest.Monke
 
 def test_empty_lists_of_apt_point_at_apt_get_update(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch)
-    for ask in (lambda: apt.concrete_kernel("linux-image-cloud-amd64"), lambda: apt.resolve(["zlib1g"])):
+    for ask in (lambda: apt.needed_by("linux-image-cloud-amd64", ".*"), lambda: apt.resolve(["zlib1g"])):
         with pytest.raises(HostError) as caught:
             ask()
         assert caught.value.code == "package-unknown"

@@ -137,6 +137,19 @@ def test_only_an_appended_signature_is_removed_from_a_module() -> None:
     assert modules.unsigned(plain) == plain
 
 
+def test_a_packed_module_is_unpacked_when_it_is_asked_for() -> None:
+    plain = module("virtio")
+    trailer = bytes(8) + (5).to_bytes(4, "big") + b"~Module signature appended~\n"
+    packed = lzma.compress(plain + b"12345" + trailer, check=lzma.CHECK_CRC32)
+    found = modules.Modules({"virtio": module(""), "virtio_pci": packed, "cut": packed[:-9]})
+    assert found["virtio_pci"] == plain
+    assert modules.load_order(("virtio_pci",), found, frozenset()) == ["virtio", "virtio_pci"]
+    assert sorted(found) == ["cut", "virtio", "virtio_pci"]
+    assert modules.is_module("/usr/lib/modules/6.12/kernel/fs/fuse/virtiofs.ko.xz")
+    with pytest.raises(HostError, match="cannot be unpacked"):
+        found["cut"]
+
+
 def test_a_damaged_module_is_a_host_error() -> None:
     with pytest.raises(HostError, match="unreadable"):
         modules.depends(module("")[:70])

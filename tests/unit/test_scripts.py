@@ -32,6 +32,71 @@ def install(tmp_path):
     return module
 
 
+BOOKWORM = """Types: deb deb-src
+# a comment
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main
+
+Types: deb
+URIs: http://mirror.example/security
+Suites: bookworm-security
+Components: main
+Signed-By: /usr/share/keyrings/k.gpg
+
+Types: deb
+URIs: http://other.example/tools
+Suites: tools-bookworm
+Components: main
+"""
+
+
+def test_the_sources_of_another_release_come_from_the_same_mirrors():
+    sources = load("apt_sources")
+    first, second = sources.stanzas_of_sources(BOOKWORM, "bookworm", "trixie")
+    assert first.splitlines() == [
+        "Types: deb",
+        "Suites: trixie trixie-updates",
+        "URIs: http://mirror.example/debian",
+        "Components: main",
+    ]
+    assert "Suites: trixie-security" in second.splitlines()
+    assert "Signed-By: /usr/share/keyrings/k.gpg" in second.splitlines()
+    (unstable,) = sources.stanzas_of_sources(BOOKWORM, "bookworm", "sid")
+    assert "Suites: sid" in unstable.splitlines()
+
+
+def test_a_source_of_one_line_becomes_a_stanza_with_its_options():
+    text = "# deb http://no bookworm main\n"
+    text += "deb [signed-by=/k.gpg arch=amd64,i386] http://m bookworm main contrib\n"
+    (stanza,) = load("apt_sources").stanzas_of_list(text, "bookworm", "trixie")
+    assert stanza.splitlines() == [
+        "Types: deb",
+        "Suites: trixie",
+        "URIs: http://m",
+        "Components: main contrib",
+        "Signed-By: /k.gpg",
+        "Architectures: amd64 i386",
+    ]
+
+
+def test_a_release_that_is_not_supported_is_one_line_with_those_that_are(tmp_path):
+    other = tmp_path / "os-release"
+    other.write_text('ID=ubuntu\nVERSION_CODENAME="noble"\n')
+    done = subprocess.run(
+        [SCRIPTS / "install"], env={"OS_RELEASE": str(other), "PATH": os.environ["PATH"]},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "install: unsupported release: ubuntu noble",
+        "install: hint: use Debian 12 (bookworm) or Debian 13 (trixie)",
+    ]
+    done = subprocess.run([SCRIPTS / "fresh", "etch"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == "unknown release: etch (one of: bookworm, trixie, sid)\n"
+
+
 def everything_below(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of change of every file."""
     return {str(p): (p.lstat().st_ino, p.lstat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}

@@ -16,7 +16,7 @@ ROOT = "/usr/lib/bufferzone"  # on the guest's sys.path, so the package is ROOT/
 MODPROBE = f"{ROOT}/modprobe"
 
 #: -I: no environment, no current directory; -S: no site; -B: never write byte code
-INIT = f"""#!/usr/bin/python3.11 -ISB
+INIT = f"""#!/usr/bin/python3 -ISB
 import os, sys
 os.symlink("{MODPROBE}", "/usr/sbin/modprobe")
 sys.path.append("{ROOT}")

@@ -80,16 +80,27 @@ def _options() -> list[str]:
     return ["-q", *sandbox, *proxy]
 
 
-def concrete_kernel(meta: str) -> str:
-    """The kernel package that a meta package such as linux-image-cloud-amd64 stands for today."""
+def needed_by(package: str, pattern: str) -> list[str]:
+    """The packages that `package` needs (Depends, Pre-Depends) today and whose whole name fits `pattern`.
+
+    How a name with a version in it is found: linux-image-cloud-amd64 needs linux-image-6.1.0-56-cloud-amd64.
+    """
     try:
-        text = run(["apt-cache", "show", "--no-all-versions", meta])
+        text = run(["apt-cache", "show", "--no-all-versions", package])
     except HostError as error:
         raise _unknown(error) from error
-    match = re.search(r"^Depends: (?:.*, )?(linux-image-\d[^ ,]*)", text, re.MULTILINE)
-    if match is None:
-        raise HostError(f"package {meta} names no kernel", hint="run: apt-get update", code="package-unknown")
-    return match[1]
+    lines = re.findall(r"^(?:Pre-)?Depends: (.*)", text, re.MULTILINE)
+    names = (name for line in lines for name in re.findall(r"(?:^|[,|] )([a-z0-9][a-z0-9+.-]*)", line))
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def one_needed_by(package: str, pattern: str) -> str:
+    """The first of `needed_by`; raises `HostError` (`package-unknown`) when there is none."""
+    for name in needed_by(package, pattern):
+        return name
+    raise HostError(
+        f"package {package} needs no {pattern}", hint="run: apt-get update", code="package-unknown"
+    )
 
 
 def resolve(names: list[str]) -> list[Package]:

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from bufferzone.errors import HostError
-from bufferzone.guestimage import agent, apt, cpio, recipes, rootfs, store
+from bufferzone.guestimage import agent, apt, cpio, python, recipes, rootfs, store
 from bufferzone.guestimage.arguments import ARGUMENTS
 from bufferzone.model import ImageRef
 
@@ -92,11 +92,10 @@ def _packages(
     cache = os.path.join(directory, "cache")
     row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
     pinned = pinned_packages(row)
-    complete = set(rootfs.PACKAGES) <= {package.name for package in pinned}
-    if complete and not upgrade and not apt.missing(pinned, cache):
+    if rootfs.is_complete(pinned) and not upgrade and not apt.missing(pinned, cache):
         return pinned
     progress("asking apt for packages")
-    packages = apt.resolve([*chosen.kernel_packages(), *rootfs.PACKAGES])
+    packages = apt.resolve([*chosen.kernel_packages(), *rootfs.packages()])
     with store.translated(cache):
         apt.fetch(packages, cache, progress)
     return packages
@@ -126,7 +125,7 @@ def _build(
             "recipe": chosen.name,
             "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in packages],
             "kernel": {"release": kernel.release},
-            "python": next(p.version for p in packages if p.name == "python3.11-minimal"),
+            "python": _python_version(packages),
             "agent": agent.hash_of(sources),
         }
         _write(os.path.join(target, store.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -137,6 +136,11 @@ def _build(
     size = sum(row["size"] for row in facts.values()) / 1e6
     progress(f"built image {digest[:12]} ({size:.0f} MB) in {time.monotonic() - started:.1f} s")
     return image
+
+
+def _python_version(packages: list[apt.Package]) -> str:
+    interpreter = python.interpreter_among(packages)
+    return interpreter.version if interpreter else ""
 
 
 def _write_files(target: str, kernel: recipes.Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:

@@ -9,6 +9,11 @@ from bufferzone.guestimage import apt, kernel, modules
 from bufferzone.guestimage.recipes import Kernel
 
 META_PACKAGE = "linux-image-cloud-amd64"
+_IMAGE = r"linux-image-\d.*"
+#: what Debian's kernel package is split into since Linux 7: configuration, kernel, modules
+_PARTS = r"linux-(?:base|binary|modules)-\d.*"
+#: the kernel and its configuration: below /boot, or without the release in their names beside the modules
+_FILE = re.compile(r"(?:/boot/|(?:/usr)?/lib/modules/[^/]+/)(?P<kind>vmlinuz|config)(?:-[^/]+)?")
 
 
 class Distro:
@@ -17,25 +22,31 @@ class Distro:
     name = "distro"
 
     def kernel_packages(self) -> list[str]:
-        return [apt.concrete_kernel(META_PACKAGE)]
+        image = apt.one_needed_by(META_PACKAGE, _IMAGE)
+        return [image, *apt.needed_by(image, _PARTS)]
 
     def kernel(self, packages: list[apt.Package], cache: str, progress: apt.Progress) -> Kernel:
-        package = next(p for p in packages if re.match(r"linux-image-\d", p.name))
-        progress(f"unpacking kernel {package.name} {package.version}")
-        release, image, config, builtin = "", b"", b"", b""
+        parts = [package for package in packages if re.fullmatch(f"{_IMAGE}|{_PARTS}", package.name)]
+        named = next(package for package in parts if re.fullmatch(_IMAGE, package.name))
+        progress(f"unpacking kernel {named.name} {named.version}")
+        files: dict[str, bytes] = {}
         found: dict[str, bytes] = {}
-        for member, data in apt.contents(package, cache):
-            if member.name.startswith("/boot/vmlinuz-"):
-                release, image = member.name.removeprefix("/boot/vmlinuz-"), data
-            elif member.name.startswith("/boot/config-"):
-                config = data
-            elif member.name.endswith("/modules.builtin"):
-                builtin = data
-            elif member.name.endswith(".ko"):
-                found[modules.name_of(member.name)] = modules.unsigned(data)
-        if not image or not found:
-            raise HostError(f"package {package.name} holds no kernel", code="kernel-format")
-        names = frozenset(modules.name_of(line) for line in builtin.decode().split())
+        for package in parts:
+            for member, data in apt.contents(package, cache):
+                if match := _FILE.fullmatch(member.name):
+                    files[match["kind"]] = data
+                elif member.name.endswith("/modules.builtin"):
+                    files["builtin"] = data
+                elif modules.is_module(member.name):
+                    found[modules.name_of(member.name)] = data
+        missing = [name for name in ("vmlinuz", "config", "builtin") if name not in files]
+        if missing or not found:
+            lacking = " and no ".join(missing or ["modules"])
+            raise HostError(f"package {named.name} holds no {lacking}", code="kernel-format")
         return Kernel(
-            release=release, vmlinux=kernel.extract(image), config=config, modules=found, builtin=names
+            release=named.name.removeprefix("linux-image-"),
+            vmlinux=kernel.extract(files["vmlinuz"]),
+            config=files["config"],
+            modules=modules.Modules(found),
+            builtin=frozenset(modules.name_of(line) for line in files["builtin"].decode().split()),
         )

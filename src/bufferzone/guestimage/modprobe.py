@@ -1,4 +1,4 @@
-#!/usr/bin/python3.11 -ISB
+#!/usr/bin/python3 -ISB
 """The guest's /sbin/modprobe, which its kernel starts when a module is missing: `modprobe -q -- fs-overlay`.
 
 Copied into the image as it is; only its test imports it on the host. Knows the image's modules only, by

@@ -11,24 +11,28 @@ import ast
 import json
 import os
 import posixpath
+import re
 import tempfile
 
 from bufferzone.errors import HostError
 from bufferzone.guestimage import apt
 
-LIBRARY = "/usr/lib/python3.11"
-EXECUTABLE = "/usr/bin/python3.11"
+META_PACKAGE = "python3-minimal"
+#: without the version that the package's file has in its name: whoever starts it need not know that
+EXECUTABLE = "/usr/bin/python3"
+_NAMED = re.compile(r"python(?P<version>3\.\d+)-minimal")
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 LIBRARY_PATH = "/lib/x86_64-linux-gnu"
 
 #: Modules and packages (ending in a slash) that the guest may import; what the interpreter has built in is
-#: not listed.
+#: not listed, and no release has all of these: proven is what the agent imports.
 _STANDARD_LIBRARY = """
-    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc ast base64 bisect codecs
-    collections/ contextlib copy copyreg ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq
-    importlib/ inspect io ipaddress json/ keyword linecache locale opcode operator os pathlib posixpath pty
-    queue random re/ reprlib selectors shutil signal socket stat string struct subprocess tempfile textwrap
-    threading token tokenize traceback tty types typing uuid warnings weakref
+    __future__ _collections_abc _colorize _compat_pickle _opcode_metadata _py_warnings _sitebuiltins
+    _weakrefset abc annotationlib ast base64 bisect codecs collections/ contextlib copy copyreg
+    ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq importlib/ inspect io
+    ipaddress json/ keyword linecache locale opcode operator os pathlib pathlib/ posixpath pty queue
+    random re/ reprlib selectors shutil signal socket stat string string/ struct subprocess tempfile
+    textwrap threading token tokenize traceback tty types typing uuid warnings weakref
 """
 STANDARD_LIBRARY = frozenset(_STANDARD_LIBRARY.split())
 #: Codecs: what the interpreter asks for at start, and what programs in a container may have in their names.
@@ -62,11 +66,30 @@ for line in open("/proc/self/maps"):
 """
 
 
-def is_wanted(path: str) -> bool:
-    """Whether a file of the Python packages belongs into the guest."""
-    if not path.startswith(LIBRARY + "/"):
-        return path == EXECUTABLE
-    inner = path.removeprefix(LIBRARY + "/")
+def packages() -> list[str]:
+    """The packages of the Python that this release of the distribution has; asks apt's lists."""
+    return packages_of(apt.one_needed_by(META_PACKAGE, _NAMED.pattern))
+
+
+def packages_of(interpreter: str) -> list[str]:
+    """The packages that belong to an interpreter's, python3.11-minimal or the like."""
+    return [interpreter, f"lib{interpreter}", f"lib{interpreter.removesuffix('minimal')}stdlib"]
+
+
+def interpreter_among(found: list[apt.Package]) -> apt.Package | None:
+    """The package with the interpreter, if it is one of `found`."""
+    return next((package for package in found if _NAMED.fullmatch(package.name)), None)
+
+
+def guest_path(path: str) -> str:
+    """Where a file of the Python packages lies in the guest, or nothing when it does not belong there."""
+    if re.fullmatch(r"/usr/bin/python3\.\d+", path):
+        return EXECUTABLE
+    inner = re.fullmatch(r"/usr/lib/python3\.\d+/(.*)", path)
+    return path if inner and _is_wanted(path, inner[1]) else ""
+
+
+def _is_wanted(path: str, inner: str) -> bool:
     if any(part in path for part in _LEFT_OUT):
         return False
     top, _, rest = inner.partition("/")

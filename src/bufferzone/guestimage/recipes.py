@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +20,7 @@ class Kernel:
     release: str
     vmlinux: bytes
     config: bytes
-    modules: dict[str, bytes] = field(default_factory=dict)
+    modules: Mapping[str, bytes] = field(default_factory=dict)
     builtin: frozenset[str] = frozenset()
 
 

@@ -16,15 +16,8 @@ from bufferzone.guestimage import agent, apt, modules, python
 from bufferzone.guestimage.cpio import Entry, character_device, directory, regular, symlink
 from bufferzone.guestimage.recipes import Kernel
 
-PACKAGES = [
-    "libc6",
-    "libexpat1",
-    "libffi8",
-    "libpython3.11-minimal",
-    "libpython3.11-stdlib",
-    "python3.11-minimal",
-    "zlib1g",
-]
+#: where the interpreter's shared libraries come from
+LIBRARY_PACKAGES = ("libc6", "libexpat1", "libffi8", "zlib1g")
 #: shared libraries of the interpreter and of its _ctypes; each is stored under its soname
 _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
 
@@ -49,12 +42,25 @@ _DIRECTORIES = ("/dev", "/etc", "/mnt", "/proc", "/root", "/run", "/sys", "/var"
 _MERGED = ("bin", "lib", "lib64", "sbin")
 
 
+def packages() -> list[str]:
+    """All that the tree is made of but the kernel, as the distribution's release names it."""
+    return [*LIBRARY_PACKAGES, *python.packages()]
+
+
+def is_complete(found: list[apt.Package]) -> bool:
+    """Whether `found` are the packages of one tree, of whatever release."""
+    interpreter = python.interpreter_among(found)
+    if interpreter is None:
+        return False
+    return {*LIBRARY_PACKAGES, *python.packages_of(interpreter.name)} <= {package.name for package in found}
+
+
 def python_files(packages: list[apt.Package], cache: str) -> dict[str, tuple[int, bytes]]:
     """Guest path -> (permissions, bytes) of all that the guest takes from the Python and library packages."""
     found: dict[str, tuple[int, bytes]] = {}
     links: dict[str, str] = {}
     for package in packages:
-        if package.name not in PACKAGES:
+        if package.name.startswith("linux-"):
             continue
         for member, data in apt.contents(package, cache):
             _take(member, data, found, links)
@@ -62,7 +68,8 @@ def python_files(packages: list[apt.Package], cache: str) -> dict[str, tuple[int
         path = _soname_path(name, found, links)
         found[f"{python.LIBRARY_PATH}/{name}"] = found[path]
     keep = {f"{python.LIBRARY_PATH}/{name}" for name in _LIBRARIES} | {python.LOADER}
-    return {path: facts for path, facts in found.items() if path in keep or python.is_wanted(path)}
+    wanted = {path: path if path in keep else python.guest_path(path) for path in found}
+    return {guest_path: found[path] for path, guest_path in wanted.items() if guest_path}
 
 
 def _take(
