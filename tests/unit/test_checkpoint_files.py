@@ -4,9 +4,11 @@ ours is left alone.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
-from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible
+from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible, manifest
 from bufferzone.snapshot.checkpoint_writer import Draft
 from bufferzone.vm.shape import Machine
 
@@ -28,7 +30,7 @@ MACHINE = Machine(
     vcpus=1,
     memory_mib=1,
 )
-FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}}
+FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}, "created": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +155,93 @@ def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(value))
     with pytest.raises(HostError, match="not a name of ours"):
         checkpoint_dir.open_saved(str(tmp_path / "image"))
+
+
+def put(value: Any, at: str, item: object) -> None:
+    """Set the field `at` (keys and indexes with dots between) of `value`."""
+    *above, last = [int(key) if key.isdigit() else key for key in at.split(".")]
+    for key in above:
+        value = value[key]
+    value[last] = item
+
+
+def test_the_manifest_table_knows_every_field_that_is_written(tmp_path: Path) -> None:
+    with write(tmp_path, "old"):
+        pass
+    value = json.loads((tmp_path / checkpoint_dir.MANIFEST).read_text())
+    assert set(value) == set(manifest.FIELDS)
+    assert set(value["machine"]) == set(manifest.MACHINE)
+    assert set(value["machine"]["image"]) == set(manifest.IMAGE)
+    assert [field.name for field in dataclasses.fields(Machine)] == list(manifest.MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("at", "item", "reason"),
+    [
+        ("machine.memory_mib", "9" * 200, "machine.memory_mib: expected a whole number, got a string"),
+        ("machine.memory_mib", 1 << 40, "machine.memory_mib: must be 1 to 1048576"),
+        ("machine.memory_mib", True, "machine.memory_mib: expected a whole number, got true or false"),
+        ("machine.vcpus", 0, "machine.vcpus: must be 1 to 64"),
+        ("machine.vcpus", 1.5, "machine.vcpus: expected a whole number, got something else"),
+        ("machine.kernel_arguments", [1], "machine.kernel_arguments: expected a list of strings"),
+        ("machine.kernel_arguments", ["x" * 4096], "at most 2048 printable characters"),
+        ("machine.kernel", "etc/shadow", "machine.kernel: expected an absolute path"),
+        ("machine.accelerator", ["tcg"], "machine.accelerator: must be one of kvm, tcg"),
+        ("machine.nic", "no", "machine.nic: expected true or false, got a string"),
+        ("machine.image", [], "machine.image: expected an object, got a list"),
+        ("machine.image.arguments", "x", "machine.image.arguments: expected a list of strings"),
+        ("machine.image.digest", "a\n", "machine.image.digest: expected at most 128 printable characters"),
+        ("machine.more", 1, "machine.'more': unknown"),
+        ("machine", None, "machine: expected an object, got something else"),
+        ("container", "../x", "container: not the id of a container"),
+        ("container", 7, "container: expected a string, got something else"),
+        ("terminal", 1, "terminal: expected true or false, got something else"),
+        ("created", -1, "created: must be 0 to"),
+        ("spec", {"process.args": 3}, "spec: expected a hash in hexadecimal"),
+        ("spec", ["process.args"], "spec: expected an object of at most 1000 hashes"),
+        ("key", [], "key: expected a string, got a list"),
+        ("version", "x" * 5000, "version: expected at most 64 printable characters"),
+        ("format", "2", "format: expected a whole number, got a string"),
+        ("files.disk", "x", "files.disk: expected a name, a size and a hash"),
+        ("files.memory.1", 2 << 20, "files.memory: must be at most 1048576 bytes"),
+        ("files.state.1", "12", "files.state: expected a whole number, got a string"),
+        ("files.state.2", "z" * 64, "files.state: expected a hash in hexadecimal"),
+        ("files.more", [], "files.'more': unknown"),
+    ],
+)
+def test_a_stranger_field_is_one_line_before_anything_is_done_with_it(
+    tmp_path: Path, at: str, item: object, reason: str
+) -> None:
+    with write(tmp_path, "old"):
+        pass
+    path = tmp_path / checkpoint_dir.MANIFEST
+    value = json.loads(path.read_text())
+    put(value, at, item)
+    path.write_text(json.dumps(value))
+    with pytest.raises(HostError, match=re.escape(reason)) as caught:
+        checkpoint_dir.open_saved(str(tmp_path))
+    assert caught.value.code == "checkpoint-damaged"
+    assert len(caught.value.line()) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("field", sorted(manifest.FIELDS))
+def test_a_manifest_lacks_nothing(tmp_path: Path, field: str) -> None:
+    with write(tmp_path, "old"):
+        pass
+    path = tmp_path / checkpoint_dir.MANIFEST
+    value = json.loads(path.read_text())
+    del value[field]
+    path.write_text(json.dumps(value))
+    with pytest.raises(HostError, match=f"{field}: (is missing|expected an object)"):
+        checkpoint_dir.open_saved(str(tmp_path))
+
+
+def test_a_manifest_of_brackets_alone_is_one_line(tmp_path: Path) -> None:
+    with write(tmp_path, "old"):
+        pass
+    (tmp_path / checkpoint_dir.MANIFEST).write_text("[" * 200_000)
+    with pytest.raises(HostError, match="nested too deeply"):
+        checkpoint_dir.open_saved(str(tmp_path))
 
 
 SPEC: dict[str, Any] = {

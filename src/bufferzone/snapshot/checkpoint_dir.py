@@ -21,6 +21,8 @@ from contextlib import ExitStack
 
 from bufferzone import __version__
 from bufferzone.errors import HostError
+from bufferzone.snapshot import manifest as form
+from bufferzone.snapshot.manifest import DISK, KINDS, MEMORY, OURS, STATE, is_file_name
 from bufferzone.storage import ram
 from bufferzone.vm.shape import from_fields, saved_key
 
@@ -30,13 +32,11 @@ if TYPE_CHECKING:
 
     from bufferzone.vm.shape import Machine
 
+__all__ = ["DISK", "KINDS", "MEMORY", "OURS", "STATE", "Saved", "is_file_name", "open_saved"]
+
 FORMAT = 2
-MANIFEST, MEMORY, STATE, DISK = "manifest.json", "memory", "state", "disk"
+MANIFEST = "manifest.json"
 INVENTORY = "inventory.img"
-KINDS = (MEMORY, STATE, DISK)
-#: how the name of every file begins that is ours to remove
-OURS = "bufferzone-"
-_TOKEN = 16
 _MOST_MANIFEST = 1 << 20
 
 
@@ -46,10 +46,10 @@ class Saved:
     def __init__(self, directory: str, manifest: dict[str, Any], fds: dict[str, int]) -> None:
         self.directory = directory
         self.machine: Machine = from_fields(manifest["machine"])
-        self.container = str(manifest["container"])
-        self.terminal = bool(manifest["terminal"])
+        self.container: str = manifest["container"]
+        self.terminal: bool = manifest["terminal"]
         self.memory_fd, self.state_fd, self.disk_fd = (fds[name] for name in KINDS)
-        self.spec = {str(key): str(value) for key, value in manifest["spec"].items()}
+        self.spec: dict[str, str] = manifest["spec"]
         self._memory = manifest["files"][MEMORY]
 
     def check_memory(self, fd: int) -> None:
@@ -92,10 +92,7 @@ def _open(directory: str, manifest: dict[str, Any]) -> Saved:
             fds[kind] = fd
             if os.fstat(fd).st_size != size or (kind != MEMORY and ram.digest(fd, size) != digest):
                 raise damaged(directory, f"{name} is not what was written")
-        try:
-            saved = Saved(directory, manifest, fds)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise damaged(directory, f"{MANIFEST}: {error}") from error
+        saved = Saved(directory, manifest, fds)
         if saved_key(saved.machine) != manifest["key"]:
             raise HostError(
                 f"the checkpoint {directory} was made with another QEMU, firmware or CPU than this host has",
@@ -118,7 +115,7 @@ def _open_file(directory: str, name: str) -> int:
 
 
 def read_manifest(directory: str) -> dict[str, Any]:
-    """The manifest, shape and versions checked; raises `HostError`."""
+    """The manifest, each field of it and the version checked; raises `HostError`."""
     try:
         value = raw_manifest(directory)
     except FileNotFoundError as error:
@@ -136,14 +133,9 @@ def read_manifest(directory: str) -> dict[str, Any]:
             code="checkpoint-mismatch",
         )
     try:
-        files = value["files"]
-        value["files"] = {k: (str(files[k][0]), int(files[k][1]), str(files[k][2])) for k in KINDS}
-        str(value["key"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        form.check(value)
+    except ValueError as error:
         raise damaged(directory, f"{MANIFEST}: {error}") from error
-    for name in names(value):
-        if not is_file_name(name):
-            raise damaged(directory, f"{MANIFEST}: not a name of ours: {name!r}")
     return value
 
 
@@ -152,24 +144,18 @@ def raw_manifest(directory: str) -> dict[str, Any]:
     try:
         with open(_open_file(directory, MANIFEST), "rb") as file:
             value = json.loads(file.read(_MOST_MANIFEST))
-        str(value["container"]), value["format"], value["version"], value["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        form.check_head(value)
+    except RecursionError as error:
+        raise damaged(directory, f"{MANIFEST}: nested too deeply") from error
+    except ValueError as error:
         raise damaged(directory, f"{MANIFEST}: {error}") from error
     return dict(value)
 
 
 def names(manifest: dict[str, Any]) -> list[str]:
-    """The names of the files of a checkpoint."""
-    return [
-        str(entry[0]) for entry in manifest["files"].values() if isinstance(entry, list | tuple) and entry
-    ]
-
-
-def is_file_name(name: str) -> bool:
-    """Whether `name` is one that we give to a file of a checkpoint."""
-    kind, dash, token = name.removeprefix(OURS).partition("-")
-    known = name.startswith(OURS) and kind in KINDS and dash == "-"
-    return known and len(token) == _TOKEN and set(token) <= set("0123456789abcdef")
+    """The names of the files of a checkpoint of any version."""
+    entries = manifest["files"].values()
+    return [entry[0] for entry in entries if isinstance(entry, list) and entry and isinstance(entry[0], str)]
 
 
 def damaged(directory: str, reason: str) -> HostError:
