@@ -176,6 +176,20 @@ TABLE: tuple[Setting, ...] = (
         check=egress.fault,
     ),
     Setting("image_store", "path", "", "directory of guest images; empty: by user"),
+    Setting(
+        "annotation_vcpus",
+        "int",
+        0,
+        "CPUs that an annotation may ask for, which may be an image's; 0: all that the host has",
+        limits=(0, 64),
+    ),
+    Setting(
+        "annotation_memory_mib",
+        "int",
+        0,
+        "memory in MiB that an annotation may ask for; 0: half of what the host has",
+        limits=(0, 1 << 20),
+    ),
     Setting("allow_annotations", "list", [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
@@ -203,6 +217,8 @@ class Settings:
     rootfs_image: str
     egress: list[str]
     image_store: str
+    annotation_vcpus: int
+    annotation_memory_mib: int
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:
@@ -293,7 +309,15 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
 
 
 #: rows that change nothing about a VM that waits for a container
-_NO_SHAPE = ("pool.size", "pool.idle_s", "boot_timeout_s", "egress", "allow_annotations")
+_NO_SHAPE = (
+    "pool.size",
+    "pool.idle_s",
+    "boot_timeout_s",
+    "egress",
+    "annotation_vcpus",
+    "annotation_memory_mib",
+    "allow_annotations",
+)
 
 
 def shape_of(settings: Settings) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bufferzone import config
+from bufferzone import config, oci
 from bufferzone.errors import HostError, SpecError
-from bufferzone.oci import overrides
+from bufferzone.oci import cri, overrides
 
 
 def loaded(tmp_path, *texts):
@@ -145,6 +145,40 @@ def test_a_bundle_cannot_ask_for_more_than_the_machine_has():
         overrides.apply_annotations(config.load([]), {"bufferzone.memory": "1048576"})
     with pytest.raises(SpecError, match="memory: this host has"):
         overrides.apply_vm(config.load([]), {"hwConfig": {"memory": 1 << 40}})
+
+
+def test_an_annotation_makes_a_vm_no_larger_than_the_operator_allows(monkeypatch):
+    monkeypatch.setattr(overrides, "_machine", lambda: (8, 8192))
+    bounded = config.load([]).with_values(annotation_memory_mib=1024, annotation_vcpus=2)
+    assert overrides.apply_annotations(bounded, {"bufferzone.memory": "1GiB"}).memory_mib == 1024
+    for name, text, where in (("memory", "1025", "memory: at most 1024"), ("vcpus", "3", "vcpus: at most 2")):
+        with pytest.raises(SpecError, match=where) as caught:
+            overrides.apply_annotations(bounded, {f"bufferzone.{name}": text})
+        assert caught.value.hint.startswith(f"annotation_{name}")
+    assert overrides.apply_annotations(config.load([]), {"bufferzone.memory": "4GiB"}).memory_mib == 4096
+    with pytest.raises(SpecError, match="memory: at most 4096"):
+        overrides.apply_annotations(config.load([]), {"bufferzone.memory": "4097"})
+    usual = config.load([]).with_values(memory_mib=6000)  # what every container gets, a bundle may name
+    assert overrides.apply_annotations(usual, {"bufferzone.memory": "6000"}).memory_mib == 6000
+
+
+@pytest.mark.parametrize(
+    ("path", "containerd", "believed"),
+    [
+        ("", False, False),
+        ("", True, True),
+        ("/libpod_parent/libpod-abc", False, False),
+        ("machine.slice:libpod:abc", False, False),
+        ("kubepods-pod1.slice:crio:abc", False, True),
+        ("/kubepods/pod1/crio-abc", False, True),
+    ],
+)
+def test_what_annotations_say_of_a_pod_counts_from_who_makes_pods(path, containerd, believed):
+    notes = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri-o.SandboxID": "x", "a": "b"}
+    raw = {"annotations": notes, "linux": {"cgroupsPath": path}}
+    pod = oci.Spec(raw, "/b", containerd=containerd).pod
+    assert pod == ({key: notes[key] for key in notes if key != "a"} if believed else {})
+    assert cri.is_pod(pod) is believed
 
 
 def test_a_kernel_of_the_bundles_choice_needs_the_hosts_consent():

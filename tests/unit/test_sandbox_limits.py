@@ -147,8 +147,9 @@ def test_what_apply_returns_takes_it_back(tmp_path, monkeypatch):
 
 def test_a_pods_cgroup_is_left_to_its_maker():
     spec = {"linux": {"resources": EVERYTHING}, "annotations": {"io.kubernetes.cri.sandbox-id": "p"}}
-    assert limits.resources_of(spec) == {}
-    assert limits.resources_of({"linux": {"resources": EVERYTHING}}) == EVERYTHING
+    assert limits.resources_of(spec, spec["annotations"]) == {}
+    assert limits.resources_of(spec, {}) == EVERYTHING  # an image says so
+    assert limits.resources_of({"linux": {"resources": EVERYTHING}}, {}) == EVERYTHING
 
 
 @pytest.mark.parametrize(

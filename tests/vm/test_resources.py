@@ -166,6 +166,19 @@ def test_an_update_that_cannot_be_is_one_line_and_changes_nothing(podman, limite
     assert everything() == before
 
 
+def test_an_annotation_which_an_image_can_carry_loosens_no_limit_of_the_host(podman):
+    notes = ("io.kubernetes.cri.container-type=container", "bufferzone.memory=1024", "bufferzone.vcpus=2")
+    words = ["--detach", "--name", "claims", "--memory", "128m", "--pids-limit", "50", "--cpus", "0.5"]
+    words += [word for note in notes for word in ("--annotation", note)]
+    podman("run", *words, podman.image, "sleep", "1000")
+    if "memory.limit_in_bytes" not in places(podman, "claims"):
+        pytest.skip("this host has no cgroup v1 memory controller")
+    assert int(host(podman, "claims", "memory.limit_in_bytes")) == (512 + 8 + 512) << 20
+    assert host(podman, "claims", "cpu.cfs_quota_us") == "60000"
+    assert int(host(podman, "claims", "pids.max")) == 256 + 8 * 50
+    assert int(podman("exec", "claims", "grep", "MemTotal", "/proc/meminfo").text.split()[1]) > 900 << 10
+
+
 def test_podman_stats_shows_what_the_whole_vm_uses(podman, limited):
     podman("exec", limited, "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
     form = '{"mem": "{{.MemUsage}}", "pids": {{.PIDs}}, "cpu": "{{.CPUNano}}", "limit": "{{.MemLimit}}"}'

@@ -45,7 +45,7 @@ class Floor:
 
     def __init__(self, directory: str) -> None:
         settings = config.load()
-        self._size = plan.plan_vm({}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+        self._size = plan.plan_vm({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
         os.makedirs(directory)
         self.machine: Machine = describe(
             settings, self._size, directory, lambda line: None, nic=network.has_taps()

@@ -30,7 +30,7 @@ def facts(directory: str) -> dict[str, Any]:
     }
     try:
         settings = config.load()
-        size = plan.plan_vm({}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+        size = plan.plan_vm({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
         machine = describe(settings, size, directory, lambda line: None, nic=network.has_taps())
         found.update(
             accelerator=machine.accelerator,

@@ -12,6 +12,7 @@ import time
 from bufferzone import config, state
 from bufferzone.client.connection import connect_unix, rights
 from bufferzone.log import quote
+from bufferzone.oci import cri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ else:
 _CLAIM_S = 2.0
 #: from then on there are a few files to write
 _TAKE_S = 10.0
-_POD = "io.kubernetes.cri.sandbox-"
 _KINDS = ("cgroup", "ipc", "net", "pid", "time", "user", "uts")
 
 
@@ -119,7 +119,7 @@ def shape(spec: Spec, settings: Settings) -> dict[str, Any]:
         name: {key: value for key, value in (resources.get(name) or {}).items() if key in keys}
         for name, keys in (("memory", ("limit",)), ("cpu", ("quota", "period", "cpus")))
     }
-    notes = {key: value for key, value in spec.annotations.items() if key.startswith(_POD)}
+    notes = {key: value for key, value in spec.pod.items() if key.startswith(cri.SIZES)}
     sizes = {"linux": {"resources": limits}, "annotations": notes}
     return {"settings": config.shape_of(settings), "spec": sizes}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import SpecError
-from bufferzone.oci import text
+from bufferzone.oci import cri, text
 from bufferzone.oci.check import check, check_depth, fail, type_name
 from bufferzone.oci.rules import (
     OTHER_PLATFORMS,
@@ -35,9 +35,16 @@ MAX_SIZE = 16 << 20
 class Spec:
     """A checked config.json: `raw` is the whole of it, the rest are views on what everybody asks for."""
 
-    def __init__(self, raw: dict[str, Any], bundle: str) -> None:
+    def __init__(self, raw: dict[str, Any], bundle: str, *, containerd: bool = False) -> None:
+        """`containerd`: containerd started the shim that reads it, so that what it says of pods counts."""
         self.raw = raw
         self.bundle = bundle
+        self._containerd = containerd
+
+    @property
+    def pod(self) -> dict[str, str]:
+        """The annotations that make it one of a pod's containers, where they are to be believed."""
+        return cri.believed(self.raw, containerd=self._containerd)
 
     @property
     def process(self) -> dict[str, Any]:
@@ -108,13 +115,14 @@ class Spec:
         return None
 
 
-def load(bundle: str) -> Spec:
+def load(bundle: str, *, containerd: bool = False) -> Spec:
     """Read and check BUNDLE/config.json; the root file system must be a directory.
 
-    Raises `SpecError` whose message starts with the JSON path; nothing is changed on disk.
+    `containerd` as in `Spec`. Raises `SpecError` whose message starts with the JSON path; nothing is changed
+    on disk.
     """
     bundle = os.path.abspath(bundle)
-    spec = Spec(parse_object(read_bytes(os.path.join(bundle, "config.json"))), bundle)
+    spec = Spec(parse_object(read_bytes(os.path.join(bundle, "config.json"))), bundle, containerd=containerd)
     validate(spec.raw)
     if not os.path.isdir(spec.rootfs):
         reason = "not a directory" if os.path.lexists(spec.rootfs) else "no such directory"

@@ -108,6 +108,7 @@ def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) ->
     if config.KVM_POLICIES.index(kvm) < config.KVM_POLICIES.index(settings.kvm):
         reason = f"{kvm} is weaker than this host's policy: {settings.kvm}"
         raise SpecError(f"config.json: {where}.bufferzone.kvm: {reason}", code="annotation-refused")
+    _check_bounds(settings, wanted)
     result = settings.with_values(**wanted)
     if result.kvm == "require" and result.accelerator == "tcg":
         raise SpecError(
@@ -123,7 +124,6 @@ def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) ->
             hint=f'allow_annotations = ["accelerator"] in {config.DIRECTORY}/config.toml',
             code="annotation-refused",
         )
-    _check_fits(wanted, where)
     beyond = egress.beyond(result.egress, settings.egress) if settings.egress else ""
     if beyond:
         raise SpecError(
@@ -134,9 +134,37 @@ def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) ->
     return result
 
 
+def _check_bounds(settings: config.Settings, wanted: Mapping[str, Any]) -> None:
+    """No annotation, since it may be an image's, makes a VM larger than the operator wants to give away."""
+    _check_fits(wanted, "annotations")
+    cpus, memory = _machine()
+    rows = (
+        ("vcpus", "annotation_vcpus", settings.annotation_vcpus or cpus, settings.vcpus),
+        (
+            "memory_mib",
+            "annotation_memory_mib",
+            settings.annotation_memory_mib or memory // 2,
+            settings.memory_mib,
+        ),
+    )
+    for key, bound, most, usual in rows:
+        if wanted.get(key, 0) > max(most, usual):
+            where = f"config.json: annotations.{config.ROWS[key].annotation}"
+            raise SpecError(
+                f"{where}: at most {most} by annotation, asked for {wanted[key]}",
+                hint=f"{bound} in {config.DIRECTORY}/config.toml",
+                code="annotation-refused",
+            )
+
+
+def _machine() -> tuple[int, int]:
+    """(CPUs, memory in MiB) of this host."""
+    return os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def _check_fits(wanted: Mapping[str, Any], where: str) -> None:
     """A bundle cannot ask for more than the machine has; a settings file may."""
-    cpus, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    cpus, memory = _machine()
     for key, name, most in (("vcpus", "vcpus", cpus), ("memory_mib", "memory", memory)):
         if wanted.get(key, 0) > most:
             raise SpecError(f"config.json: {where}: {name}: this host has {most}, asked for {wanted[key]}")

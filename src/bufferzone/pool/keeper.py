@@ -111,7 +111,7 @@ class Keeper:
 
     def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
         """Fill up from now on with VMs of the size that `spec`, what decides it of a config.json, needs."""
-        wanted = sized(config.Settings(**settings), spec)
+        wanted = sized(config.Settings(**settings), spec, spec.get("annotations") or {})
         key = json.dumps(config.shape_of(wanted), sort_keys=True)
         shape = self._shapes.pop(key, None) or Shape(wanted)
         self._shapes[key] = shape

@@ -31,7 +31,7 @@ from bufferzone.vmm.qemu import snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from bufferzone.config import Settings
@@ -45,9 +45,9 @@ _ANSWER_S = 30.0
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
 
 
-def sized(settings: Settings, spec: dict[str, Any]) -> Settings:
-    """`settings` with the VM's size for `spec`, of which the limits and annotations may be all there is."""
-    size = plan.plan_vm(spec, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+def sized(settings: Settings, spec: dict[str, Any], pod: Mapping[str, str]) -> Settings:
+    """`settings` with the VM's size for `spec`, of which the limits may be all there is, and its pod."""
+    size = plan.plan_vm(spec, pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     return settings.with_values(vcpus=size.vcpus, memory_mib=size.memory_mib)
 
 
@@ -153,7 +153,7 @@ class WaitingVm:
 
     def fits(self, settings: Settings, spec: Spec) -> bool:
         """Whether it is the VM that would be made for `spec` now: no newer image, kernel or size."""
-        wanted = sized(settings, spec.raw)
+        wanted = sized(settings, spec.raw, spec.pod)
         nic = self._machine.nic
         return wanted.templates and _machine(wanted, self._root, self._log, nic=nic) == self._machine
 

@@ -121,7 +121,7 @@ def _be_taken(
     try:
         vm.enter(claim.mount_namespace)
         vm.thaw(arguments.id)
-        spec = oci.load(arguments.bundle)
+        spec = oci.load(arguments.bundle, containerd=bool(request.get("containerd")))
         settings = settings_of(spec)
         if not vm.fits(settings, spec):
             raise HostError("the waiting VM is not what a start would make now", code="pool-stale")

@@ -62,7 +62,7 @@ def boot(
     settings = host.settings_of(spec)
     host.check_network(spec.raw, settings)
     settings = rootdisk.settle(settings, spec)
-    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    size = plan.plan_vm(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
         user = user_network.wanted(spec.raw, settings, restored)

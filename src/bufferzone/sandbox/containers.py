@@ -10,9 +10,10 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 
-from bufferzone import oci
+from bufferzone import config, oci
 from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp
+from bufferzone.oci import overrides
 from bufferzone.oci.host import network_entry
 from bufferzone.sandbox import limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.hooks import run_hooks
@@ -45,6 +46,7 @@ class Container:
         self.id = container_id
         self.bundle = bundle
         self.spec: dict[str, Any] = {}
+        self.pod: dict[str, str] = {}  # see `Spec.pod`
         self.pid = pid
         self.created_ns = time.time_ns()
         self.seccomp = _NO_FILTER
@@ -79,6 +81,7 @@ class Containers:
     ) -> None:
         """`directory`: the state directory of the first, for a sandbox that others may join."""
         self._sandbox = sandbox
+        self._containerd = not directory
         self._tenancy = Tenancy(sandbox, directory)
         self._state_text = state_text
         self._made: dict[str, Container] = {}
@@ -123,8 +126,8 @@ class Containers:
 
     def _decide(self, container: Container, rootfs: list[Mount], see: See) -> plan.ContainerPlan:
         """Read the spec and plan the container; what it names is looked for with `see`."""
-        spec = see(partial(oci.load, container.bundle))
-        container.spec = spec.raw
+        spec = see(partial(oci.load, container.bundle, containerd=self._containerd))
+        container.spec, container.pod = spec.raw, spec.pod
         if container.joined:
             self._tenancy.check(spec)
         block = self._sandbox.disk is not None
@@ -164,7 +167,7 @@ class Containers:
             return
         if sandbox.cgroup and container.pid != os.getpid():
             cgroups.join(sandbox.cgroup, container.pid)
-        self._limit(container.spec)
+        self._limit(container, container.spec)
 
     def _make(
         self, container: Container, decided: plan.ContainerPlan, also: Sequence[tuple[str, Message]]
@@ -291,7 +294,7 @@ class Containers:
             limits.check_update(old, changes, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
         merged = limits.merge(old, changes)
         changed = {**container.spec, "linux": {**container.spec.get("linux", {}), "resources": merged}}
-        take_back = self._limit(changed, joined=container.joined)
+        take_back = self._limit(container, changed)
         text = json.dumps(limits.for_guest(changes)).encode()
         try:
             self.agent.call("Update", agent.UpdateRequest(id=container.id, resources=text), Empty)
@@ -300,10 +303,18 @@ class Containers:
             raise
         container.spec = changed
 
-    def _limit(self, spec: dict[str, Any], *, joined: bool = False) -> Callable[[], None]:
-        """What the host's cgroup holds. Not before the VM is up, whose start is not throttled."""
-        resources, memory_mib = limits.resources_of(spec) if not joined else {}, self._sandbox.memory_mib
-        return limits.apply(self._sandbox.cgroup, resources, memory_mib, self._sandbox.log)
+    def _limit(self, container: Container, spec: dict[str, Any]) -> Callable[[], None]:
+        """What the host's cgroup holds. Not before the VM is up, whose start is not throttled.
+
+        Memory: that of the VM which these limits alone make. An annotation, which may be an image's, can make
+        the VM larger, and leaves the host's limit where the caller's puts it.
+        """
+        sandbox = self._sandbox
+        resources = {} if container.joined else limits.resources_of(spec, container.pod)
+        plain = overrides.apply_vm(config.load(), spec.get("vm") or {})
+        size = plan.plan_vm(spec, container.pod, vcpus=plain.vcpus, memory_mib=plain.memory_mib)
+        memory_mib = min(sandbox.memory_mib, size.memory_mib)
+        return limits.apply(sandbox.cgroup, resources, memory_mib, sandbox.log)
 
     def run_hooks(self, container: Container, name: str, state: bytes) -> None:
         """Run the hooks of one stage. A failing poststop hook is logged, the others raise."""

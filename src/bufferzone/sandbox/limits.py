@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, HostError
+from bufferzone.oci import cri
 from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     #: (file, text, whether create fails when it cannot be written: nobody else holds this limit)
@@ -32,7 +33,6 @@ CPU_SHARE = 10
 #: tasks: shim, QEMU and virtiofsd idle with 22 and grow to about 150; an exec needs 7 of the host's
 TASKS, TASKS_EACH = 256, 8
 _MIB = 1 << 20
-_PODS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID", "io.kubernetes.cri.container-type")
 _THROTTLES = (
     ("ReadBps", "read_bps", "rbps"),
     ("WriteBps", "write_bps", "wbps"),
@@ -41,12 +41,12 @@ _THROTTLES = (
 )
 
 
-def resources_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """linux.resources of a spec, as far as the host's cgroup is ours to limit.
+def resources_of(spec: dict[str, Any], pod: Mapping[str, str]) -> dict[str, Any]:
+    """linux.resources of a spec, as far as the host's cgroup is ours to limit. `pod`: see `Spec.pod`.
 
     A pod's cgroup is limited by whoever made the pod; what its first container asks for is not the pod's.
     """
-    if any((spec.get("annotations") or {}).get(key) for key in _PODS):
+    if cri.is_pod(pod):
         return {}
     return (spec.get("linux") or {}).get("resources") or {}
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from bufferzone.errors import SpecError
 from bufferzone.model import Bind, FileCopy, Hook
+from bufferzone.oci import cri
 from bufferzone.sandbox import limits
 from bufferzone.wire import agent, ttrpc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 #: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
@@ -79,10 +80,16 @@ class ContainerPlan:
 
 
 def plan_vm(
-    spec: dict[str, Any], *, vcpus: int, memory_mib: int, host_cpus: int = 0, host_mib: int = 0
+    spec: dict[str, Any],
+    pod: Mapping[str, str],
+    *,
+    vcpus: int,
+    memory_mib: int,
+    host_cpus: int = 0,
+    host_mib: int = 0,
 ) -> VmPlan:
-    """The VM for `spec`. `vcpus` and `memory_mib` are the settings; `host_cpus` and `host_mib` what the
-    machine has, 0: ask.
+    """The VM for `spec`, and for its pod where there is one (`Spec.pod`). `vcpus` and `memory_mib` are the
+    settings; `host_cpus` and `host_mib` what the machine has, 0: ask.
 
     CPUs: as set, else (0) as many as CPU quota and cpuset allow, rounded up, one without a limit. Memory: as
     set; where a memory limit does not fit into that beside the guest, the next of few steps, since every
@@ -90,7 +97,7 @@ def plan_vm(
     """
     host_cpus = host_cpus or os.cpu_count() or 1
     host_mib = host_mib or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB
-    limit, cpus = _limits(spec)
+    limit, cpus = _limits(spec, pod)
     needed = limit // _MIB + OVERHEAD_MIB if limit > 0 else 0
     if needed > memory_mib:
         memory_mib = max(memory_mib, min(step(needed), host_mib))
@@ -110,15 +117,14 @@ def step(mib: int) -> int:
     return size
 
 
-def _limits(spec: dict[str, Any]) -> tuple[int, float]:
+def _limits(spec: dict[str, Any], notes: Mapping[str, str]) -> tuple[int, float]:
     """(memory in bytes, CPUs) that the VM's containers may use, 0 without a limit: those of `spec`, or of its
     pod where it is a pod's first. Source of the annotations: containerd pkg/cri/annotations.
     """
     resources = (spec.get("linux") or {}).get("resources") or {}
     memory = int((resources.get("memory") or {}).get("limit") or 0)
     allowed = [limits.cpus_of(resources), float(count_of((resources.get("cpu") or {}).get("cpus") or ""))]
-    notes = spec.get("annotations") or {}
-    pod = {key: _whole(notes.get(f"io.kubernetes.cri.sandbox-{key}")) for key in _POD_LIMITS}
+    pod = {key: _whole(notes.get(f"{cri.SIZES}{key}")) for key in _POD_LIMITS}
     if any(pod.values()):
         memory = pod["memory"]
         allowed = [limits.cpus_of({"cpu": {"quota": pod["cpu-quota"], "period": pod["cpu-period"]}})]

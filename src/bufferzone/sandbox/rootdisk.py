@@ -11,6 +11,7 @@ import os
 import stat
 
 from bufferzone.errors import HostError, SpecError
+from bufferzone.oci import cri
 from bufferzone.storage import erofs
 from bufferzone.vmm.qemu import command_line
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from bufferzone.oci import Spec
     from bufferzone.snapshot.checkpoint_dir import Saved
     from bufferzone.wire.task import Mount
-
-#: a pod's further containers would need a disk each, and the machine has one
-_POD_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 class RootDisk:
@@ -68,10 +66,12 @@ class RootDisk:
 
 
 def settle(settings: Settings, spec: Spec) -> Settings:
-    """The settings with `rootfs` decided: an image file means block, a pod's sandbox keeps sharing."""
+    """The settings with `rootfs` decided: an image file means block, a pod's sandbox keeps sharing, since its
+    further containers would need a disk each, and the machine has one.
+    """
     if settings.rootfs_image and settings.rootfs != "block":
         settings = settings.with_values(rootfs="block")
-    if settings.rootfs == "block" and any(spec.annotations.get(key) for key in _POD_KEYS):
+    if settings.rootfs == "block" and cri.is_pod(spec.pod):
         if settings.rootfs_image or spec.annotations.get("bufferzone.rootfs") == "block":
             raise SpecError(
                 "config.json: annotations.bufferzone.rootfs: a pod's containers share one VM with one disk",

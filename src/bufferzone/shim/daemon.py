@@ -18,6 +18,7 @@ import time
 from bufferzone import oci, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
+from bufferzone.oci import cri
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim.events import Publisher
@@ -39,11 +40,7 @@ if TYPE_CHECKING:
 _SOCKETS = "/run/containerd/s"
 #: a shim that was started and never given a container ends by itself after this many seconds
 _UNUSED_S = 120.0
-_GROUP_KEYS = (
-    "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.SandboxID",
-    "io.containerd.runc.v2.group",
-)
+_GROUP_KEYS = (cri.SANDBOX_ID, cri.CRIO_SANDBOX_ID, "io.containerd.runc.v2.group")
 
 
 def serve(arguments: Arguments) -> int:
@@ -124,7 +121,7 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
 def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: int, *, cli: bool) -> None:
     """Boot, serve, wait, close."""
     be_a_shim()
-    spec = oci.load(arguments.bundle)
+    spec = oci.load(arguments.bundle, containerd=not cli)
 
     def tell() -> None:
         os.write(ready, b"ready\n")

@@ -30,7 +30,7 @@ class Taking:
 
     def __init__(self, arguments: Arguments, bundle: str) -> None:
         self._arguments = arguments
-        self._spec: Spec = oci.load(bundle)
+        self._spec: Spec = oci.load(bundle, containerd=True)
         self._settings: Settings = settings_of(self._spec)
         self._keeper_wanted = False
 

@@ -32,7 +32,7 @@ def machine_of(
     """The machine of a checkpoint, if it can be had here with this bundle; raises `HostError`."""
     machine = restored.machine
     check_accelerator(machine, settings, root, log)
-    size = plan.plan_vm(spec.raw, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    size = plan.plan_vm(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     problem = ""
     if not _is_within(machine, size):
         problem = (

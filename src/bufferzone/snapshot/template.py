@@ -122,7 +122,7 @@ def _make_by_hand(order: dict[str, Any]) -> None:
 
     settings = config.load()
     vcpus, memory_mib = order.get("vcpus") or settings.vcpus, order.get("memory_mib") or settings.memory_mib
-    size = plan_vm({}, vcpus=vcpus, memory_mib=memory_mib)
+    size = plan_vm({}, {}, vcpus=vcpus, memory_mib=memory_mib)
     os.makedirs(order["root"], 0o711, exist_ok=True)
     machine = describe(settings, size, order["root"], tell, nic=network.has_taps())
     make(machine, template_store.default_store(settings.image_store), order["run_directory"], tell)

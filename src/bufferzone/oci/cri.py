@@ -1,0 +1,47 @@
+"""CRI's annotations, which say that a container belongs to a pod, and from whom they are believed.
+
+An image may carry any annotation, and engines copy them into config.json. So what these say counts only where
+the engine itself says that it is one which makes pods: the shim was started by containerd, or the cgroup has
+CRI-O's form, `SLICE:crio:ID` or `.../crio-ID`, which no image can bring about.
+Source: containerd internal/cri/annotations, CRI-O pkg/annotations and internal/config/cgmgr.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_PREFIXES = ("io.kubernetes.cri.", "io.kubernetes.cri-o.")
+SANDBOX_ID, CRIO_SANDBOX_ID = "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"
+#: how the annotations with the size of a pod begin
+SIZES = "io.kubernetes.cri.sandbox-"
+#: any of these means that the container is one of a pod's
+_OF_A_POD = (SANDBOX_ID, CRIO_SANDBOX_ID, "io.kubernetes.cri.container-type")
+
+
+def believed(spec: Mapping[str, Any], *, containerd: bool) -> dict[str, str]:
+    """The CRI annotations of a config.json that count; none where the caller makes no pods.
+
+    `containerd`: containerd started the shim.
+    """
+    path = str((spec.get("linux") or {}).get("cgroupsPath") or "")
+    if not containerd and not _is_crio(path):
+        return {}
+    notes: Mapping[str, str] = spec.get("annotations") or {}
+    return {key: text for key, text in notes.items() if key.startswith(_PREFIXES)}
+
+
+def is_pod(notes: Mapping[str, str]) -> bool:
+    """Whether believed annotations say that the container is one of a pod's."""
+    return any(notes.get(key) for key in _OF_A_POD)
+
+
+def _is_crio(cgroups_path: str) -> bool:
+    parts = cgroups_path.split(":")
+    if len(parts) == 3:
+        return parts[1] == "crio"
+    return os.path.basename(cgroups_path.rstrip("/")).startswith("crio-")
