@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 
 import pytest
 
 from bufferzone.errors import HostError
-from bufferzone.guestimage import kernel, modprobe, modules
+from bufferzone.guestimage import kernel, loadable, modprobe, modules, recipes, rootfs
 from bufferzone.guestimage.elf import Elf
 
 
@@ -165,8 +166,33 @@ def test_exact_aliases_are_kept_and_patterns_are_not() -> None:
 
 
 def test_the_guests_modprobe_finds_names_and_aliases() -> None:
-    table = "overlay /m/overlay.ko\nfs-overlay /m/overlay.ko\nvirtio_net /m/failover.ko /m/virtio_net.ko\n"
-    assert modprobe.paths_of("fs-overlay", table) == ["/m/overlay.ko"]
-    assert modprobe.paths_of("virtio-net", table) == ["/m/failover.ko", "/m/virtio_net.ko"]
-    assert modprobe.paths_of("fs", table) == []
-    assert modprobe.paths_of("../overlay", table) == []
+    table = "overlay overlay\nfs-overlay overlay\nvirtio_net failover virtio_net\n"
+    assert modprobe.modules_of("fs-overlay", table) == ["overlay"]
+    assert modprobe.modules_of("virtio-net", table) == ["failover", "virtio_net"]
+    assert modprobe.modules_of("fs", table) == []
+    assert modprobe.modules_of("../overlay", table) == []
+
+
+def test_an_alias_of_two_modules_loads_both_and_what_they_share_once() -> None:
+    table = "nft-expr-fib nf_tables nft_fib nft_fib_ipv4\nnft-expr-fib nf_tables nft_fib nft_fib_ipv6\n"
+    found = modprobe.modules_of("nft-expr-fib", table)
+    assert found == ["nf_tables", "nft_fib", "nft_fib_ipv4", "nft_fib_ipv6"]
+
+
+def test_what_may_be_loaded_on_demand_is_what_containers_use_and_no_hardware() -> None:
+    wanted = {"nf_tables", "nft_ct", "xt_conntrack", "iptable_nat", "ip_set_hash_ip", "wireguard", "macvlan"}
+    others = {"dccp", "rds", "tipc", "can", "nvme", "e1000", "xfs", "nfs"}
+    assert set(loadable.names({*wanted, *others})) == wanted
+
+
+def test_what_is_loaded_on_demand_lies_compressed_and_is_the_same_module() -> None:
+    found = {name: module("") for name in (*rootfs.BOOT_MODULES, *rootfs.OPTIONAL_MODULES, "nfnetlink")}
+    found["nf_tables"] = make_elf(modinfo=b"depends=nfnetlink\0alias=nfnetlink-subsys-10\0")
+    entries = {
+        e.path: e.data
+        for e in rootfs.module_entries(recipes.Kernel(release="6.1", vmlinux=b"", config=b"", modules=found))
+    }
+    assert zlib.decompress(entries["/usr/lib/modules/6.1/nf_tables.ko.z"]) == found["nf_tables"]
+    assert entries["/usr/lib/modules/6.1/overlay.ko"] == found["overlay"]
+    assert b"nfnetlink-subsys-10 nfnetlink nf_tables\n" in entries["/etc/bufferzone/modules.dep"]
+    assert b"nf_tables" not in entries["/etc/bufferzone/modules"]  # the boot loads none of them

@@ -11,7 +11,7 @@ import _socket
 import os
 
 from bufferzone.container import channel as ch
-from bufferzone.container import hooks, process, rootfs, signals
+from bufferzone.container import hooks, netfilter, process, rootfs, signals
 from bufferzone.container.jsontext import dumps
 from bufferzone.container.mounts import describe
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
@@ -33,6 +33,8 @@ def main(task: Task, channel: ChildEnd) -> NoReturn:
     try:
         be_nobody([*task.descriptors(), channel.fileno()])
         os.write(task.procs, b"0")
+        if not task.init_pid:
+            netfilter.load_for(task.process)
         _enter_namespaces(task, channel)
         if task.stdio is not None:
             process.use_stdio(task.stdio)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.container import netfilter
 from bufferzone.container.cgroup import read
 from bufferzone.container.loop import warn
 from bufferzone.guest import nic
 from bufferzone.guest.modprobe import modprobe
 
-_MODULES = ("virtio_balloon", "overlay")
+_MODULES = ("virtio_balloon", "overlay", *netfilter.MODULES)
 #: for a machine whose root file system comes from a disk
 _DISK_MODULES = ("virtio_blk", "erofs")
 _VIRTIO, _BLOCK_DEVICE = "/sys/bus/virtio/devices", "0x0002"

@@ -10,9 +10,10 @@ import os
 import posixpath
 import tarfile
 import tempfile
+import zlib
 
 from bufferzone.errors import HostError
-from bufferzone.guestimage import agent, apt, modules, python
+from bufferzone.guestimage import agent, apt, loadable, modules, python
 from bufferzone.guestimage.cpio import Entry, character_device, directory, regular, symlink
 from bufferzone.guestimage.recipes import Kernel
 
@@ -24,7 +25,7 @@ _LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so
 #: what the agent must have before it can answer: the bus, the console port, then the file sharing that
 #: comes next; pvpanic is how a kernel that panics says so to QEMU
 BOOT_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs", "pvpanic_pci")
-#: what the kernel asks modprobe for when a container uses it, and the agent loads for a device
+#: what the agent loads for a device, and most containers of containers use: uncompressed, so that it is quick
 OPTIONAL_MODULES = (
     "virtio_blk",
     "virtio_net",
@@ -130,24 +131,27 @@ def _merged(path: str) -> str:
 
 
 def module_entries(kernel: Kernel) -> list[Entry]:
-    """The modules and the three lists that tell the agent about them.
+    """The modules and the two lists that tell about them; a module that is built into the kernel is in none.
 
-    `modules` and `modules.optional`: one absolute path a line, in load order. `modules.dep`: a name or alias,
-    then the paths to load for it, in order. A module that is built into the kernel is in none of them.
+    `modules`: one absolute path a line, in load order. `modules.dep`: a name or alias, then the names of the
+    modules to load for it, in order. Those that few need are deflated (NAME.ko.z); zlib's output for one
+    level has not changed in twenty years, so that two machines make the same image.
     """
     boot = modules.load_order(BOOT_MODULES, kernel.modules, kernel.builtin)
-    every = modules.load_order(BOOT_MODULES + OPTIONAL_MODULES, kernel.modules, kernel.builtin)
-    paths = {name: f"/usr/lib/modules/{kernel.release}/{name}.ko" for name in every}
-    optional = [name for name in every if name not in boot]
-    table = []
-    for name in every:
-        needed = modules.load_order((name,), kernel.modules, kernel.builtin)
-        for key in (name, *modules.aliases(kernel.modules[name])):
-            table.append(" ".join([key, *(paths[other] for other in needed)]))
+    plain = modules.load_order(BOOT_MODULES + OPTIONAL_MODULES, kernel.modules, kernel.builtin)
+    wanted = (*BOOT_MODULES, *OPTIONAL_MODULES, *loadable.names(kernel.modules))
+    place = f"/usr/lib/modules/{kernel.release}"
+    entries, table = [], []
+    for name in modules.load_order(wanted, kernel.modules, kernel.builtin):
+        data, needed = kernel.modules[name], modules.load_order((name,), kernel.modules, kernel.builtin)
+        if name in plain:
+            entries.append(regular(f"{place}/{name}.ko", data))
+        else:
+            entries.append(regular(f"{place}/{name}.ko.z", zlib.compress(data, 9)))
+        table += [" ".join([key, *needed]) for key in (name, *modules.aliases(data))]
     return [
-        *(regular(paths[name], kernel.modules[name]) for name in every),
-        regular("/etc/bufferzone/modules", _lines([paths[name] for name in boot])),
-        regular("/etc/bufferzone/modules.optional", _lines([paths[name] for name in optional])),
+        *entries,
+        regular("/etc/bufferzone/modules", _lines([f"{place}/{name}.ko" for name in boot])),
         regular("/etc/bufferzone/modules.dep", _lines(table)),
     ]
 

@@ -16,7 +16,8 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPE
 _PR_SET_SECUREBITS = 28
 SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP = 1 << 0, 1 << 2
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
-_CAPSET, _SECCOMP, _KEYCTL, _FINIT_MODULE, _CLOSE_RANGE = 126, 317, 250, 313, 436
+_CAPSET, _SECCOMP, _KEYCTL, _CLOSE_RANGE = 126, 317, 250, 436
+_INIT_MODULE, _FINIT_MODULE = 175, 313
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
 
@@ -136,6 +137,11 @@ def new_session_keyring(name: str) -> None:
 def load_module(fd: int, parameters: str = "") -> None:
     """finit_module(2)."""
     syscall(_FINIT_MODULE, "finit_module", fd, parameters.encode(), 0)
+
+
+def load_module_bytes(data: bytes) -> None:
+    """init_module(2): the module itself, for one that is not a file as it is."""
+    syscall(_INIT_MODULE, "init_module", data, ctypes.c_ulong(len(data)), b"")
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
