@@ -92,6 +92,7 @@ class Podman:
             "LANG": "C.UTF-8",
             "TERM": "xterm",
             "CONTAINERS_CONF": str(self.settings),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # what Podman 5 says at every call is not the runtime's
         }
 
     def start(self, *words: object, **more: Any) -> subprocess.Popen[bytes]:

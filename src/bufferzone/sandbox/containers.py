@@ -16,6 +16,7 @@ from bufferzone.linux import libseccomp
 from bufferzone.oci import overrides
 from bufferzone.oci.host import network_entry
 from bufferzone.sandbox import limits, plan, rootdisk, rootmounts, sources
+from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Tenancy
@@ -55,6 +56,7 @@ class Container:
         self.joined = False  # it came into the VM of another container
         self.cgroup = ""  # of what stands for it on the host, empty: none
         self.adopted = False  # from a checkpoint: it ran before, and is frozen until it is started
+        self.copies = Copies()
         self.asked: list[Pending] = []  # what was sent along with the request that made it
         self.namespace = -1  # its network namespace, -1: none to wire
 
@@ -242,6 +244,7 @@ class Containers:
                 raise HostError(words, hint=error.hint, code=error.code) from error
             if self._sandbox.network.is_joined:
                 reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
+        container.copies.renew(self._give_file)
         method = "Resume" if container.adopted else "Start"
         self.agent.call(method, agent.ProcessRef(id=container.id), Empty)
 
@@ -254,13 +257,15 @@ class Containers:
             disk.give_to(container.id)
             rootdisk.take_mounts(disk, rootfs)
             self._sandbox.mount_root(disk)
-            for file in decided.files:
-                self.agent.call("File", sources.read_file(file), Empty)
+            container.copies.give(decided.files, self._give_file, container.undo)
         for bind in decided.binds:
             if share is None:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
             share.add(bind, see)
             container.undo.callback(share.remove, bind.name)
+
+    def _give_file(self, request: agent.FileRequest) -> None:
+        self.agent.call("File", request, Empty)
 
     def exec(
         self, ref: agent.ProcessRef, process: bytes, pid: int, also: Sequence[tuple[str, Message]] = ()

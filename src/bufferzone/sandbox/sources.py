@@ -1,11 +1,10 @@
-"""What a spec names on the host: a container's plan with the facts found there, copies of small files."""
+"""What a spec names on the host: a container's plan with the facts found there."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from bufferzone.errors import HostError
 from bufferzone.sandbox import plan
 from bufferzone.wire import agent
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone import oci
-    from bufferzone.model import FileCopy
 
 
 def needs_share(spec: oci.Spec) -> bool:
@@ -49,18 +47,6 @@ def _is_small(path: str) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size <= agent.MOST_FILE
-
-
-def read_file(file: FileCopy) -> agent.FileRequest:
-    """A small file as a message; raises `HostError`."""
-    try:
-        with open(file.source, "rb", buffering=0) as opened:
-            found, data = os.fstat(opened.fileno()), opened.read(agent.MOST_FILE) or b""
-    except OSError as error:
-        raise HostError(f"cannot read {file.source}: {error.strerror}", code="volume") from error
-    return agent.FileRequest(
-        name=file.name, data=data, mode=found.st_mode & 0o777, uid=found.st_uid, gid=found.st_gid
-    )
 
 
 def _tmpfs_size(path: str) -> int:
