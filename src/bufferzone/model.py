@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Disk:
     """A read-only virtio-blk slot; `name` is the serial number that the guest finds it by.
 
-    It is empty when the VM starts, so that a template can have it; `vmm.qemu.slot` puts an image in.
+    It is empty when the VM starts, so that a template can have it; the VMM's `insert_disk` puts an image in.
     """
 
     name: str
@@ -40,41 +40,53 @@ class Nic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
-    """Everything a VMM driver needs to know of one VM. Descriptors are already open and inherited by number.
+    """Everything a VMM driver needs to know of one VM. `shares` and `nics` have descriptors that are open.
 
-    `accelerator` is `kvm` or `tcg`; `agent_fd`, `console_fd` and `control_fd` are connected stream sockets.
-    `kernel_path` and `initrd_path` are paths inside the VMM's own root, and so is `memory_path`: a file that
-    is the guest's memory (empty: anonymous). `restored`: the guest is loaded from a template, so nothing
-    boots, it does not run until told to, and shares are announced but plugged later. `carries_share`: the
-    share is part of what is saved, so that it is there from the start in a restored VM too.
+    `accelerator` is `kvm` or `tcg`. `kernel`, `initrd` (empty: none) and `memory` are paths on the host, the
+    last a file that is the guest's memory (empty: anonymous). `carries_share`: the share is part of what is
+    saved, so that it is there from the start in a restored VM too; else such a VM has its shares plugged.
     """
 
     name: str
     vcpus: int
     memory_mib: int
     accelerator: str
-    kernel_path: str
-    initrd_path: str
+    kernel: str
+    initrd: str
     kernel_arguments: tuple[str, ...]
-    agent_fd: int
-    console_fd: int
-    control_fd: int
     shares: tuple[Share, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
-    memory_path: str = ""
-    restored: bool = False
+    memory: str = ""
     carries_share: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """What the caller decides about a VMM's jail: its ids, and `cgroup.procs` descriptors to join."""
+
+    uid: int
+    gid: int
+    cgroups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a VMM driver can do, as data for `plan.py`."""
+    """What a VMM can do, as data for `sandbox/plan.py`: an impossible wish is refused before a VM starts.
+
+    `label` is its name for people. `slot_bytes`: the largest image that a disk slot takes, 0: it has no
+    slots. `share_in_template`: it may save a VM with its share plugged; a version that cannot says so when
+    told to. `balloon`: it can take memory from a guest.
+    """
 
     name: str
+    label: str
     virtiofs: bool
-    hotplug: bool
+    share_in_template: bool
+    hotplug_nic: bool
+    slot_bytes: int
     snapshot: bool
+    balloon: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,11 @@ SPEC = VmSpec(
     vcpus=2,
     memory_mib=256,
     accelerator="tcg",
-    kernel_path="/boot/kernel",
-    initrd_path="/boot/initrd",
+    kernel="/images/vmlinux",
+    initrd="/images/initrd",
     kernel_arguments=("console=ttyS0", "panic=-1"),
-    agent_fd=10,
-    console_fd=11,
-    control_fd=12,
 )
+ENDS = command_line.Ends(agent=10, console=11, control=12)
 BASE = """
 qemu
 -name guest=web,,1,debug-threads=on
@@ -72,11 +70,11 @@ def altered(**changes: object) -> VmSpec:
 
 
 def test_the_smallest_vm() -> None:
-    assert lines(command_line.argv("qemu", SPEC)) == BASE.strip().split("\n")
+    assert lines(command_line.argv("qemu", SPEC, ENDS)) == BASE.strip().split("\n")
 
 
 def test_kvm_shows_the_hosts_cpu_and_has_no_translation_cache() -> None:
-    words = lines(command_line.argv("qemu", altered(accelerator="kvm")))
+    words = lines(command_line.argv("qemu", altered(accelerator="kvm"), ENDS))
     assert "-accel kvm" in words
     assert "-cpu host" in words
     assert not any("tb-size" in word for word in words)
@@ -91,7 +89,7 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
             Nic(name="eth1", fd=23, mac="02:00:00:00:00:02", mtu=9000, is_tap=False),
         ),
     )
-    assert lines(command_line.argv("qemu", spec))[len(BASE.strip().split("\n")) :] == [
+    assert lines(command_line.argv("qemu", spec, ENDS))[len(BASE.strip().split("\n")) :] == [
         "-chardev socket,id=share20,fd=20",
         "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024",
         "-blockdev driver=null-co,node-name=empty-rootfs,size=68719476736,read-zeroes=on,read-only=on",
@@ -107,13 +105,15 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
 def test_a_share_that_is_saved_is_there_from_the_start_and_one_that_cannot_be_is_refused() -> None:
     share = "-device vhost-user-fs-pci,chardev=share20,tag=bufferzone,queue-size=1024"
     shares = (Share(tag="bufferzone", fd=20),)
-    made = lines(command_line.argv("qemu", altered(shares=shares, carries_share=True)))
+    made = lines(command_line.argv("qemu", altered(shares=shares, carries_share=True), ENDS))
     assert "-only-migratable" in made
     assert share in made
-    restored = lines(command_line.argv("qemu", altered(shares=shares, carries_share=True, restored=True)))
+    restored = lines(
+        command_line.argv("qemu", altered(shares=shares, carries_share=True), ENDS, restored=True)
+    )
     assert "-only-migratable" not in restored
     assert share in restored
-    plugged = lines(command_line.argv("qemu", altered(shares=shares, restored=True)))
+    plugged = lines(command_line.argv("qemu", altered(shares=shares), ENDS, restored=True))
     assert share not in plugged
     assert "-chardev socket,id=share20,fd=20" in plugged
 

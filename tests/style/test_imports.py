@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 
 from style.source import imports, package, report
@@ -136,3 +137,19 @@ def test_nothing_imports_asyncio():
             if i.target.startswith("asyncio")
         ]
     )
+
+
+def test_one_module_knows_which_vmms_there_are_and_nobody_else_knows_qemu():
+    """bench/ measures QEMU by hand, under our own and beside it."""
+    findings = []
+    for source in package():
+        if source.within("vmm/qemu/", "bench/", "vmm/drivers.py"):
+            continue
+        for found, _ in _ours(source):
+            if found.target.startswith("bufferzone.vmm.qemu"):
+                findings.append(source.at(found.node, "imports QEMU's driver: see vmm/interface.py"))
+        for node in ast.walk(source.tree):
+            name = getattr(node, "attr", getattr(node, "id", ""))
+            if isinstance(name, str) and ("qmp" in name.lower() or "qemu" in name.lower()):
+                findings.append(source.at(node, f"{name}: a name of QEMU's"))
+    report(findings)

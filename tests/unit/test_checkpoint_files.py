@@ -22,6 +22,7 @@ from bufferzone.vm.shape import Machine
 
 IMAGE = ImageRef(digest="d", directory="/d", kernel="/k", initrd="/i", arguments=())
 MACHINE = Machine(
+    vmm="qemu",
     image=IMAGE,
     kernel="/k",
     initrd="/i",

@@ -17,7 +17,7 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.snapshot.copier import Saver
 from bufferzone.storage import erofs
 from bufferzone.vm import cgroups
-from bufferzone.vmm.qemu.snapshot import Drain
+from bufferzone.vmm.qemu.migration import Drain
 from unit.guest_harness import needs_root
 
 MIB = 1 << 20

@@ -1,11 +1,15 @@
 """The plan is pure: what of a spec becomes a bind, what stays the guest's, what a VM refuses."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from bufferzone.errors import SpecError
+from bufferzone.config import Settings
+from bufferzone.errors import HostError, SpecError
 from bufferzone.sandbox import plan
+from bufferzone.vmm import drivers
 
 
 def spec(**changes):
@@ -264,3 +268,32 @@ def test_an_engines_file_that_is_too_large_is_shared():
 def test_with_a_shared_root_nothing_is_copied():
     decided = decide(spec(mounts=[HOSTS]))
     assert ([bind.source for bind in decided.binds], decided.files) == (["/b/rootfs", "/run/hosts"], ())
+
+
+QEMU = drivers.find("qemu").FEATURES
+
+
+@pytest.mark.parametrize(
+    ("lacking", "settings", "asked", "problem"),
+    [
+        ({"virtiofs": False}, {}, {"shares": True}, "QEMU cannot share files"),
+        ({"slot_bytes": 0}, {"rootfs": "block"}, {}, "QEMU has no slot for the image"),
+        ({"snapshot": False}, {}, {"restored": True}, "QEMU cannot restore a VM"),
+    ],
+)
+def test_a_wish_that_the_vmm_cannot_follow_is_refused_and_one_that_nobody_has_is_not(
+    lacking: dict[str, Any], settings: dict[str, Any], asked: dict[str, bool], problem: str
+) -> None:
+    wishes = {"shares": False, "restored": False, **asked}
+    with pytest.raises(HostError, match=problem) as caught:
+        plan.within_features(Settings(**settings), replace(QEMU, **lacking), **wishes)
+    assert caught.value.code == "vmm-feature"
+    plan.within_features(Settings(**settings), QEMU, **wishes)
+    plan.within_features(Settings(), replace(QEMU, **lacking), shares=False, restored=False)
+
+
+def test_a_vmm_that_saves_nothing_starts_without_templates() -> None:
+    settings = Settings()
+    kept = plan.within_features(settings, QEMU, shares=True, restored=False)
+    cold = plan.within_features(settings, replace(QEMU, snapshot=False), shares=True, restored=False)
+    assert (kept.templates, cold.templates) == (True, False)

@@ -13,6 +13,7 @@ from bufferzone.snapshot import template
 from bufferzone.storage import virtiofs
 from bufferzone.vm import shape
 from bufferzone.vm.shape import Machine
+from bufferzone.vmm.qemu import driver
 
 RUN = "/run/bufferzone-uids"
 
@@ -22,11 +23,12 @@ def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine on a host with a Rust virtiofsd, TMP/virtiofsd."""
     for name in ("qemu", "kernel", "initrd", "virtiofsd"):
         (tmp_path / name).write_text(name)
-    monkeypatch.setattr(shape.driver, "find_program", lambda: str(tmp_path / "qemu"))
-    monkeypatch.setattr(shape.driver, "find_firmware", lambda: ("qboot.rom", ()))
+    monkeypatch.setattr(driver, "find_program", lambda: str(tmp_path / "qemu"))
+    monkeypatch.setattr(driver, "find_firmware", lambda: ("qboot.rom", ()))
     install(monkeypatch, "rust", tmp_path / "virtiofsd")
     kernel, initrd = str(tmp_path / "kernel"), str(tmp_path / "initrd")
     return Machine(
+        vmm="qemu",
         image=ImageRef(digest="d", directory=str(tmp_path), kernel=kernel, initrd=initrd, arguments=()),
         kernel=kernel,
         initrd=initrd,

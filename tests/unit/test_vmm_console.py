@@ -66,7 +66,7 @@ def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     ],
 )
 def test_every_end_has_its_own_words_and_a_hint(facts: dict[str, object], code: str, text: str) -> None:
-    error = explain("boot the guest kernel", **facts)  # type: ignore[arg-type]
+    error = explain("boot the guest kernel", program="QEMU", **facts)  # type: ignore[arg-type]
     assert error.code == code
     assert text in error.message
     assert "boot the guest kernel" in error.message
@@ -82,12 +82,14 @@ def test_a_panic_is_quoted_and_not_the_call_trace_after_it() -> None:
         "CPU: 0",
         *("trace" for _ in range(30)),
     ]
-    error = explain("run", status=1, panicked=True, console=console)
+    error = explain("run", program="QEMU", status=1, panicked=True, console=console)
     quoted = "last console lines: sysrq: crash | Kernel panic - not syncing: why | CPU: 0"
     assert error.message.endswith(quoted)
 
 
 def test_what_was_printed_is_quoted() -> None:
-    error = explain("start QEMU", status=1, stderr=["bad option"], console=["a", "b", "c", "d", "e", "f"])
+    error = explain(
+        "start QEMU", program="QEMU", status=1, stderr=["bad option"], console=["a", "b", "c", "d", "e", "f"]
+    )
     assert "qemu said: bad option" in error.message
     assert "last console lines: b | c | d | e | f" in error.message

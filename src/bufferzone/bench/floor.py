@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 
 from bufferzone import config
 from bufferzone.bench import bundles, programs
@@ -21,10 +20,12 @@ from bufferzone.sandbox import network, plan
 from bufferzone.spawn import Child
 from bufferzone.storage import ram, virtiofs
 from bufferzone.vm.agent_client import AgentClient
-from bufferzone.vm.shape import Channels, describe, spec_of, template_key
+from bufferzone.vm.shape import describe, spec_of, template_key
 from bufferzone.vm.timeline import Timeline
 from bufferzone.vmm.console import BoundedLog, Reader
-from bufferzone.vmm.qemu import command_line, driver, snapshot
+from bufferzone.vmm.qemu import command_line, driver
+from bufferzone.vmm.qemu.channels import Channels
+from bufferzone.vmm.qemu.process import Qemu
 from bufferzone.vmm.qemu.qmp import Qmp
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -85,20 +86,19 @@ class Floor:
             timeline.enter("start virtiofsd")
             share = self._start_virtiofsd(stack)
             timeline.enter("start QEMU")
-            channels = Channels(stack)
             memory_fd = self._make_memory(stack)
-            vmm = self._start_qemu(stack, channels, share, memory_fd)
+            vmm = self._start_qemu(stack, share, memory_fd)
             timeline.enter("copy memory")
             ram.copy(self._template.memory_fd, memory_fd)
             timeline.enter("load the template")
             vmm.greet()
             os.lseek(self._template.state_fd, 0, os.SEEK_SET)
-            snapshot.load(vmm, self._template.state_fd)
+            vmm.load(self._template.state_fd)
             if not self._carries:
-                snapshot.plug_share(vmm, share, command_line.SHARE_PORT)
-            snapshot.resume(vmm)
+                vmm.plug_share(share)
+            vmm.resume()
             timeline.enter("wake the guest")
-            client = AgentClient(channels.agent)
+            client = AgentClient(vmm.agent)
             stack.callback(client.close)
             client.start()
             self._run_process(client, timeline)
@@ -146,18 +146,33 @@ class Floor:
         stack.callback(os.close, tap.fd)
         return tap.fd
 
-    def _start_qemu(self, stack: ExitStack, channels: Channels, share: Share, memory_fd: int) -> driver.Vmm:
+    def _start_qemu(self, stack: ExitStack, share: Share, memory_fd: int) -> Qemu:
         tap = self._park(stack) if self.machine.nic else -1
+        memory = f"/proc/self/fd/{memory_fd}"
+        spec = spec_of(
+            self.machine, _ID, shares=(share,), memory=memory, carries_share=self._carries, tap=tap
+        )
+        channels = Channels()
+        stack.callback(channels.close)
         ends = channels.ends
-        spec = spec_of(self.machine, _ID, ends, shares=(share,), in_file=True, restored=True, tap=tap)
-        spec = replace(spec, carries_share=self._carries, memory_path=f"/proc/self/fd/{memory_fd}")
-        words = command_line.argv(driver.find_program(), spec, firmware=self._firmware_name)
-        words = [self._firmware if word == command_line.FIRMWARE_DIRECTORY else word for word in words]
-        child = self._spawn(words, [*channels.ends, share.fd, memory_fd, *(nic.fd for nic in spec.nics)])
+        program, firmware = driver.find_program(), self._firmware_name
+        words = command_line.argv(program, spec, ends, restored=True, firmware=firmware)
+        seen = {command_line.FIRMWARE_DIRECTORY: self._firmware}  # the jail would show it there
+        words = [
+            seen.get(word, word.replace(f"mem-path={command_line.MEMORY_PATH}", f"mem-path={spec.memory}"))
+            for word in words
+        ]
+        inherited = [ends.agent, ends.console, ends.control, share.fd, memory_fd]
+        child = self._spawn(words, [*inherited, *(nic.fd for nic in spec.nics)])
         silent, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)
-        stderr = Reader("qemu-stderr", silent, BoundedLog())
-        vmm = driver.Vmm(child, Qmp(channels.control), stderr, channels.console_reader(-1))
+        vmm = Qemu(
+            child,
+            Qmp(channels.control),
+            channels.agent,
+            stderr=Reader("qemu-stderr", silent, BoundedLog()),
+            console=Reader("console", channels.console.detach(), BoundedLog()),
+        )
         stack.enter_context(vmm)
         channels.close_remote()
         vmm.watch()

@@ -27,7 +27,6 @@ from bufferzone.vm.hello import begin_hello, mount_share, say_hello
 from bufferzone.vm.leftovers import Leftovers
 from bufferzone.vm.shape import describe, template_key
 from bufferzone.vm.timeline import Timeline
-from bufferzone.vmm.qemu import snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], 
             started = starter.restore(stack, found)
         finally:
             found.close()
-        client = AgentClient(started.channels.agent)
+        client = AgentClient(started.vmm.agent)
         stack.callback(client.close)
         vm = WaitingVm(machine, starter, started, client, tree, tap, (stack, later), (directory, root), log)
         vm.rehearse_and_freeze()
@@ -116,11 +115,11 @@ class WaitingVm:
         mount_share(self._agent, _ANSWER_S, plugged=True)
         warmup.rehearse(self._agent, self._tree, self._directory)
         warmup.warm_host()
-        self._started.vmm.qmp.execute("stop")
+        self._started.vmm.stop()
 
     @property
     def helpers(self) -> tuple[int, int]:
-        """Pids of QEMU and virtiofsd."""
+        """Pids of the VMM and virtiofsd."""
         assert self._started.daemon is not None  # a VM that waits has a share
         return self._started.vmm.pid, self._started.daemon.pid
 
@@ -142,7 +141,7 @@ class WaitingVm:
         """Let the guest run and greet it; raises `VmmError` when it or a helper is gone. From now on we have
         threads.
         """
-        snapshot.resume(self._started.vmm)
+        self._started.vmm.resume()
         self._agent.start()
         self._greeting = begin_hello(self._agent, name, _ANSWER_S)
         poll = select.poll()

@@ -15,6 +15,7 @@ from functools import partial
 from bufferzone import jail, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
+from bufferzone.model import Confinement
 from bufferzone.network import tcfilter
 from bufferzone.oci import host
 from bufferzone.sandbox import plan, rootdisk, sources, user_network
@@ -25,10 +26,9 @@ from bufferzone.storage import ram, share, virtiofs
 from bufferzone.vm import cgroups
 from bufferzone.vm.agent_client import AgentClient
 from bufferzone.vm.leftovers import Leftovers
-from bufferzone.vm.shape import Channels, describe, spec_of, template_key
+from bufferzone.vm.shape import describe, spec_of, template_key
 from bufferzone.vm.timeline import Timeline
-from bufferzone.vmm import console
-from bufferzone.vmm.qemu import command_line, driver, snapshot
+from bufferzone.vmm import console, drivers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bufferzone.snapshot import checkpoint_dir
     from bufferzone.spawn import Child
     from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def boot(
     timeline = Timeline()
     settings = host.settings_of(spec)
     host.check_network(spec.raw, settings)
-    settings = rootdisk.settle(settings, spec)
+    settings, shares = _choose(rootdisk.settle(settings, spec), spec, restored)
     size = plan.plan_vm(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
     with ExitStack() as stack:
@@ -77,11 +77,11 @@ def boot(
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
-        tree = _share(stack, directory) if disk is None or sources.needs_share(spec) else None
+        tree = _share(stack, directory) if shares else None
         link = user_network.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
         starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
         started = _start(stack, starter, warm, restored)
-        agent_client = AgentClient(started.channels.agent)
+        agent_client = AgentClient(started.vmm.agent)
         network = user_network.of(stack, link, started.vmm, agent_client, left.add_network, settings.egress)
         sandbox = Sandbox(
             container_id,
@@ -105,6 +105,13 @@ def boot(
         )
         stack.callback(sandbox.close)
         yield sandbox
+
+
+def _choose(settings: Settings, spec: Spec, restored: checkpoint_dir.Saved | None) -> tuple[Settings, bool]:
+    """The settings as far as the VMM can follow them, and whether the guest gets a share."""
+    shares = (restored is None and settings.rootfs != "block") or sources.needs_share(spec)
+    features = drivers.find(settings.vmm).FEATURES
+    return plan.within_features(settings, features, shares=shares, restored=restored is not None), shares
 
 
 def _join(stack: ExitStack, cgroup: str, left: Leftovers) -> None:
@@ -208,13 +215,13 @@ class _Warm:
 class Started:
     """A VMM and its virtiofsd, just started or restored."""
 
-    def __init__(self, vmm: Vmm, daemon: Child | None, channels: Channels, *, restored: bool) -> None:
-        self.vmm, self.daemon, self.channels, self.restored = vmm, daemon, channels, restored
+    def __init__(self, vmm: Vmm, daemon: Child | None, *, restored: bool) -> None:
+        self.vmm, self.daemon, self.restored = vmm, daemon, restored
         self.start = "warm" if restored else "cold"
 
 
 class Starter:
-    """Starts virtiofsd and QEMU, restored from the template where there is one, else cold."""
+    """Starts virtiofsd and the VMM, restored from the template where there is one, else cold."""
 
     def __init__(
         self,
@@ -229,6 +236,7 @@ class Starter:
     ) -> None:
         self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory
+        self._driver = drivers.find(machine.vmm)
         self._uids, self._tree, self._left, self._timeline = uids, tree, left, timeline
         self.daemon_log: console.Reader | None = None
         self.memory_fd = -1
@@ -247,15 +255,11 @@ class Starter:
 
     def _cold(self, stack: ExitStack) -> Started:
         daemon, shared = self._virtiofsd(stack)
-        self._timeline.enter("start QEMU")
-        channels = Channels(stack)
         memory = self._memory(stack)[0] if self._machine.block else ""  # a file can be saved
-        vm = spec_of(
-            self._machine, self._name, channels.ends, shares=shared, in_file=bool(memory), tap=self._tap
-        )
-        vmm = self._qemu(stack, vm, channels, memory)
+        vm = spec_of(self._machine, self._name, shares=shared, memory=memory, tap=self._tap)
+        vmm = self._vmm(stack, self._driver.start, vm)
         self._timeline.enter("boot the guest")
-        return Started(vmm, daemon, channels, restored=False)
+        return Started(vmm, daemon, restored=False)
 
     def restore(
         self,
@@ -265,32 +269,31 @@ class Starter:
     ) -> Started:
         """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`.
 
-        `before` gets QEMU and the memory's descriptor just before the guest runs.
+        `before` gets the VMM and the memory's descriptor just before the guest runs.
         """
         daemon, shared = self._virtiofsd(stack)
-        self._timeline.enter("start QEMU")
-        channels = Channels(stack)
         memory, memory_fd = self._memory(stack)
         carries = isinstance(found, template_store.Template) and bool(found.meta.get(template_store.SHARE))
-        kind = {"in_file": True, "restored": True, "carries_share": carries}
-        vm = spec_of(self._machine, self._name, channels.ends, shares=shared, tap=self._tap, **kind)
-        vmm = self._qemu(stack, vm, channels, memory)
-        self._timeline.enter("copy memory")  # while QEMU starts
+        vm = spec_of(
+            self._machine, self._name, shares=shared, memory=memory, carries_share=carries, tap=self._tap
+        )
+        vmm = self._vmm(stack, self._driver.restore, vm)
+        self._timeline.enter("copy memory")  # while the VMM starts
         ram.copy(found.memory_fd, memory_fd)
         what = "load the template" if isinstance(found, template_store.Template) else "load the checkpoint"
         self._timeline.enter(what)
         vmm.greet()
         try:
-            snapshot.load(vmm, found.state_fd)
+            vmm.load(found.state_fd)
         except VmmError as error:
-            vmm.watch()  # reads what QEMU said; the threads are gone before something is forked again
+            vmm.watch()  # reads what it said; the threads are gone before something is forked again
             raise vmm.failure(what) from error
         before(vmm, memory_fd)
         for one in () if carries else shared:
-            snapshot.plug_share(vmm, one, command_line.SHARE_PORT)
-        snapshot.resume(vmm)
+            vmm.plug_share(one)
+        vmm.resume()
         self._timeline.enter("wake the guest")
-        return Started(vmm, daemon, channels, restored=True)
+        return Started(vmm, daemon, restored=True)
 
     def _memory(self, stack: ExitStack) -> tuple[str, int]:
         """The guest's memory as a file: (path, descriptor)."""
@@ -318,18 +321,12 @@ class Starter:
         self._left.add_process(daemon.pid)
         return daemon, (shared,)
 
-    def _qemu(self, stack: ExitStack, vm: VmSpec, channels: Channels, memory: str = "") -> Vmm:
-        vmm = driver.start(
-            vm,
-            driver.Confinement(uid=self._uids.vmm, gid=self._uids.vmm),
-            kernel=self._machine.kernel,
-            initrd=self._machine.initrd,
-            control=channels.control,
-            console=channels.console_reader(console.open_file(os.path.join(self._directory, "console.log"))),
-            memory=memory,
-        )
-        stack.enter_context(vmm)
-        channels.close_remote()
+    def _vmm(self, stack: ExitStack, make: Callable[..., Vmm], spec: VmSpec) -> Vmm:
+        self._timeline.enter(f"start {self._driver.FEATURES.label}")
+        confinement = Confinement(uid=self._uids.vmm, gid=self._uids.vmm)
+        log_fd = console.open_file(os.path.join(self._directory, "console.log"))
+        vmm = make(spec, confinement, console_log_fd=log_fd)
+        stack.callback(vmm.close)
         self._left.add_process(vmm.pid)
         return vmm
 

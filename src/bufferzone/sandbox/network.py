@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bufferzone.network.interfaces import Interface
     from bufferzone.vm.agent_client import AgentClient
     from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 #: how long a guest may take to find a NIC that was plugged
 _PLUG_S = 10.0

@@ -15,7 +15,6 @@ from functools import partial
 from bufferzone.errors import HostError
 from bufferzone.linux import identity
 from bufferzone.network import egress_bridge, namespace, rootlessport, tcfilter
-from bufferzone.vmm.qemu.nic import plug
 from bufferzone.wire.network import nic_mac
 
 TYPE_CHECKING = False
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 
 class Nic:
@@ -132,9 +131,11 @@ class Nics:
             )
 
     def _plug(self) -> Nic:
+        if not self._vmm.features.hotplug_nic:
+            raise HostError(f"{self._vmm.features.label} cannot plug another NIC", code="vmm-feature")
         tap, number = tcfilter.park(), len(self._all)
         try:
-            plug(self._vmm, tap.fd, number=number, mac=nic_mac(number))
+            self._vmm.plug_nic(tap.fd, number=number, mac=nic_mac(number))
         except BaseException:
             os.close(tap.namespace_fd)
             raise

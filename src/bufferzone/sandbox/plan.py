@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from bufferzone.errors import SpecError
+from bufferzone.errors import HostError, SpecError
 from bufferzone.model import Bind, FileCopy, Hook
 from bufferzone.oci import cri
 from bufferzone.sandbox import limits
@@ -23,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
+
+    from bufferzone.config import Settings
+    from bufferzone.model import Features
 
 #: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
 OVERHEAD_MIB = 192
@@ -102,6 +105,23 @@ def plan_vm(
     if needed > memory_mib:
         memory_mib = max(memory_mib, min(step(needed), host_mib))
     return VmPlan(vcpus=vcpus or max(1, min(math.ceil(cpus), host_cpus)), memory_mib=memory_mib)
+
+
+def within_features(settings: Settings, features: Features, *, shares: bool, restored: bool) -> Settings:
+    """The settings as far as the VMM can follow them; raises `HostError` `vmm-feature` for what it must and
+    cannot. `shares`: something of the host is shared with the guest; `restored`: the VM is a checkpoint's.
+    """
+    lacking = ""
+    if shares and not features.virtiofs:
+        lacking = "cannot share files of the host with a VM"
+    elif settings.rootfs == "block" and not features.slot_bytes:
+        lacking = "has no slot for the image of a root file system"
+    elif restored and not features.snapshot:
+        lacking = "cannot restore a VM"
+    if lacking:
+        hint = "rootfs = block, and no volumes" if shares else "another VMM"
+        raise HostError(f"{features.label} {lacking}", hint=hint, code="vmm-feature")
+    return settings if features.snapshot else settings.with_values(templates=False)
 
 
 def step(mib: int) -> int:

@@ -13,7 +13,7 @@ import stat
 from bufferzone.errors import HostError, SpecError
 from bufferzone.oci import cri
 from bufferzone.storage import erofs
-from bufferzone.vmm.qemu import command_line
+from bufferzone.vmm import drivers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def open_root(
         disk = RootDisk(stack)
         disk.use(open_image(settings.rootfs_image), settings.rootfs_image)
         return disk
-    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=command_line.SLOT_BYTES)
+    most = drivers.find(settings.vmm).FEATURES.slot_bytes
+    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=most)
     stack.callback(packing.close)
     return RootDisk(stack, packing=packing)
 

@@ -1,6 +1,6 @@
 """A sandbox that is up or coming up: its processes watched, its failure explained once, its end awaited.
 
-Three things run: the boot thread (greets QEMU and the agent), the agent's reader, and the main thread in
+Three things run: the boot thread (greets the VMM and the agent), the agent's reader, and the main thread in
 `wait_end`, which watches the helpers' pidfds. The first failure wins and reaches every pending call.
 """
 
@@ -12,7 +12,6 @@ import threading
 
 from bufferzone.errors import BufferzoneError, VmmError
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
-from bufferzone.vmm.qemu import slot
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from bufferzone.vm.leftovers import Leftovers
     from bufferzone.vm.timeline import Timeline
     from bufferzone.vmm.console import Reader
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
-#: how long QEMU may take to end after its guest went silent, before we call the agent dead and not the VM
+#: how long the VMM may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
 
 
@@ -66,7 +65,7 @@ class Sandbox:
     ) -> None:
         """`adopts`: the guest's container that waits to be taken over, in a VM of a checkpoint.
         `daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
-        `restored`: QEMU was greeted and the guest is awake already, `mounted`: with its share; `then` is
+        `restored`: the VMM was greeted and the guest is awake already, `mounted`: with its share; `then` is
         told whether the sandbox became ready. `greeting`: the Hello that was sent already. `settle`: what has
         to be done before the first container and not before the sandbox is served, see there.
         """
@@ -133,7 +132,7 @@ class Sandbox:
                 mount_share(self.agent, self._boot_timeout_s, plugged=self._restored)
             self._timeline.finish()
             self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
-            self._facts["bufferzone.vmm"] = f"qemu {self._vmm.version}"
+            self._facts["bufferzone.vmm"] = self._vmm.version
         except VmmError as error:
             waited = self._boot_timeout_s if error.code == "agent-timeout" else None
             self._fail(
@@ -154,7 +153,7 @@ class Sandbox:
         wrong.
         """
         kind, fd = disk.image()
-        slot.insert(self._vmm, agent.ROOT_DISK, fd)
+        self._vmm.insert_disk(agent.ROOT_DISK, fd)
         self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self._boot_timeout_s)
 
     # ---- while it is up
@@ -224,7 +223,7 @@ class Sandbox:
         start.
         """
         poll = select.poll()
-        watched = {self._vmm.fileno(): "qemu", self._wake_read: ""}
+        watched = {self._vmm.fileno(): "vmm", self._wake_read: ""}
         if self._daemon is not None:
             watched[self._daemon.fileno()] = "virtiofsd"
         for fd in watched:
@@ -253,7 +252,7 @@ class Sandbox:
         with self._lock:
             if self._stopping or self.failure is not None:
                 return
-        if name == "qemu":
+        if name == "vmm":
             self._fail(self._vmm.failure(self._timeline.phase))
         else:
             status = self._daemon.wait_exit(0) if self._daemon is not None else None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bufferzone.snapshot.checkpoint_dir import Saved
     from bufferzone.spawn import Child
     from bufferzone.vm.agent_client import AgentClient
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 _NAME = "eth0"
 _BOOT, _UNICAST, _LINK_SCOPE = 3, 1, 253  # RTPROT_BOOT, RTN_UNICAST, RT_SCOPE_LINK

@@ -17,7 +17,6 @@ from bufferzone.snapshot import checkpoint_dir
 from bufferzone.snapshot.checkpoint_writer import Draft
 from bufferzone.snapshot.copier import Saver
 from bufferzone.vm.hello import set_clock
-from bufferzone.vmm.qemu import snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from bufferzone.storage.share import Tree
     from bufferzone.vm.agent_client import AgentClient
     from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 _CLOCK_S = 10.0
 
@@ -54,15 +53,17 @@ class Capture:
 
     def check(self) -> None:
         """Raise `StateError` when this VM cannot be saved."""
+        if not self._vmm.features.snapshot:
+            raise StateError(f"{self._vmm.features.label} cannot save a VM", code="not-saveable")
         if self._disk is None:
             raise StateError(
-                "its root file system is shared with virtiofs, which QEMU cannot save",
+                "its root file system is shared with virtiofs, which cannot be saved",
                 hint="create it with --annotation bufferzone.rootfs=block and without volumes",
                 code="not-saveable",
             )
         if self._tree is not None:
             raise StateError(
-                "its volumes are shared with virtiofs, which QEMU cannot save",
+                "its volumes are shared with virtiofs, which cannot be saved",
                 hint="create it without volumes",
                 code="not-saveable",
             )
@@ -100,7 +101,7 @@ class Capture:
                 began = time.monotonic()
                 complete = False
                 try:
-                    snapshot.save(self._vmm, draft.fds[checkpoint_dir.STATE])
+                    self._vmm.save(draft.fds[checkpoint_dir.STATE])
                     if ended is None and saver.outside:
                         copied = self._copy_memory(stack, saver)
                     else:  # no room for a second copy, or no haste
@@ -111,7 +112,7 @@ class Capture:
                         ended()
                 finally:
                     if not complete:
-                        snapshot.resume(self._vmm)
+                        self._vmm.resume()
                         self.stopped_s = time.monotonic() - began
             if copied >= 0:
                 digests[checkpoint_dir.MEMORY] = saver.pack(copied, memory_fd)

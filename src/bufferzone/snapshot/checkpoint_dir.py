@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DISK", "KINDS", "MEMORY", "OURS", "STATE", "Saved", "is_file_name", "open_saved"]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 INVENTORY = "inventory.img"
 _MOST_MANIFEST = 1 << 20

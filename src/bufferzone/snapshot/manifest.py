@@ -116,6 +116,7 @@ MACHINE: dict[str, Check] = {
     "initrd": _path,
     "kernel_arguments": _arguments,
     "accelerator": _one_of("kvm", "tcg"),
+    "vmm": _text(32),
     "vcpus": _integer(1, ROWS["vcpus"].maximum),
     "memory_mib": _integer(1, ROWS["memory_mib"].maximum),
     "nic": _switch,

@@ -6,7 +6,6 @@ from bufferzone.errors import HostError
 from bufferzone.sandbox import plan, sources
 from bufferzone.snapshot import compatible
 from bufferzone.vm.shape import check_accelerator
-from bufferzone.vmm.qemu import slot
 from bufferzone.wire.agent import ROOT_DISK
 
 TYPE_CHECKING = False
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from bufferzone.oci import Spec
     from bufferzone.snapshot.checkpoint_dir import Saved
     from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.interface import Vmm
 
 
 def machine_of(
@@ -65,4 +64,4 @@ def _is_within(machine: Machine, size: plan.VmPlan) -> bool:
 def revive(restored: Saved, vmm: Vmm, memory_fd: int) -> None:
     """Before the guest of a checkpoint runs on: its memory is what was saved, its disk is back."""
     restored.check_memory(memory_fd)
-    slot.insert(vmm, ROOT_DISK, restored.disk_fd)
+    vmm.insert_disk(ROOT_DISK, restored.disk_fd)

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 
 from bufferzone import config, jail
@@ -21,13 +21,14 @@ from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.guestimage import store as images
 from bufferzone.guestimage import template_store
 from bufferzone.linux import mount
+from bufferzone.model import Confinement
 from bufferzone.sandbox import network
 from bufferzone.sandbox.plan import plan_vm
 from bufferzone.storage import ram, share, virtiofs
 from bufferzone.vm import cgroups
 from bufferzone.vm.agent_client import AgentClient
-from bufferzone.vm.shape import Channels, Machine, describe, from_fields, may_carry, spec_of, template_key
-from bufferzone.vmm.qemu import driver, snapshot
+from bufferzone.vm.shape import Machine, describe, from_fields, may_carry, spec_of, template_key
+from bufferzone.vmm import drivers
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -219,36 +220,28 @@ def _boot_once(machine: Machine, directory: str, run_directory: str, *, carries:
         stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
         stack.callback(os.close, memory_fd)
         shares = (_empty_share(stack, directory, uids.helper),) if carries else ()
-        channels = Channels(stack)
-        kind = {"in_file": True, "carries_share": carries}
         tap = network.idle(stack, machine)
-        vm = spec_of(machine, "template", channels.ends, shares=shares, tap=tap, **kind)
-        vmm = driver.start(
-            vm,
-            driver.Confinement(uid=uids.vmm, gid=uids.vmm),
-            kernel=machine.kernel,
-            initrd=machine.initrd,
-            control=channels.control,
-            console=channels.console_reader(-1),
-            memory=memory,
-        )
-        stack.enter_context(vmm)
-        channels.close_remote()
+        vm = spec_of(machine, "template", shares=shares, memory=memory, carries_share=carries, tap=tap)
+        vmm = drivers.find(machine.vmm).start(vm, Confinement(uid=uids.vmm, gid=uids.vmm))
+        stack.callback(vmm.close)
         vmm.watch()
-        client = AgentClient(channels.agent)
+        client = AgentClient(vmm.agent)
         stack.callback(client.close)
         client.start()
         vmm.greet()
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
         client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
         settled = client.call("Settle", Empty(), agent.SettleResponse, timeout_s=60)
-        with snapshot.squeezed(vmm, memory=size, free=min(settled.free, size)):
+        with (
+            vmm.squeezed(memory=size, free=min(settled.free, size)) if vmm.features.balloon else nullcontext()
+        ):
             client.call("Scrub", Empty(), Empty, timeout_s=60)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC  # not the first try, perhaps
         state_fd = os.open(os.path.join(directory, template_store.STATE), flags, 0o600)
         stack.callback(os.close, state_fd)
-        snapshot.save(vmm, state_fd)
-        vmm.quit()
+        vmm.save(state_fd)
+        vmm.kill()
+        vmm.wait_exit()
         packed_fd = os.open(os.path.join(directory, template_store.MEMORY), flags, 0o600)
         stack.callback(os.close, packed_fd)
         os.ftruncate(packed_fd, size)

@@ -1,4 +1,4 @@
-"""The machine of a sandbox: what decides its shape, its channels, and the `VmSpec` made of both.
+"""The machine of a sandbox: what decides its shape, and the `VmSpec` made of it.
 
 A template and the VMs restored from it are made by the same function, so that they cannot differ.
 """
@@ -6,7 +6,6 @@ A template and the VMs restored from it are made by the same function, so that t
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 
 from bufferzone.errors import HostError
@@ -14,15 +13,13 @@ from bufferzone.guestimage import current, store, template_store
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
 from bufferzone.storage import virtiofs
-from bufferzone.vmm import accelerator, console
-from bufferzone.vmm.qemu import command_line, driver
+from bufferzone.vmm import accelerator, drivers
 from bufferzone.wire.agent import ROOT_DISK
 from bufferzone.wire.network import FIRST_MAC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
     from typing import Any
 
     from bufferzone.config import Settings
@@ -35,7 +32,7 @@ TEMPLATE_VERSION = 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
-    paths.
+    paths, `vmm` is the name of what runs it.
     `nic`: a NIC is in it from the start, see `network`; `user_network`: on a stream socket and not a tap.
     `block`: it has a slot for an image of a root file system.
     """
@@ -47,33 +44,10 @@ class Machine:
     accelerator: str
     vcpus: int
     memory_mib: int
+    vmm: str
     nic: bool = True
     user_network: bool = False
     block: bool = False
-
-
-class Channels:
-    """The three socket pairs to QEMU: agent, console, control. Our ends pass to their owners, QEMU's are
-    closed.
-    """
-
-    def __init__(self, stack: ExitStack) -> None:
-        pairs = [socket.socketpair() for _ in range(3)]
-        (self.agent, agent_there), (self._console, console_there), (self.control, control_there) = pairs
-        self._remote = (agent_there, console_there, control_there)
-        self.ends = (agent_there.fileno(), console_there.fileno(), control_there.fileno())
-        for near, far in pairs:
-            stack.callback(near.close)
-            stack.callback(far.close)
-
-    def close_remote(self) -> None:
-        """Close our copies of QEMU's ends, so that its death is seen as end of file."""
-        for sock in self._remote:
-            sock.close()
-
-    def console_reader(self, log_fd: int) -> console.Reader:
-        """The reader of the console; owns our end and `log_fd` (-1: no file)."""
-        return console.Reader("console", self._console.detach(), console.BoundedLog(log_fd))
 
 
 def describe(
@@ -95,6 +69,7 @@ def describe(
         memory_mib=size.memory_mib,
         nic=nic,
         block=settings.rootfs == "block",
+        vmm=settings.vmm,
     )
 
 
@@ -123,36 +98,27 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
 def spec_of(
     machine: Machine,
     name: str,
-    ends: tuple[int, int, int],
     *,
     shares: tuple[Share, ...] = (),
-    in_file: bool = False,
-    restored: bool = False,
+    memory: str = "",
     carries_share: bool = False,
     tap: int = -1,
 ) -> VmSpec:
-    """The VM `name` of this shape; `in_file`: its memory is the file donated to the VMM's root.
-
-    `ends` are QEMU's descriptors: agent, console, control; `tap` that of the NIC's tap or stream, if it has
-    one.
+    """The VM `name` of this shape; `memory` is the file that is its memory (empty: none), `tap` the
+    descriptor of the NIC's tap or stream, if it has one.
     """
-    agent_fd, console_fd, control_fd = ends
     return VmSpec(
         name=name,
         vcpus=machine.vcpus,
         memory_mib=machine.memory_mib,
         accelerator=machine.accelerator,
-        kernel_path=driver.KERNEL_PATH,
-        initrd_path=driver.INITRD_PATH,
+        kernel=machine.kernel,
+        initrd=machine.initrd,
         kernel_arguments=machine.kernel_arguments,
-        agent_fd=agent_fd,
-        console_fd=console_fd,
-        control_fd=control_fd,
         shares=shares,
         nics=_nics(machine, tap),
         disks=(Disk(name=ROOT_DISK),) if machine.block else (),
-        memory_path=driver.MEMORY_PATH if in_file else "",
-        restored=restored,
+        memory=memory,
         carries_share=carries_share,
     )
 
@@ -163,8 +129,8 @@ def _nics(machine: Machine, fd: int) -> tuple[Nic, ...]:
 
 
 def template_key(machine: Machine) -> str:
-    """The name of the template for this shape: image, QEMU and firmware files, command line, CPU; and
-    virtiofsd where its state may be in it.
+    """The name of the template for this shape: image, the VMM's fingerprint, CPU; and virtiofsd where its
+    state may be in it.
     """
     boot = [_identity(machine.kernel), _identity(machine.initrd)]
     return _key(machine, boot + ([_identity(virtiofs.find_program().path)] if may_carry(machine) else []))
@@ -172,9 +138,12 @@ def template_key(machine: Machine) -> str:
 
 def may_carry(machine: Machine) -> bool:
     """Whether a template may have the share in it: if its VMs have one, and this virtiofsd can hand its state
-    over. Of QEMU and of the Rust one's version the maker finds out. Raises `HostError` without a virtiofsd.
+    over. Of the VMM's and the Rust one's version the maker finds out. Raises `HostError` without a
+    virtiofsd.
     """
-    return not machine.block and virtiofs.find_program().kind == "rust"
+    if machine.block or not drivers.find(machine.vmm).FEATURES.share_in_template:
+        return False
+    return virtiofs.find_program().kind == "rust"
 
 
 def saved_key(machine: Machine) -> str:
@@ -195,6 +164,11 @@ def check_accelerator(
     machine: Machine, settings: Settings, directory: str, log: Callable[[str], None]
 ) -> None:
     """Raise `HostError` unless this host would run a VM the way that `machine` was run."""
+    if machine.vmm != settings.vmm:
+        raise HostError(
+            f"the saved VM ran in {machine.vmm!r}, here it would run in {settings.vmm}",
+            code="checkpoint-mismatch",
+        )
     chosen = _accelerator(settings, directory, log).name
     if chosen != machine.accelerator:
         raise HostError(
@@ -204,16 +178,13 @@ def check_accelerator(
 
 
 def _key(machine: Machine, boot: list[list[object]]) -> str:
-    program = driver.find_program()
-    firmware, binds = driver.find_firmware()
-    blank = spec_of(machine, "template", (3, 4, 5), in_file=True, tap=6)
+    blank = spec_of(machine, "template", memory="/memory", tap=6)
     return template_store.key_of(
         {
             "version": TEMPLATE_VERSION,
             "image": machine.image.digest,
             "boot": boot,
-            "argv": command_line.argv(program, blank, firmware=firmware),
-            "files": [_identity(program), *(_identity(str(bind.source)) for bind in binds)],
+            "vmm": drivers.find(machine.vmm).fingerprint(blank),
             "cpu": _cpu() if machine.accelerator == "kvm" else "",
         }
     )

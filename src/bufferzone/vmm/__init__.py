@@ -1,1 +1,1 @@
-"""Drivers of hypervisors: argv as a pure function, a started VMM as an object. QEMU so far."""
+"""Virtual machine monitors: the interface that all above knows, and the VMMs that have it. QEMU so far."""

@@ -11,7 +11,6 @@ import os
 import threading
 
 from bufferzone.errors import HostError
-from bufferzone.vmm.qemu.qmp import printable
 
 #: bytes kept in memory, for messages
 RING_BYTES = 64 << 10
@@ -109,3 +108,8 @@ def open_file(path: str) -> int:
         return os.open(path, flags, 0o600)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}", code="write-failed") from error
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Foreign text for a message of ours: one line, no control characters, bounded."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])

@@ -1,6 +1,6 @@
 """Why a VM did not come up or ended: one pure function from what is known to a `VmmError` a person can use.
 
-Refuses to guess from texts: what the guest or QEMU printed is quoted. A text only decides which lines are.
+Refuses to guess from texts: what the guest or the VMM printed is quoted. A text only decides which lines are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _PANIC_LINE = "Kernel panic - not syncing"  # kernel/panic.c
 def explain(
     phase: str,
     *,
+    program: str,
     status: int | None,
     panicked: bool = False,
     reset: bool = False,
@@ -26,16 +27,16 @@ def explain(
     stderr: Sequence[str] = (),
     waited_s: float | None = None,
 ) -> VmmError:
-    """The error for a VM that ended, or did not answer, in `phase` (`start QEMU`, `boot the guest kernel`,
-    ...).
+    """The error for a VM that ended, or did not answer, in `phase` (`start the VMM`, `boot the guest`, ...).
 
-    `status` is QEMU's exit status (negative: a signal) or None while it runs; `console` and `stderr` are
-    printable lines, oldest first. The message is one line, what was printed is quoted in it.
+    `program` is the VMM's name, `status` its exit status (negative: a signal) or None while it runs;
+    `console` and `stderr` are printable lines, oldest first. The message is one line, what was printed is
+    quoted in it.
     """
-    what, hint, code = _verdict(status, panicked, reset, waited_s)
+    what, hint, code = _verdict(program, status, panicked, reset, waited_s)
     parts = [f"the virtual machine {what} during: {phase}"]
     if stderr:
-        parts.append("qemu said: " + " | ".join(stderr[-_STDERR_LINES:]))
+        parts.append(f"{program.lower()} said: " + " | ".join(stderr[-_STDERR_LINES:]))
     if console:
         parts.append("last console lines: " + " | ".join(_telling(console)))
     elif status is None or not stderr:
@@ -51,7 +52,9 @@ def _telling(console: Sequence[str]) -> Sequence[str]:
     return console[-_CONSOLE_LINES:]
 
 
-def _verdict(status: int | None, panicked: bool, reset: bool, waited_s: float | None) -> tuple[str, str, str]:
+def _verdict(
+    program: str, status: int | None, panicked: bool, reset: bool, waited_s: float | None
+) -> tuple[str, str, str]:
     """What happened, what to do, and the error's code."""
     if panicked:
         return (
@@ -71,7 +74,7 @@ def _verdict(status: int | None, panicked: bool, reset: bool, waited_s: float | 
     if status < 0:
         return (
             f"crashed (signal {-status})",
-            "this is a fault of QEMU or of its jail, please report it",
+            f"this is a fault of {program} or of its jail, please report it",
             "vm-crashed",
         )
     if status == 0 and reset:
@@ -83,7 +86,7 @@ def _verdict(status: int | None, panicked: bool, reset: bool, waited_s: float | 
     if status == 0:
         return "powered off", "the guest ended by itself; the console log tells more", "vm-off"
     return (
-        f"failed (QEMU exit status {status})",
-        "QEMU's words say what it lacks; scripts/install puts its packages in place",
+        f"failed ({program} exit status {status})",
+        f"{program}'s words say what it lacks; scripts/install puts its packages in place",
         "vm-failed",
     )

@@ -7,24 +7,38 @@ devices that open host files by name (everything but kernel, initrd and firmware
 
 from __future__ import annotations
 
-from bufferzone.model import Disk, Features, Nic, Share, VmSpec
+from dataclasses import dataclass
+
+from bufferzone.model import Disk, Nic, Share, VmSpec
 from bufferzone.wire.agent import PORT_NAME
 
-FEATURES = Features(name="qemu", virtiofs=True, hotplug=True, snapshot=True)
-
-#: where the jail shows the firmware files, see `driver.py`
+#: where the jail shows the files of `VmSpec` and the firmware, see `driver.py`
+KERNEL_PATH, INITRD_PATH, MEMORY_PATH = "/boot/kernel", "/boot/initrd", "/memory"
 FIRMWARE_DIRECTORY = "/firmware"
 #: root ports kept free for NICs that arrive after boot
 SPARE_PORTS = 4
-#: the port that a restored VM gets its share on
-SHARE_PORT = "spare3"
 #: what the guest believes a disk to have: an image may be as large as that
 SLOT_BYTES = 64 << 30
 _MIB = 1 << 20
 
 
-def argv(program: str, spec: VmSpec, *, firmware: str = "qboot.rom") -> list[str]:
-    """The whole command line; `firmware` is a file in the jail's firmware directory."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """QEMU's ends of its channels: descriptors of connected stream sockets, which it inherits by number."""
+
+    agent: int
+    console: int
+    control: int
+
+
+def argv(
+    program: str, spec: VmSpec, ends: Ends, *, restored: bool = False, firmware: str = "qboot.rom"
+) -> list[str]:
+    """The whole command line; `firmware` is a file in the jail's firmware directory.
+
+    `restored`: nothing boots and nothing runs; a saved VM is loaded, then shares are plugged that are no part
+    of it.
+    """
     return [
         program,
         *_identity(spec),
@@ -34,21 +48,21 @@ def argv(program: str, spec: VmSpec, *, firmware: str = "qboot.rom") -> list[str
         *_memory(spec),
         *_walls(),
         *_ends(),
-        *_boot(spec),
-        *_control(spec.control_fd),
-        *_console(spec.console_fd),
-        *_agent_port(spec.agent_fd),
+        *(_LOADED if restored else _boot(spec)),
+        *_control(ends.control),
+        *_console(ends.console),
+        *_agent_port(ends.agent),
         *_entropy(),
         *_balloon(),
         *_root_ports(),
-        *(word for share in spec.shares for word in share_device(share, plugged=_has_share(spec))),
+        *(
+            word
+            for share in spec.shares
+            for word in share_device(share, plugged=spec.carries_share or not restored)
+        ),
         *(word for disk in spec.disks for word in disk_device(disk)),
         *(word for nic in spec.nics for word in nic_device(nic)),
     ]
-
-
-def _has_share(spec: VmSpec) -> bool:
-    return spec.carries_share or not spec.restored
 
 
 def quote(text: str) -> str:
@@ -112,9 +126,9 @@ def _memory(spec: VmSpec) -> list[str]:
     size = spec.memory_mib * _MIB
     # shared, since virtiofsd maps the guest's memory; a sealed memfd needs no path and no tmpfs
     backend = f"memory-backend-memfd,id=ram,size={size},share=on"
-    if spec.memory_path:
+    if spec.memory:
         # the file is the template's memory, or our own copy of it
-        backend = f"memory-backend-file,id=ram,size={size},mem-path={quote(spec.memory_path)},share=on"
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={MEMORY_PATH},share=on"
     return ["-m", f"size={size // 1024}k", "-object", backend]
 
 
@@ -136,15 +150,16 @@ def _ends() -> list[str]:
     ]
 
 
+#: no kernel: QEMU would copy it over the restored memory. -S: shares are plugged before the guest runs
+_LOADED = ["-incoming", "defer", "-S"]
+
+
 def _boot(spec: VmSpec) -> list[str]:
-    if spec.restored:
-        # no kernel: QEMU would copy it over the restored memory. -S: shares are plugged before the guest runs
-        return ["-incoming", "defer", "-S"]
     # a QEMU that cannot save a share (vhost-user-fs before 8.2, or its virtiofsd cannot) says so at once
     words = ["-only-migratable"] if spec.carries_share else []
-    words += ["-kernel", spec.kernel_path]
-    if spec.initrd_path:
-        words += ["-initrd", spec.initrd_path]
+    words += ["-kernel", KERNEL_PATH]
+    if spec.initrd:
+        words += ["-initrd", INITRD_PATH]
     return [*words, "-append", " ".join(spec.kernel_arguments)]
 
 
@@ -205,7 +220,7 @@ def share_device(share: Share, *, plugged: bool = True) -> list[str]:
 
 
 def disk_device(disk: Disk) -> list[str]:
-    """An empty slot: 64 GiB of zeros, below a node whose file `slot.insert` replaces."""
+    """An empty slot: 64 GiB of zeros, below a node whose file `Qemu.insert_disk` replaces."""
     name = quote(disk.name[:20])
     return [
         "-blockdev",

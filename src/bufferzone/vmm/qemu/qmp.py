@@ -17,6 +17,7 @@ import time
 from collections import deque
 
 from bufferzone.errors import VmmError
+from bufferzone.vmm.console import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,8 +194,3 @@ class Qmp:
         if "event" in message:
             self.events.append(message)
         return message
-
-
-def printable(text: str, limit: int = 500) -> str:
-    """Foreign text for a message of ours: one line, no control characters, bounded."""
-    return "".join(c if c.isprintable() else "?" for c in text[:limit])

@@ -20,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bufferzone.model import Share
-    from bufferzone.vmm.qemu.driver import Vmm
+    from bufferzone.vmm.qemu.process import Qemu
+    from bufferzone.vmm.qemu.qmp import Qmp
 
 _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _TRIES = 20_000
@@ -34,38 +34,37 @@ _LAST_BYTES_S = 10.0
 
 
 @contextmanager
-def squeezed(vmm: Vmm, *, memory: int, free: int) -> Iterator[None]:
+def squeezed(qmp: Qmp, *, memory: int, free: int) -> Iterator[None]:
     """Take `free` bytes of the guest's `memory` out of the memory file: the balloon is full in the block.
 
     Page reporting would do it by itself, but in blocks of 2 MiB and a sixteenth of them every two seconds.
     A guest that takes too long gets its memory back early. Raises `VmmError`.
     """
     wanted = memory - max(0, free - _KEPT_FREE)
-    vmm.qmp.execute("balloon", {"value": wanted})
-    _await_balloon(vmm, wanted)
+    qmp.execute("balloon", {"value": wanted})
+    _await_balloon(qmp, wanted)
     yield
-    vmm.qmp.execute("balloon", {"value": memory})
-    _await_balloon(vmm, memory)
+    qmp.execute("balloon", {"value": memory})
+    _await_balloon(qmp, memory)
 
 
-def _await_balloon(vmm: Vmm, target: int) -> None:
+def _await_balloon(qmp: Qmp, target: int) -> None:
     """Wait until the balloon has reached `target`, or has not moved for a while."""
     before, still = -1, 0
     while still < _BALLOON_TRIES:
-        actual = vmm.qmp.execute("query-balloon").get("actual")
+        actual = qmp.execute("query-balloon").get("actual")
         if actual == target:
             return
         before, still = (actual, still + 1) if actual == before else (actual, 0)
         select.select([], [], [], 0.02)
 
 
-def save(vmm: Vmm, state_fd: int) -> None:
-    """Stop the guest and write its devices to `state_fd`; the memory file holds the rest. Raises `VmmError`,
+def save(vmm: Qemu, state_fd: int) -> None:
+    """Write a stopped guest's devices to `state_fd`; the memory file holds the rest. Raises `VmmError`,
     or OSError when `state_fd` does not take them.
 
     QEMU gets a pipe and never the file: how much is written is decided here.
     """
-    vmm.qmp.execute("stop")
     vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     drain = Drain(state_fd, _MOST_STATE)
     try:
@@ -144,7 +143,7 @@ class Drain:
             os.close(self._read_end)
 
 
-def load(vmm: Vmm, state_fd: int) -> None:
+def load(vmm: Qemu, state_fd: int) -> None:
     """Load devices from `state_fd` into a QEMU that was started to be restored; it does not run yet."""
     vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     # a NIC that was moved would tell its network of its MAC, which here is a template's
@@ -154,23 +153,7 @@ def load(vmm: Vmm, state_fd: int) -> None:
     _await_migration(vmm, "restore from the template")
 
 
-def plug_share(vmm: Vmm, share: Share, port: str) -> None:
-    """Plug a share, whose character device is there from the start, into the free root port `port`."""
-    device = {
-        "driver": "vhost-user-fs-pci",
-        "chardev": f"share{share.fd}",
-        "tag": share.tag,
-        "queue-size": 1024,
-    }
-    vmm.qmp.execute("device_add", {**device, "id": f"fs{share.fd}", "bus": port})
-
-
-def resume(vmm: Vmm) -> None:
-    """Let the guest run."""
-    vmm.qmp.execute("cont")
-
-
-def _await_migration(vmm: Vmm, phase: str) -> None:
+def _await_migration(vmm: Qemu, phase: str) -> None:
     """Both directions take single milliseconds: asking again beats an event and its set-up."""
     for _ in range(_TRIES):
         status = vmm.qmp.execute("query-migrate").get("status")
