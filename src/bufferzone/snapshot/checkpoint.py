@@ -53,17 +53,18 @@ class Capture:
 
     def check(self) -> None:
         """Raise `StateError` when this VM cannot be saved."""
-        if not self._vmm.features.snapshot:
-            raise StateError(f"{self._vmm.features.label} cannot save a VM", code="not-saveable")
+        features = self._vmm.features
+        if not features.snapshot:
+            raise StateError(f"{features.label} cannot save a VM", code="not-saveable")
         if self._disk is None:
             raise StateError(
-                "its root file system is shared with virtiofs, which cannot be saved",
+                f"its root file system is shared with virtiofs, which {features.label} cannot save",
                 hint="create it with --annotation bufferzone.rootfs=block and without volumes",
                 code="not-saveable",
             )
         if self._tree is not None:
             raise StateError(
-                "its volumes are shared with virtiofs, which cannot be saved",
+                f"its volumes are shared with virtiofs, which {features.label} cannot save",
                 hint="create it without volumes",
                 code="not-saveable",
             )
