@@ -1,7 +1,8 @@
 """How a verb's failure is told: one form on stderr, and one object or line in the log a caller asked for.
 
 Podman parses the whole log as one JSON object, containerd takes the last line with level=error, conmon hands
-up to 8 KiB of stderr on: so there is exactly one record per failed command and nothing else.
+up to 8 KiB of stderr on: so there is exactly one record per failed command, and nothing else unless the steps
+are asked for (`note`).
 """
 
 from __future__ import annotations
@@ -9,20 +10,12 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone.errors import BufferzoneError
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.jsontext import quote
 
 TYPE_CHECKING = False
 
 _LIMIT = 4096
-
-
-def quote(text: str) -> str:
-    """A string as JSON, ASCII only."""
-    try:
-        from _json import encode_basestring_ascii  # the json package costs a bare interpreter start
-    except ImportError:  # not CPython
-        from json.encoder import encode_basestring_ascii
-    return str(encode_basestring_ascii(text))
 
 
 def line_of(error: BaseException) -> str:
@@ -35,12 +28,41 @@ def line_of(error: BaseException) -> str:
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."
 
 
-def record(message: str, form: str, now: float) -> str:
+def record(message: str, form: str, now: float, level: str = "error") -> str:
     """One log record, logrus' fields: `json` or `text`."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     if form == "json":
-        return f'{{"level":"error","msg":{quote(message)},"time":"{stamp}"}}\n'
-    return f'time="{stamp}" level=error msg={quote(message)}\n'
+        return f'{{"level":"{level}","msg":{quote(message)},"time":"{stamp}"}}\n'
+    return f'time="{stamp}" level={level} msg={quote(message)}\n'
+
+
+def check(path: str) -> None:
+    """Make the log, as runc does at the beginning; raises `HostError` when it cannot be written."""
+    try:
+        os.close(_open(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HostError(f"cannot write the log {path!a}: {reason}", code="log") from error
+
+
+def note(text: str, *, path: str, form: str) -> None:
+    """One step at debug level, to the log or, without one, to stderr. Never raises.
+
+    The time has microseconds: what took how long is what the steps are read for.
+    """
+    now = time.time()
+    line = record(text, form, now, "debug").replace('Z"', f'.{int(now % 1 * 1e6):06d}Z"', 1)
+    try:
+        fd = _open(path) if path else 2
+        os.write(fd, line.encode())
+        if path:
+            os.close(fd)
+    except (OSError, ValueError):
+        pass  # a verb does not fail for what is only told
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
 
 
 def report(
@@ -55,7 +77,7 @@ def report(
     message = line_of(error)
     if path:
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
+            fd = _open(path)
             try:
                 os.write(fd, record(message, form, time.time()).encode())
             finally:

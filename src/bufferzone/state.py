@@ -151,7 +151,7 @@ def write_state(
     On a full disk it is written over the old one, where that has the room, so that a container that ended
     is told as ended. Raises `HostError` when that fails too; the old file is then untouched.
     """
-    from bufferzone.log import quote
+    from bufferzone.jsontext import quote
 
     pairs = [f"    {quote(key)}: {quote(value)}" for key, value in sorted(annotations.items())]
     inner = "{\n" + ",\n".join(pairs) + "\n  }" if pairs else "{}"

@@ -11,15 +11,15 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need
 
 # the child stays in its own mount namespace; what it saw is printed as JSON
 _CHILD = """
-import json, os, sys, types
+import json, os, sys
 from bufferzone.client import waiter_root
+from bufferzone.client.job import Face
 rootfs, mounts = sys.argv[1], json.loads(sys.argv[2])
 from bufferzone.linux import mount, process
-spec = types.SimpleNamespace(rootfs=rootfs, bundle="/", mounts=mounts)
 process.unshare(process.CLONE_NEWNS)
 mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
 mount.mount(rootfs, rootfs, "", mount.MS_BIND)
-table = waiter_root.enter_root(spec, on_disk=False)
+table = waiter_root.enter_root(Face(rootfs, mounts), on_disk=False)
 seen = {name: sorted(os.listdir(name)) for name in sys.argv[3:]}
 print(json.dumps({"table": table is not None, "seen": seen}))
 """
@@ -60,8 +60,8 @@ def test_a_volume_on_a_link_is_where_the_link_leads_within_the_image(rootfs, tmp
     (rootfs / "link").symlink_to("/run")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/here").touch()
-    mount = {"type": "bind", "source": str(tmp_path / "data"), "destination": "/link"}
-    assert enter(rootfs, "/run", mounts=[mount])["seen"] == {"/run": ["here"]}
+    volume = (str(tmp_path / "data"), "/link", False)
+    assert enter(rootfs, "/run", mounts=[volume])["seen"] == {"/run": ["here"]}
 
 
 @pytest.mark.parametrize("kind", ["loop", "file", "fifo", "gone"])
@@ -71,5 +71,5 @@ def test_a_place_for_a_volume_that_is_none_is_passed_over(rootfs, tmp_path, kind
         kind, lambda: os.mkfifo(place)
     )()
     (tmp_path / "data").mkdir()
-    mount = {"type": "bind", "source": str(tmp_path / "data"), "destination": "/place"}
-    assert enter(rootfs, mounts=[mount])["table"] is False
+    volume = (str(tmp_path / "data"), "/place", False)
+    assert enter(rootfs, mounts=[volume])["table"] is False

@@ -21,7 +21,7 @@ STARTS_PROGRAMS = {
     "bench/programs.py": "the runtimes that are measured; posix_spawn only",
     "bench/floor.py": "QEMU and virtiofsd with nothing around them: what our own start is measured against",
     "client/waiter_root.py": "the waiter, where it cannot have a PID namespace",
-    "client/waiter.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
+    "client/detach.py": "the pid of --pid-file: must be an orphan of the verb, so that the caller reaps it",
     "linux/pidns.py": "a fork into a new PID namespace, for spawn.py and the waiter",
     "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",
     "pool/daemon.py": "the keeper starts shims that wait, which outlive it once taken; posix_spawn only",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.cli.bz import scratch
+from bufferzone.client import scratch
 from bufferzone.errors import HostError, VmmError
 from bufferzone.snapshot.copier import Saver
 from bufferzone.storage import erofs
@@ -184,7 +184,7 @@ def test_what_a_killed_fork_left_goes_at_the_next_and_what_is_in_use_stays(tmp_p
         child = os.fork()  # as a waiter: it does not keep the directory
         if child == 0:
             signal.pause()
-        code = "import sys; from bufferzone.cli.bz import scratch; import os, signal\n"
+        code = "import sys; from bufferzone.client import scratch; import os, signal\n"
         code += "with scratch.scratch(sys.argv[1]) as d: print(d, flush=True); signal.pause()"
         path = os.pathsep.join(entry for entry in sys.path if entry.endswith("src"))
         other = subprocess.Popen(

@@ -114,10 +114,43 @@ def test_the_log_of_a_failure_is_one_json_object_and_stderr_has_the_line(bz):
     assert done.returncode == 1
 
 
-def test_success_writes_no_log(bz):
+def test_success_writes_nothing_into_the_log(bz):
     log = bz.base / "log.json"
     bz("--log", str(log), "list")
-    assert not log.exists()
+    assert log.read_text() == ""
+
+
+@pytest.mark.parametrize("path", ["none/log", "."])
+def test_a_log_that_cannot_be_written_fails_the_verb_before_it_does_anything(bz, path):
+    log = str(bz.base / path)
+    done = bz("--log", log, "create", "--bundle", str(bz.bundle("sleep")), "one", check=1)
+    assert done.stderr.startswith(f"bufferzone: cannot write the log '{log}': ")
+    assert len(done.stderr.splitlines()) == 1
+    assert bz.left() == []
+
+
+def test_debug_tells_the_steps_with_their_times_where_the_log_goes(bz):
+    log = bz.base / "log.json"
+    flags = ("--debug", "--log", str(log), "--log-format", "json")
+    done = bz(*flags, "run", "--bundle", str(bz.bundle("exit", "3")), "one", check=3)
+    assert done.stderr == ""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [list(record) for record in records] == [["level", "msg", "time"]] * len(records)
+    assert {record["level"] for record in records} == {"debug"}
+    said = [record["msg"] for record in records]
+    assert said.index("start the shim") < said.index("make the container") < said.index("start its process")
+    assert said[-1] == "its process ended with status 3"
+    assert sorted(record["time"] for record in records) == [record["time"] for record in records]
+
+
+def test_debug_without_a_log_tells_the_steps_on_stderr_and_the_failure_last(bz):
+    done = bz("--debug", "exec", "none", "ls", check=255)
+    assert "does not exist" in done.stderr
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    lines = bz("--debug", "exec", "one", "exit", "0").stderr.splitlines()
+    assert lines, "no step was told"
+    assert all(line.startswith('time="') and " level=debug msg=" in line for line in lines)
 
 
 @pytest.mark.parametrize("verb", ["checkpoint", "restore"])

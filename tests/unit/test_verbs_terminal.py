@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import termios
@@ -105,8 +107,66 @@ def test_an_attached_terminal_is_raw_while_it_lasts_and_restored_after(bz):
     assert bz.left() == []
 
 
-def test_a_terminal_without_a_terminal_is_refused(bz):
+def test_a_process_with_a_terminal_runs_where_nobody_has_one(bz):
+    bundle = bz.bundle("exit", process={"terminal": True, "args": ["exit", "7"]})
+    bz("run", "--bundle", str(bundle), "one", check=7)
+    assert bz.left() == []
+
+
+def test_stdin_that_is_no_terminal_leaves_the_size_to_stdout(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (31, 99))
+    command = bz.command("exec", "--tty", "one", "size")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=slave, env={})
+    os.close(slave)
+    assert read(master) == b"99x31\r\n"
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 143
+    process.stdin.close()
+    os.close(master)
+
+
+DETACHED = [("create",), ("run", "--detach"), ("exec", "--detach")]
+
+
+@pytest.mark.parametrize("words", DETACHED, ids=lambda words: words[0])
+def test_a_detached_terminal_holds_neither_stdout_nor_stderr_of_the_verb(bz, words):
+    process = {"terminal": True, "args": ["size"]}
+    command = [*words, "--console-socket", str(bz.base / "console")]
+    if words[0] == "exec":
+        bz.create("one", bz.bundle("sleep"))
+        bz("start", "one")
+        (bz.base / "process.json").write_text(
+            json.dumps({**process, "cwd": "/", "user": {"uid": 0, "gid": 0}})
+        )
+        command += ["--process", str(bz.base / "process.json")]
+    else:
+        command += ["--bundle", str(bz.bundle("size", process=process))]
+    with listen(bz.base / "console") as listener:
+        verb = subprocess.Popen(
+            bz.command(*command, "one"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
+        )
+        _, master = receive_master(listener)
+        said, _ = verb.communicate(timeout=DEADLINE_S)  # up to the end of the file: nobody else has it
+    assert (verb.returncode, said) == (0, b"")
+    termios.tcsetwinsize(master, (24, 80))
+    assert read(master) == b"80x24\n"  # and it lives
+    os.close(master)
+
+
+def test_a_lost_vm_is_told_on_the_terminal_that_the_process_had(bz):
     bundle = bz.bundle("size", process={"terminal": True, "args": ["size"]})
-    done = bz("run", "--bundle", str(bundle), "one", check=1)
-    assert "stdin is not one" in done.stderr
-    assert state.list_ids(str(bz.root)) == []
+    with listen(bz.base / "console") as listener:
+        flags = ("-b", str(bundle), "--console-socket", str(bz.base / "console"))
+        create = subprocess.Popen(bz.command("create", *flags, "one"), stdin=subprocess.DEVNULL, env={})
+        _, master = receive_master(listener)
+    assert create.wait(DEADLINE_S) == 0
+    os.kill(state.owner_pid(str(bz.root / "one")), signal.SIGKILL)
+    assert read(master) == b"bufferzone: one: the shim that ran its VM was killed\r\n"
+    os.close(master)

@@ -70,6 +70,10 @@ class Options:
         for flag in flags:
             self.__dict__[flag.attribute] = flag.start()
 
+    def take(self, **values: Any) -> None:
+        """Add what the program itself was told, beside the verb's own flags."""
+        self.__dict__.update(values)
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...

@@ -17,14 +17,14 @@ from bufferzone.state import OCI_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 GLOBAL = (
     Flag("root", "DIR", "where the state of containers lies (/run/bufferzone, or below XDG_RUNTIME_DIR)"),
-    Flag("log", "FILE", "append a failure to this file as well"),
+    Flag("log", "FILE", "append a failure to this file as well, and the steps with --debug"),
     Flag("log-format", "text|json", "the form of a record in the log", default="text"),
-    Flag("debug", "", "show where a failure came from"),
+    Flag("debug", "", "tell each step with its time, and where a failure came from"),
     Flag("version v", "", "print the version"),
     Flag("shim", "FILE", "for tests: the Python file to run as the shim", hidden=True),
     ignored("systemd-cgroup", "", "cgroupsPath tells by its form who manages it"),
@@ -71,7 +71,17 @@ def _parse_global(argv: Sequence[str]) -> tuple[Options, list[str]]:
     if options.log_format not in ("text", "json"):
         wanted, options.log_format = options.log_format, "text"
         raise UsageError(f"unknown log-format: {shown(wanted)}", hint="text or json")
+    if options.log:
+        log.check(options.log)
     return options, rest
+
+
+def _note(options: Options) -> Callable[[str], None]:
+    """What a verb tells its steps to: nobody, unless they are asked for."""
+    if not options.debug:
+        return lambda text: None
+    path, form = options.log, options.log_format
+    return lambda text: log.note(text, path=path, form=form)
 
 
 def _run(verb: str, words: list[str], options: Options) -> int:
@@ -83,7 +93,7 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     if own.help:
         _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
         return 0
-    own.__dict__.update(root=options.root, debug=options.debug, shim=options.shim, verb=verb)
+    own.take(root=options.root, shim=options.shim, verb=verb, note=_note(options))
     check_words(verb, rest, *module.WORDS)
     return int(module.run(own, rest))
 

@@ -13,17 +13,26 @@ if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
 PRESERVE_FDS = Flag("preserve-fds", "N", "0; host descriptors cannot enter a VM", kind="int", default=0)
+#: what a verb is given by its caller is what the process in the VM gets
+STDIO = (0, 1, 2)
 
 
-def settle_paths(options: Options, *names: str) -> None:
-    """Make paths of the command line absolute; what the end of a boot would need is looked for now."""
-    for name in names:
-        if getattr(options, name):
-            options.__dict__[name] = state.absolute(getattr(options, name))
-    if options.pid_file and not os.path.isdir(directory := os.path.dirname(options.pid_file)):
+def pid_file(options: Options) -> str:
+    """--pid-file as an absolute path, or empty; raises `UsageError` now for what the end of a boot would
+    need.
+    """
+    path = options.pid_file and state.absolute(options.pid_file)
+    if path and not os.path.isdir(directory := os.path.dirname(path)):
         raise UsageError(f"--pid-file: no such directory: {directory}")
-    if options.console_socket and not _is_socket(options.console_socket):
-        raise UsageError(f"--console-socket: not a unix socket: {options.console_socket}")
+    return str(path)
+
+
+def console_socket(options: Options) -> str:
+    """--console-socket as an absolute path, or empty; raises `UsageError` when it is none."""
+    path = options.console_socket and state.absolute(options.console_socket)
+    if path and not _is_socket(path):
+        raise UsageError(f"--console-socket: not a unix socket: {path}")
+    return str(path)
 
 
 def _is_socket(path: str) -> bool:
@@ -49,9 +58,3 @@ def check_console(options: Options, terminal: bool, *, detached: bool) -> None:
         raise UsageError(
             "--console-socket is for a detached process with a terminal", hint="process.terminal: true"
         )
-
-
-def write_pid_file(options: Options, pid: int) -> None:
-    """The pid, atomically and without a line break, as conmon and go-runc read it."""
-    if options.pid_file:
-        state.replace_file(options.pid_file, b"%d" % pid, 0o644)

@@ -7,6 +7,7 @@ import os
 from bufferzone import state
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, StateError
+from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ def ask(directory: str, method: str, request: Message, verb: str, **more: Any) -
         if error.code == "shim-gone" and state.status(directory) == state.STOPPED:
             raise refusal(verb, os.path.basename(directory), state.STOPPED) from error
         raise
+
+
+def start(directory: str) -> None:
+    """Run the process of a created container; raises `StateError` when it is none, `ExecError` when its
+    program cannot be executed.
+    """
+    ask(directory, "Start", task.StartRequest(id=os.path.basename(directory)), "start")
+
+
+def start_through(client: Client, id: str) -> None:
+    """The same over a connection that is there."""
+    client.call("Start", task.StartRequest(id=id))
 
 
 def refusal(verb: str, id: str, status: str) -> StateError:

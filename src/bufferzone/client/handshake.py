@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import errors
+from bufferzone import errors, jsontext
 from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.log import quote
 
 
 def read_line(fd: int) -> bytes:
-    """Bytes up to a line break or the end, at most 64 KiB."""
+    """What comes up to a line break or the end, at most 64 KiB; what comes behind the break is lost."""
     found = b""
     while b"\n" not in found and len(found) < 1 << 16:
         data = os.read(fd, 1 << 12)
@@ -21,23 +20,16 @@ def read_line(fd: int) -> bytes:
 
 
 def error_line(error: BufferzoneError) -> bytes:
-    """An error as one line of JSON: code, message, hint, cls. Imports nothing: see `waiter`."""
-    pairs = (
-        ("code", error.code),
-        ("message", error.message),
-        ("hint", error.hint),
-        ("cls", type(error).__name__),
-    )
-    return ("{" + ",".join(f'"{key}":{quote(value)}' for key, value in pairs) + "}\n").encode()
+    """An error as one line of JSON: code, message, hint, and cls, the name of its class."""
+    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
+    return f"{jsontext.dumps(form)}\n".encode()
 
 
 def error_from(line: bytes) -> BufferzoneError:
     """The error that another process of ours wrote as JSON."""
-    import json
-
     classes = {cls.__name__: cls for cls in errors.all_error_classes()}
     try:
-        form = json.loads(line)
+        form = jsontext.loads(line.decode())
         cls = classes.get(form["cls"], BufferzoneError)
         return cls(str(form["message"]), hint=str(form["hint"]), code=str(form["code"]))
     except (ValueError, KeyError, TypeError):

@@ -11,7 +11,7 @@ import time
 
 from bufferzone import config, state
 from bufferzone.client.connection import connect_unix, rights
-from bufferzone.log import quote
+from bufferzone.jsontext import quote
 from bufferzone.oci import cri
 
 TYPE_CHECKING = False

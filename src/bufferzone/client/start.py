@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from bufferzone import state
+from bufferzone import programs, state
 from bufferzone.client import signals
 from bufferzone.client.handshake import error_from, read_line
 from bufferzone.errors import HostError
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
     from bufferzone.config import Settings
     from bufferzone.oci import Spec
 
-_SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
 _LOG = "shim.log"
 _READY_FD = 3
 _KEPT_ENVIRONMENT = ("HOME", "XDG_RUNTIME_DIR")  # TTRPC_ADDRESS must not arrive: it would speak to containerd
 
 
 def new_container(root: str, id: str, spec: Spec) -> str:
-    """Make the state directory with status `creating`; after a failure `ending.discard` removes it."""
+    """Make the state directory with status `creating`; after a failure `removal.discard` removes it."""
     directory = state.create(root, id)
     try:
         state.write_state(
@@ -65,17 +63,12 @@ def user_name(uid: int) -> str:
 def _command(directory: str, bundle: str, program: str, *more: str) -> list[str]:
     root, id = os.path.split(directory)
     arguments = ["-id", id, "-root", root, "-bundle", bundle, *more]
-    return [*_python(program), *arguments]
-
-
-def _python(program: str) -> list[str]:
-    return [sys.executable or "/usr/bin/python3", "-I", "-S", "-Xutf8", program or _SHIM]
+    return programs.argv("shim", *arguments, program=program)
 
 
 def _environment() -> dict[str, str]:
-    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return {"PATH": path, "LANG": "C.UTF-8", **kept}
+    return {**programs.ENVIRONMENT, **kept}
 
 
 def _spawn(command: list[str], log: str, ready: int) -> int:
@@ -180,7 +173,7 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     except OSError as error:
         raise HostError(f"cannot create {directory}: {error.strerror}", code="state-dir") from error
     told = ["-ready-fd", str(_READY_FD)] if ready >= 0 else []
-    command = [*_python(program), "-root", root, "-shape", shape, *told, "pool"]
+    command = programs.argv("shim", "-root", root, "-shape", shape, *told, "pool", program=program)
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 

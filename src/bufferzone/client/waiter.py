@@ -1,7 +1,8 @@
 """The waiter: the process whose pid is in the pid file. It stands for one process in the VM and ends with it.
 
-It is forked, never executed: conmon and containerd reap it as their orphan. While its connection to the shim
-lives, so does the process it stands for.
+conmon and containerd reap it as their orphan; how it comes to be is in `client.detach`. While its connection
+to the shim lives, so does the process it stands for. Of whoever started it, it keeps nothing but the stderr
+that its process was given, to say there that the VM was lost; with a terminal not even that.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import os
 import select
 import sys
 
-from bufferzone import log, state
-from bufferzone.client import handshake, pty, signals
+from bufferzone import jsontext, log, state
+from bufferzone.client import console, handshake, signals
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
 from bufferzone.wire import task
+from bufferzone.wire.proto import Any_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Sequence
 
+    from bufferzone.client.job import Job
     from bufferzone.client.process_table import ProcessTable
-    from bufferzone.oci import Spec
 else:
     import _signal  # signal.py imports enum
 
@@ -30,69 +32,23 @@ LOST = 137  # as if killed: what a process gets that went down with its VM
 _CALL_S = 10.0
 _ON_DISK = b'"bufferzone.rootfs": "block"'
 _MOST_FDS = 1 << 20  # one close_range(2)
-
-
-class Job:
-    """One process to stand for: where its shim is, what it is called, how it gets its stdio.
-
-    `begin(client, uris, fds)` makes it in the shim. `network` is None (stay), "" (a new namespace) or a path;
-    `root` the container whose face on the host the waiter is to be, None for an exec.
-    """
-
-    def __init__(
-        self,
-        directory: str,
-        begin: Callable[[Client, tuple[str, str, str], Sequence[int]], None],
-        *,
-        exec_id: str = "",
-        terminal: bool = False,
-        console_socket: str = "",
-        size: tuple[int, int] = (0, 0),
-        network: str | None = None,
-        root: Spec | None = None,
-    ) -> None:
-        self.directory, self.begin, self.exec_id = directory, begin, exec_id
-        self.terminal, self.console_socket, self.size = terminal, console_socket, size
-        self.network = network
-        self.root = root
-
-    @property
-    def id(self) -> str:
-        """The container's id."""
-        return os.path.basename(self.directory)
+_STDIO = ("fd:0", "fd:1", "fd:2")
+_TERMINAL = ("fd:0", "fd:0", "")
+_SPLIT_TERMINAL = ("fd:0", "fd:1", "")
 
 
 def get_ready() -> None:
-    """Import what `detach` needs: while something else is awaited it costs nothing."""
+    """Import what `stand` needs: while something else is awaited it costs nothing."""
     from bufferzone.client import waiter_root  # noqa: F401
     from bufferzone.linux import pidns  # noqa: F401
 
 
-def detach(job: Job) -> int:
-    """Fork the waiter and return its pid once the process is made; raises what went wrong, reaped then."""
-    reader, writer = os.pipe()
-    pid = _fork(job)
-    if pid == 0:
-        os.close(reader)
-        os._exit(_child(job, writer))
-    os.close(writer)
-    word = handshake.read_line(reader)
-    os.close(reader)
-    if word == b"ok":
-        return pid
-    os.waitpid(pid, 0)
-    raise handshake.error_from(word) if word else BugError("the waiter died")
+def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
+    """The life of this process as a waiter; returns its exit status.
 
-
-def _fork(job: Job) -> int:
-    if job.root is None:
-        return os.fork()
-    from bufferzone.client import waiter_root
-
-    return waiter_root.fork_in_own_pid_namespace()
-
-
-def _child(job: Job, tell: int) -> int:
+    `stdio` are the three descriptors for the process in the VM. `tell` gets one line: `ok` once the process
+    is made, or the error as `handshake.error_line` writes it. From then on no other descriptor is open.
+    """
     told = False
     try:
         os.setsid()
@@ -100,19 +56,14 @@ def _child(job: Job, tell: int) -> int:
         with (
             _connect(job) as client,
             _connect(job) as control,
-            _Signals() as incoming,
+            _Signals(caught=True) as incoming,
         ):
-            terminal = pty.open_pty(job.console_socket, job.size) if job.terminal else -1
-            fds, uris = ([terminal], _TERMINAL) if job.terminal else ([0, 1, 2], _STDIO)
-            job.begin(client, uris, fds)
-            complaints = os.dup(2)
-            table = None
-            if job.root is not None:
-                from bufferzone.client import waiter_root
-
-                _import_no_more()
-                table = waiter_root.enter_root(job.root, on_disk=state.annotated(job.directory, _ON_DISK))
-            kept = {tell, terminal, complaints, client.fileno(), control.fileno(), *incoming.fds}
+            terminal = console.open_pty(job.console_socket, job.size) if job.terminal else -1
+            fds, uris = ([terminal], _TERMINAL) if job.terminal else (stdio, _STDIO)
+            _begin(job, client, uris, fds)
+            table = _show_face(job)
+            complaints = terminal if job.terminal else stdio[2]
+            kept = {tell, complaints, client.fileno(), control.fileno(), *incoming.fds}
             _close_all_but(kept | (table.descriptors if table is not None else set()))
             os.write(tell, b"ok\n")
             os.close(tell)
@@ -126,33 +77,71 @@ def _child(job: Job, tell: int) -> int:
         if not told:
             os.write(tell, handshake.error_line(failure))
     except OSError:
-        pass  # the verb was killed meanwhile; without us the shim ends the process
+        pass  # the caller was killed meanwhile; without us the shim ends the process
     return 1
 
 
-_STDIO = ("fd:0", "fd:1", "fd:2")
-_TERMINAL = ("fd:0", "fd:0", "")
+def _show_face(job: Job) -> ProcessTable | None:
+    if job.face is None:
+        return None
+    from bufferzone.client import waiter_root
+
+    _import_no_more()
+    return waiter_root.enter_root(job.face, on_disk=state.annotated(job.directory, _ON_DISK))
 
 
-def attach(job: Job, started: Callable[[Client], None]) -> int:
-    """Be the waiter ourselves: stdio and terminal are the caller's; returns the exit status.
+def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *, pass_signals: bool) -> int:
+    """Be the waiter ourselves until the process ends; returns its exit status.
 
-    `started` runs once the process is made, before its end is awaited.
+    `started` runs once the process is made, before its end is awaited. A process with a terminal takes its
+    size from the first of `stdio` that is one, and stdin, if it is one, is raw meanwhile. With
+    `pass_signals`, for a program that is nothing else meanwhile, signals are passed on instead of ending us;
+    main thread only.
     """
-    with (
-        _Signals() as incoming,
-        _connect(job) as client,
-        _connect(job) as control,
-    ):
-        fds, uris = ([0, 1], ("fd:0", "fd:1", "")) if job.terminal else ([0, 1, 2], _STDIO)
+    with _Signals(caught=pass_signals) as incoming, _connect(job) as client, _connect(job) as control:
         if not job.terminal:
-            job.begin(client, uris, fds)
+            _begin(job, client, _STDIO, stdio)
             started(client)
-            return _stand_in(job, client, control, incoming, -1, 2)
-        with pty.RawTerminal(0):
-            job.begin(client, uris, fds)
+            return _stand_in(job, client, control, incoming, -1, stdio[2])
+        with console.RawTerminal(stdio[0]):
+            _begin(job, client, _SPLIT_TERMINAL, stdio[:2])
             started(client)
-            return _stand_in(job, client, control, incoming, 0, 2)
+            sized = next((fd for fd in stdio if os.isatty(fd)), -1)
+            return _stand_in(job, client, control, incoming, sized, stdio[2])
+
+
+def _begin(job: Job, client: Client, uris: tuple[str, str, str], fds: Sequence[int]) -> None:
+    """Have the shim make the process, and start it where it is an exec."""
+    stdin, stdout, stderr = uris
+    if not job.exec_id:
+        request = task.CreateTaskRequest(
+            id=job.id, bundle=job.bundle, terminal=job.terminal, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+        client.call("Create", request, fds=fds)
+        return
+    exec_request = task.ExecProcessRequest(
+        id=job.id,
+        exec_id=job.exec_id,
+        terminal=job.terminal,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        spec=Any_(type_url=task.PROCESS_URL, value=jsontext.dumps(job.process).encode()),
+    )
+    client.call("Exec", exec_request, fds=fds)
+    try:
+        client.call("Start", task.StartRequest(id=job.id, exec_id=job.exec_id))
+    except BaseException:
+        _free_exec(job, client)
+        raise
+
+
+def _free_exec(job: Job, client: Client) -> None:
+    """Let the shim forget an exec that never began."""
+    try:
+        client.call("Delete", task.DeleteRequest(id=job.id, exec_id=job.exec_id), timeout_s=_CALL_S)
+    except BufferzoneError:
+        pass  # the container ended and took it along
 
 
 def _connect(job: Job) -> Client:
@@ -195,7 +184,7 @@ def _new_network() -> None:
 
 def _import_no_more() -> None:
     """From here on an import fails: our root becomes the container's, and what lies there is not to run."""
-    log.quote("")  # loads the C module it quotes with
+    handshake.error_line(BugError(""))  # loads the C module that it is written with
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
@@ -211,17 +200,23 @@ def _close_all_but(keep: set[int]) -> None:
 
 
 class _Signals:
-    """While in this context, signals to pass on arrive as bytes in a pipe instead of ending us."""
+    """While in this context, signals to pass on arrive as bytes in a pipe instead of ending us; none do
+    unless `caught`, which takes the main thread.
+    """
+
+    def __init__(self, *, caught: bool) -> None:
+        self._caught = (*signals.FORWARDED, signals.WINCH) if caught else ()
 
     def __enter__(self) -> _Signals:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wakeup = _signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        caught = (*signals.FORWARDED, signals.WINCH)
-        self._before = {number: _signal.signal(number, lambda *_: None) for number in caught}
+        if self._caught:
+            self._wakeup = _signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._before = {number: _signal.signal(number, lambda *_: None) for number in self._caught}
         return self
 
     def __exit__(self, *_: object) -> None:
-        _signal.set_wakeup_fd(self._wakeup)
+        if self._caught:
+            _signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
         os.close(self._read)
@@ -280,7 +275,8 @@ def _stand_in(
     except BufferzoneError as error:
         gone = isinstance(error, VmmError) and error.code == "shim-ended"
         text = "the shim that ran its VM was killed" if gone else log.line_of(error)
-        _complain(complaints, f"bufferzone: {job.id}: {text}\n")
+        end = "\r\n" if job.terminal else "\n"  # it is raw
+        _complain(complaints, f"bufferzone: {job.id}: {text}{end}")
         return LOST
 
 
@@ -294,7 +290,7 @@ def _pass_on(job: Job, control: Client, numbers: bytes, terminal: int) -> None:
 
 
 def _resize(job: Job, control: Client, terminal: int) -> None:
-    width, height = pty.window_size(terminal)
+    width, height = console.window_size(terminal)
     if width and height:
         request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)
         _ask(control, "ResizePty", request)
@@ -306,14 +302,6 @@ def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePt
         control.call(method, request, timeout_s=_CALL_S)
     except BufferzoneError:
         pass  # the process ended at that moment, or Wait tells what happened
-
-
-def free_exec(client: Client, id: str, exec_id: str) -> None:
-    """Let the shim forget an exec that never began."""
-    try:
-        client.call("Delete", task.DeleteRequest(id=id, exec_id=exec_id), timeout_s=_CALL_S)
-    except BufferzoneError:
-        pass  # the container ended and took it along
 
 
 def _complain(fd: int, text: str) -> None:

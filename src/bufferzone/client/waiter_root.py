@@ -18,7 +18,7 @@ from bufferzone.linux.identity import is_real_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.oci import Spec
+    from bufferzone.client.job import Face
 
 
 def fork_in_own_pid_namespace() -> int:
@@ -34,7 +34,7 @@ def fork_in_own_pid_namespace() -> int:
         raise HostError(text, code="stand-in") from error
 
 
-def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
+def enter_root(face: Face, *, on_disk: bool) -> ProcessTable | None:
     """Make the container's root file system ours, in a mount namespace of our own; root only, else nothing.
 
     `on_disk`: the guest has a copy, so that the host's files are not the container's. Then our root is empty
@@ -51,17 +51,17 @@ def enter_root(spec: Spec, *, on_disk: bool) -> ProcessTable | None:
     try:
         process.unshare(process.CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
-        volumes = [] if on_disk else _volumes(spec)
+        volumes = [] if on_disk else face.volumes
         trees = [(_tree(source, read_only=ro), target) for source, target, ro in volumes]
-        root = -1 if on_disk else _tree(spec.rootfs, read_only=False)
+        root = -1 if on_disk else _tree(face.rootfs, read_only=False)
         if table is not None:
             table.make()
         if on_disk:
-            _cover(spec.rootfs)
+            _cover(face.rootfs)
         else:
-            mnt.move_mount(root, spec.rootfs)
+            mnt.move_mount(root, face.rootfs)
             os.close(root)
-        os.chdir(spec.rootfs)
+        os.chdir(face.rootfs)
         mnt.pivot_root(".", ".")
         mnt.unmount(".", mnt.MNT_DETACH)
         os.chdir("/")
@@ -82,17 +82,6 @@ def _cover(path: str) -> None:
     flags = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
     mnt.mount("bufferzone", path, "tmpfs", flags, "size=16k,nr_inodes=16,mode=755")
     os.mkdir(f"{path}/proc", 0o555)
-
-
-def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
-    """(source, destination, read-only) of every bind mount."""
-    found = []
-    for entry in spec.mounts:
-        options = entry.get("options", [])
-        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
-            source = os.path.join(spec.bundle, entry.get("source", ""))
-            found.append((source, entry["destination"], "ro" in options))
-    return found
 
 
 def _tree(path: str, *, read_only: bool) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 
+from bufferzone import jsontext
 from bufferzone.errors import SpecError
-from bufferzone.oci import cri, text
+from bufferzone.oci import cri
 from bufferzone.oci.check import check, check_depth, fail, type_name
 from bufferzone.oci.rules import (
     OTHER_PLATFORMS,
@@ -149,7 +150,7 @@ def parse_object(data: bytes, name: str = "config.json") -> dict[str, Any]:
         raise SpecError(f"{name}: {constant} is not JSON")
 
     try:
-        value = text.loads(data.decode("utf-8"), refuse)
+        value = jsontext.loads(data.decode("utf-8"), refuse)
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: not UTF-8 at byte {error.start}") from error
     except RecursionError as error:

@@ -59,6 +59,6 @@ def _run(verb: str, words: list[str], options: Options) -> int:
             help_text(f"bz {verb}", VERBS[verb], module.USAGE, module.DESCRIPTION, module.FLAGS)
         )
         return 0
-    own.__dict__.update(root=options.root)
+    own.take(root=options.root)
     check_words(verb, rest, *module.WORDS)
     return int(module.run(own, rest))

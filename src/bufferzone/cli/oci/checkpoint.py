@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from bufferzone import state
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.client import container
-from bufferzone.errors import CallerError, HostError
-from bufferzone.wire import task
-from bufferzone.wire.proto import Any_
+from bufferzone.client import checkpoint, container
+from bufferzone.errors import CallerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,24 +43,5 @@ def run(options: Options, words: list[str]) -> int:
         if getattr(options, name.replace("-", "_")):
             raise CallerError(f"--{name} is not supported: a checkpoint is one whole VM", code="unsupported")
     directory = container.find(options.root, words[0])
-    save(directory, state.absolute(options.image_path), leave_running=bool(options.leave_running))
+    checkpoint.save(directory, state.absolute(options.image_path), leave_running=bool(options.leave_running))
     return 0
-
-
-def save(directory: str, path: str, *, leave_running: bool) -> None:
-    """Have the shim of the container in the state `directory` save it to `path`."""
-    options = task.CheckpointOptions(exit=not leave_running)
-    request = task.CheckpointTaskRequest(
-        id=directory.rpartition("/")[2],
-        path=path,
-        options=Any_(type_url="runc.options.v1.CheckpointOptions", value=options.encode()),
-    )
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(f"cannot write the checkpoint {path}: {error.strerror}", code="no-dir") from error
-    try:
-        container.ask(directory, "Checkpoint", request, "checkpoint", fds=[fd])
-    finally:
-        os.close(fd)

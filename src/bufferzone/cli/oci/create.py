@@ -1,4 +1,4 @@
-"""`create`: check everything, start the shim (it boots the VM), fork the waiter, write the pid file."""
+"""`create`: check everything, boot the VM and make the container, write the pid file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import os
 from bufferzone import oci, state
 from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.client import removal, start, waiter
+from bufferzone.client import create
 from bufferzone.errors import UsageError
 from bufferzone.oci.host import check_host
-from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from bufferzone.cli.flags import Options
-    from bufferzone.client.connection import Client
-    from bufferzone.oci import Spec
 
 FLAGS: tuple[Flag, ...] = (
     Flag("bundle b", "DIR", "directory with config.json", default="."),
@@ -38,59 +33,28 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Create, detached."""
-    id = state.check_id(words[0])
-    spec = checked_spec(options, detached=True)
-    directory = start.new_container(state.runtime_root(options.root), id, spec)
-    try:
-        pid = boot_detached(options, directory, spec)
-        process_flags.write_pid_file(options, pid)
-    except BaseException as error:
-        removal.discard(directory, options.shim, error)
-        raise
+    create.create(order(options, words[0], detached=True), process_flags.STDIO, forked=True)
     return 0
 
 
-def checked_spec(options: Options, *, detached: bool) -> Spec:
-    """The bundle's config.json, with paths of the command line made absolute and terminal rules checked."""
+def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") -> create.Order:
+    """What the command line asks for: paths made absolute, config.json and the terminal's rules checked."""
+    state.check_id(id)
     process_flags.refuse_descriptors(options)
-    process_flags.settle_paths(options, "bundle", "pid_file", "console_socket")
-    if not os.path.isdir(options.bundle):
-        raise UsageError(f"bundle: no such directory: {options.bundle}")
-    spec = oci.load(options.bundle)
+    bundle = state.absolute(options.bundle)
+    pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
+    if not os.path.isdir(bundle):
+        raise UsageError(f"bundle: no such directory: {bundle}")
+    spec = oci.load(bundle)
     process_flags.check_console(options, spec.terminal, detached=detached)
     check_host(spec)
-    return spec
-
-
-def boot_detached(options: Options, directory: str, spec: Spec, restore_from: str = "") -> int:
-    """Start the shim and the waiter; returns the waiter's pid."""
-    start.start_shim(directory, spec, options.shim, restore_from, waiter.get_ready)
-    return waiter.detach(job_of(options, directory, spec))
-
-
-def job_of(options: Options, directory: str, spec: Spec) -> waiter.Job:
-    """The waiter's job for a container's own process."""
-    size = spec.process.get("consoleSize", {})
-    network = spec.namespace("network")
-
-    def begin(client: Client, uris: tuple[str, str, str], fds: Sequence[int]) -> None:
-        stdin, stdout, stderr = uris
-        request = task.CreateTaskRequest(
-            id=os.path.basename(directory),
-            bundle=spec.bundle,
-            terminal=spec.terminal,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-        )
-        client.call("Create", request, fds=fds)
-
-    return waiter.Job(
-        directory,
-        begin,
-        terminal=spec.terminal,
-        console_socket=options.console_socket,
-        size=(size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF),
-        network=None if network is None else network.get("path", ""),
-        root=spec,
+    return create.Order(
+        state.runtime_root(options.root),
+        id,
+        spec,
+        checkpoint=checkpoint,
+        pid_file=pid_file,
+        console_socket=console_socket,
+        shim=options.shim,
+        note=options.note,
     )

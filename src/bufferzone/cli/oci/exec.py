@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 from bufferzone import oci, state
 from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
-from bufferzone.client import container, signals, waiter
-from bufferzone.errors import HostError, UsageError
-from bufferzone.oci import text
+from bufferzone.client import container, execution
+from bufferzone.errors import UsageError
 from bufferzone.oci.rules import check_process
-from bufferzone.wire import task
-from bufferzone.wire.proto import Any_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
     from bufferzone.cli.flags import Options
-    from bufferzone.client.connection import Client
 
 FLAGS = (
     Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
@@ -50,79 +43,48 @@ INTERSPERSED = False
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
     process_flags.refuse_descriptors(options)
-    process_flags.settle_paths(options, "pid_file", "console_socket")
+    pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     directory = container.find(options.root, words[0])
     status = state.status(directory)
     allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
     if status not in allowed:
         raise container.refusal("exec", words[0], status)
     process = _process(options, words[1:], directory)
-    terminal = bool(process.get("terminal", False))
-    process_flags.check_console(options, terminal, detached=options.detach)
-    job = _job(options, directory, process, terminal)
-    if options.detach:
-        pid = waiter.detach(job)
-        try:
-            process_flags.write_pid_file(options, pid)
-        except HostError:  # a failure leaves no process: what stands for it goes, and the shim ends it
-            os.kill(pid, signals.KILL)
-            os.waitpid(pid, 0)
-            raise
-        return 0
-    return waiter.attach(job, lambda client: process_flags.write_pid_file(options, os.getpid()))
-
-
-def _job(options: Options, directory: str, process: dict[str, Any], terminal: bool) -> waiter.Job:
-    exec_id = f"{os.getpid()}-{os.urandom(6).hex()}"
-    spec = Any_(type_url=task.PROCESS_URL, value=text.dumps(process).encode())
-    size = process.get("consoleSize", {})
-    id = os.path.basename(directory)
-
-    def begin(client: Client, uris: tuple[str, str, str], fds: Sequence[int]) -> None:
-        stdin, stdout, stderr = uris
-        request = task.ExecProcessRequest(
-            id=id, exec_id=exec_id, terminal=terminal, stdin=stdin, stdout=stdout, stderr=stderr, spec=spec
+    process_flags.check_console(options, bool(process.get("terminal", False)), detached=options.detach)
+    stdio, note = process_flags.STDIO, options.note
+    if not options.detach:
+        return execution.execute_attached(
+            directory, process, stdio, pid_file=pid_file, pass_signals=True, note=note
         )
-        client.call("Exec", request, fds=fds)
-        try:
-            client.call("Start", task.StartRequest(id=id, exec_id=exec_id))
-        except BaseException:
-            waiter.free_exec(client, id, exec_id)
-            raise
-
-    return waiter.Job(
+    execution.execute(
         directory,
-        begin,
-        exec_id=exec_id,
-        terminal=terminal,
-        console_socket=options.console_socket,
-        size=(size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF),
+        process,
+        stdio,
+        console_socket=console_socket,
+        pid_file=pid_file,
+        forked=True,
+        note=note,
     )
+    return 0
 
 
 def _process(options: Options, command: list[str], directory: str) -> dict[str, Any]:
     """The process object: the file's, or the container's own with the flags over it, as runc merges them."""
     if options.process:
-        return _checked(oci.parse_object(oci.read_bytes(options.process), options.process))
+        process = oci.parse_object(oci.read_bytes(options.process), options.process)
+        check_process(process)
+        return process
     if not command:
         raise UsageError("exec needs a command, or --process FILE")
-    bundle = oci.parse_object(state.state_text(directory), state.STATE)["bundle"]
-    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
-    oci.validate(spec)
-    process: dict[str, Any] = spec["process"]
+    process = execution.own_process(directory)
     process["args"], process["terminal"] = command, options.tty
     process.setdefault("env", []).extend(options.env)
-    process.pop("consoleSize", None)
     if options.cwd:
         process["cwd"] = options.cwd
     if "no_new_privs" in options.given:
         process["noNewPrivileges"] = options.no_new_privs
     _set_user(process, options)
     _add_capabilities(process, options.cap)
-    return _checked(process)
-
-
-def _checked(process: dict[str, Any]) -> dict[str, Any]:
     check_process(process)
     return process
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bufferzone.client import container
-from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,5 +17,5 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Start it."""
-    container.ask(container.find(options.root, words[0]), "Start", task.StartRequest(id=words[0]), "start")
+    container.start(container.find(options.root, words[0]))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.client.connection import connect_unix, rights
-from bufferzone.errors import HostError, UsageError
+from bufferzone.errors import HostError
 from bufferzone.linux import terminal
 
 TYPE_CHECKING = False
@@ -58,26 +58,25 @@ def window_size(fd: int) -> tuple[int, int]:
 
 
 class RawTerminal:
-    """A context in which the terminal at `fd` is raw; what it was before is restored on every way out."""
+    """A context in which the terminal at `fd`, if it is one, is raw; what it was before is restored on every
+    way out.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._before: list[Any] = []
 
     def __enter__(self) -> RawTerminal:
-        import termios
-        import tty
+        if os.isatty(self._fd):
+            import termios
+            import tty
 
-        if not os.isatty(self._fd):
-            raise UsageError(
-                "the process wants a terminal, but stdin is not one",
-                hint="--console-socket, or terminal: false",
-            )
-        self._before = termios.tcgetattr(self._fd)
-        tty.setraw(self._fd)
+            self._before = termios.tcgetattr(self._fd)
+            tty.setraw(self._fd)
         return self
 
     def __exit__(self, *_: object) -> None:
-        import termios
+        if self._before:
+            import termios
 
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)

@@ -1,8 +1,8 @@
-"""JSON text to values and back, through the interpreter's C scanner and encoder alone.
+"""JSON text to values and back on the host, through the interpreter's C scanner and encoder alone.
 
 The json package is Python around the same C, and imports re, enum and functools for it: as much time as a
 bare interpreter needs to start. It is used where something is wrong, since it says where, and on other
-interpreters.
+interpreters. The guest has `container.jsontext`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Rules:
         self.parse_constant = parse_constant
 
 
-def loads(text: str, constant: Callable[[str], Any]) -> Any:
+def loads(text: str, constant: Callable[[str], Any] = float) -> Any:
     """Parse JSON; `constant` is called for NaN and the infinities and may raise.
 
     Raises what json.loads raises: `JSONDecodeError`, `ValueError` for a number too long, `RecursionError`.
@@ -50,15 +50,24 @@ def loads(text: str, constant: Callable[[str], Any]) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON text of dicts, lists and scalars, ASCII only."""
+    """JSON text of dicts, lists and scalars: ASCII only, without blanks, keys in their order."""
     try:
         from _json import encode_basestring_ascii, make_encoder
     except ImportError:
         import json
 
-        return json.dumps(value)
-    encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, False)
+        return json.dumps(value, separators=(",", ":"))
+    encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
     return "".join(encode(value, 0))
+
+
+def quote(text: str) -> str:
+    """A string as JSON, ASCII only."""
+    try:
+        from _json import encode_basestring_ascii
+    except ImportError:
+        from json.encoder import encode_basestring_ascii
+    return str(encode_basestring_ascii(text))
 
 
 def _refuse(value: object) -> Any:

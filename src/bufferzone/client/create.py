@@ -1,0 +1,127 @@
+"""Makes containers: the state directory, the shim with its VM, the waiter, the pid file, in that order.
+
+What fails leaves nothing behind. Prints nothing, and knows no command line.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import jsontext, state
+from bufferzone.client import container, detach, job, removal, start, waiter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bufferzone.client.connection import Client
+    from bufferzone.oci import Spec
+
+
+OWN_BUNDLE = "bundle"
+
+
+class Order:
+    """A container to be made: `id` below `root`, from a bundle that was loaded and checked.
+
+    With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
+    `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
+    container on the host; `console_socket` the master of its terminal; `shim` is another program to run as
+    the shim (tests); `note` is called with each step.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        id: str,
+        spec: Spec,
+        *,
+        own_bundle: bool = False,
+        checkpoint: str = "",
+        pid_file: str = "",
+        console_socket: str = "",
+        shim: str = "",
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.root, self.id, self.spec = root, state.check_id(id), spec
+        self.own_bundle = own_bundle
+        self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
+        self.shim, self.note = shim, note
+
+
+def create(order: Order, stdio: Sequence[int], *, forked: bool = False) -> int:
+    """Make it, up to but not including its process; the waiter's pid.
+
+    `stdio` are the descriptors its process gets. `forked`: see `detach.detach`. Raises what is wrong; then
+    nothing is left.
+    """
+    directory = start.new_container(order.root, order.id, order.spec)
+    try:
+        return _boot(order, directory, stdio, forked=forked)
+    except BaseException as error:
+        removal.discard(directory, order.shim, error)
+        raise
+
+
+def run(order: Order, stdio: Sequence[int], *, forked: bool = False) -> int:
+    """Make it and start its process; the waiter's pid. Raises what is wrong; then nothing is left."""
+    directory = start.new_container(order.root, order.id, order.spec)
+    try:
+        pid = _boot(order, directory, stdio, forked=forked)
+        order.note("start its process")
+        container.start(directory)
+        return pid
+    except BaseException as error:
+        removal.discard(directory, order.shim, error)
+        raise
+
+
+def run_attached(
+    order: Order, stdio: Sequence[int], *, keep: bool = False, pass_signals: bool = False
+) -> int:
+    """Make it, start its process and wait for its end; its exit status.
+
+    We are what stands for it on the host. It is deleted then, unless `keep`. `pass_signals`: see
+    `waiter.attach`. Raises what is wrong; then nothing is left.
+    """
+    directory = start.new_container(order.root, order.id, order.spec)
+
+    def begin(client: Client) -> None:
+        write_pid_file(order.pid_file, os.getpid())
+        order.note("start its process")
+        container.start_through(client, order.id)
+
+    try:
+        order.note("start the shim")
+        start.start_shim(directory, order.spec, order.shim, order.checkpoint)
+        order.note("make the container")
+        work = job.of_container(directory, order.spec)
+        status = waiter.attach(work, begin, stdio, pass_signals=pass_signals)
+        order.note(f"its process ended with status {status}")
+        if not keep:
+            removal.remove(directory, order.id, force=True, program=order.shim)
+        return status
+    except BaseException as error:
+        removal.discard(directory, order.shim, error)
+        raise
+
+
+def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -> int:
+    if order.own_bundle:
+        os.mkdir(order.spec.bundle, 0o700)
+        config = os.path.join(order.spec.bundle, "config.json")
+        state.replace_file(config, jsontext.dumps(order.spec.raw).encode())
+    order.note("start the shim")
+    start.start_shim(directory, order.spec, order.shim, order.checkpoint, waiter.get_ready)
+    order.note("make the container")
+    work = job.of_container(directory, order.spec, order.console_socket)
+    pid = detach.detach(work, stdio, forked=forked)
+    order.note(f"the process that stands for it has pid {pid}")
+    write_pid_file(order.pid_file, pid)
+    return pid
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid, atomically and without a line break, as conmon and go-runc read it; no path, no file."""
+    if path:
+        state.replace_file(path, b"%d" % pid, 0o644)

@@ -1,0 +1,113 @@
+"""What a waiter has to know: one process in a VM, and what of it is to be seen on the host.
+
+Plain values, so that a job can be handed to another program as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bufferzone.oci import Spec
+
+
+class Face:
+    """What of a container the host is to see: its root file system, and (source, target, read-only) of every
+    volume.
+    """
+
+    def __init__(self, rootfs: str, volumes: list[tuple[str, str, bool]]) -> None:
+        self.rootfs, self.volumes = rootfs, volumes
+
+
+class Job:
+    """One process to stand for: the container's own of `bundle`, or with `exec_id` the `process` (an OCI
+    process object) as one more in it.
+
+    `directory` is the container's state directory. `network` is None (stay), "" (a new namespace) or a path.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        bundle: str = "",
+        process: dict[str, Any] | None = None,
+        exec_id: str = "",
+        terminal: bool = False,
+        console_socket: str = "",
+        size: tuple[int, int] = (0, 0),
+        network: str | None = None,
+        face: Face | None = None,
+    ) -> None:
+        self.directory, self.bundle = directory, bundle
+        self.process, self.exec_id = process, exec_id
+        self.terminal, self.console_socket, self.size = terminal, console_socket, size
+        self.network, self.face = network, face
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return os.path.basename(self.directory)
+
+    def to_json(self) -> bytes:
+        """For another program of ours."""
+        face = self.face and [self.face.rootfs, self.face.volumes]
+        return jsontext.dumps({**self.__dict__, "face": face}).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Job:
+        """The same job there; raises ValueError or TypeError."""
+        form = jsontext.loads(data.decode())
+        form["size"] = tuple(form["size"])
+        if form["face"] is not None:
+            rootfs, volumes = form["face"]
+            form["face"] = Face(rootfs, [tuple(volume) for volume in volumes])
+        return cls(**form)
+
+
+def of_container(directory: str, spec: Spec, console_socket: str = "") -> Job:
+    """The job for a container's own process."""
+    network = spec.namespace("network")
+    return Job(
+        directory,
+        bundle=spec.bundle,
+        terminal=spec.terminal,
+        console_socket=console_socket,
+        size=_console_size(spec.process),
+        network=None if network is None else network.get("path", ""),
+        face=Face(spec.rootfs, _volumes(spec)),
+    )
+
+
+def of_exec(directory: str, process: dict[str, Any], console_socket: str = "") -> Job:
+    """The job for one more process in a container; `process` is checked already."""
+    return Job(
+        directory,
+        process=process,
+        exec_id=f"{os.getpid()}-{os.urandom(6).hex()}",
+        terminal=bool(process.get("terminal", False)),
+        console_socket=console_socket,
+        size=_console_size(process),
+    )
+
+
+def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
+    """(source, destination, read-only) of every bind mount."""
+    found = []
+    for entry in spec.mounts:
+        options = entry.get("options", [])
+        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
+            source = os.path.join(spec.bundle, entry.get("source", ""))
+            found.append((source, entry["destination"], "ro" in options))
+    return found
+
+
+def _console_size(process: dict[str, Any]) -> tuple[int, int]:
+    size = process.get("consoleSize", {})
+    return size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF

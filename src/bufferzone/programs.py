@@ -1,0 +1,23 @@
+"""The programs of ours that others of ours start: one way to say how. Starts nothing.
+
+    shim   owns one sandbox, and makes templates and checkpoints    pool   keeps and boots VMs that wait
+    client stands for a process of a container on the host          bench  measures
+
+Each is a package's `__main__.py`, run by the interpreter that runs us: isolated, without site, in UTF-8.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+#: what every program of ours may count on, whoever starts it
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def argv(package: str, *arguments: str, program: str = "") -> list[str]:
+    """The command line of a package's program; `program` is a Python file to run in its place."""
+    python = sys.executable or "/usr/bin/python3"
+    return [python, "-I", "-S", "-Xutf8", program or f"{_HERE}/{package}/__main__.py", *arguments]
