@@ -184,6 +184,13 @@ TABLE: tuple[Setting, ...] = (
         check=egress.fault,
     ),
     Setting(
+        "open_files",
+        "int",
+        1 << 18,
+        "files of the host that one VM may keep open, those in its kernel's caches included; more: EMFILE",
+        limits=(1024, 1 << 20),
+    ),
+    Setting(
         "image_store",
         "path",
         "",
@@ -222,6 +229,7 @@ class Settings:
     kernel_arguments: list[str]
     vmm: str
     boot_timeout_s: int
+    open_files: int
     templates: bool
     pool_size: int
     pool_idle_s: int

@@ -207,7 +207,7 @@ def virtiofsd(stack: ExitStack, tmp_path: Path) -> tuple[Child, Share]:
     (tmp_path / "tree").mkdir()
     tree = os.open(tmp_path / "tree", os.O_PATH | os.O_DIRECTORY)
     child, share = virtiofs.start(
-        tree, str(tmp_path), uid=UID + 1, gid=UID + 1, log_fd=sys.__stderr__.fileno()
+        tree, str(tmp_path), uid=UID + 1, gid=UID + 1, log_fd=sys.__stderr__.fileno(), open_files=4096
     )
     os.close(tree)
     stack.callback(child.close)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 #: child to agent: write my id maps; this is the pid that counts; here is the terminal's master;
-#: ready for START; apply what needs the guest's root (rlimits, oom score); an error as a ttrpc Status
-MAP, PID, TERMINAL, READY, SETTLE, ERROR = b"U", b"P", b"T", b"R", b"L", b"E"
+#: ready for START; apply what needs the guest's root (rlimits, oom score); here is what hears of my calls
+#: for locks; an error as a ttrpc Status
+MAP, PID, TERMINAL, READY, SETTLE, LOCKS, ERROR = b"U", b"P", b"T", b"R", b"L", b"K", b"E"
 #: agent to child: done what you asked for; go on to the program
 DONE, START = b"d", b"s"
 

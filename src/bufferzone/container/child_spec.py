@@ -38,13 +38,15 @@ class Task:
     `spec` is the container's config.json, `process` its process section or that of an exec. `joins` are
     (descriptor, kind) of namespaces to enter, `unshares` the flags of those to make. `stdio` are three
     descriptors above 2, or none for a terminal. `procs` is the open cgroup.procs to write `0` to.
-    `init_pid` is 0 for the container's own process.
+    `init_pid` is 0 for the container's own process. `locks`: its calls for file locks are the agent's to
+    answer.
     """
 
     __slots__ = (
         "id",
         "init_pid",
         "joins",
+        "locks",
         "process",
         "procs",
         "seccomp",
@@ -61,6 +63,7 @@ class Task:
         self.stdio: tuple[int, int, int] | None = None
         self.procs = -1
         self.init_pid = 0
+        self.locks = False
         self.seccomp, self.seccomp_flags = b"", 0
 
     def descriptors(self) -> list[int]:

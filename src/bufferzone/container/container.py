@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Process:
     """One process of a container.
 
-    `failed(then)` frees it when it never came to run its program, and calls `then`.
+    `failed(then)` frees it when it never came to run its program, and calls `then`. `listen(fd)` gets what
+    hears of its calls for file locks, if it has volumes.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Process:
         nursery: Nursery,
         reply: Reply,
         failed: Callable[[Callable[[], None]], None],
+        listen: Callable[[int], None],
     ) -> None:
         self._loop, self._task, self._cgroup, self._failed = loop, task, cgroup, failed
+        self._listen = listen
         self._pending: Reply | None = reply
         self._failure: BufferzoneError | None = None
         self._waiters: list[Reply] = []
@@ -104,6 +107,8 @@ class Process:
             self._master = fd
             self._outputs[wire.STDOUT] = stdio.Output(self._loop, os.dup(fd))
             self._input = stdio.Input(self._loop, os.dup(fd), terminal=True)
+        elif tag == ch.LOCKS:
+            self._listen(fd)
         elif tag == ch.READY:
             self.state = "created"
             if self._task.init_pid:
@@ -281,7 +286,7 @@ class Container:
         self.resources: dict[str, Any] = (spec.get("linux") or {}).get("resources") or {}
         self.init: Process | None = None
         self.execs: dict[str, Process] = {}
-        self.paused = self.deleting = self.empty = False
+        self.paused = self.deleting = self.empty = self.locks = False
         self.when_gone: list[Callable[[], None]] = []
         self.oom_kills = 0
 

@@ -75,6 +75,8 @@ def execute(program: Program, channel: ChildEnd, task: Task) -> NoReturn:
             pass  # a kernel without keyrings, or the user's quota of them: runc goes on too
         if persona:
             limits.set_personality(PERSONALITIES[str(persona.get("domain") or "LINUX")])
+        if task.locks:
+            _have_locks_heard(channel)
         _take_identity(process, task.seccomp, task.seccomp_flags)
         os.execve(program.path, program.args, program.environment)
     except OSError as error:
@@ -109,6 +111,16 @@ def use_terminal(slave: int, process: dict[str, Any]) -> None:
     uid = int((process.get("user") or {}).get("uid") or 0)
     if uid:
         os.fchown(0, uid, -1)
+
+
+def _have_locks_heard(channel: ChildEnd) -> None:
+    """Let the agent hear of every call for a file lock, see container/locks."""
+    from bufferzone.container.lockcalls import COMMANDS
+    from bufferzone.linux import usernotif
+
+    listener = usernotif.listen(COMMANDS)
+    channel.send(ch.LOCKS, fd=listener)
+    os.close(listener)
 
 
 def _take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) -> None:

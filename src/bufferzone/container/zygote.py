@@ -138,6 +138,7 @@ def _pack(task: Task) -> bytes:
         "kinds": [kind for _, kind in task.joins],
         "stdio": task.stdio is not None,
         "seccomp_flags": task.seccomp_flags,
+        "locks": task.locks,
     }
     text = encode(form)
     return struct.pack("=I", len(text)) + text + task.seccomp
@@ -150,6 +151,7 @@ def _unpack(packet: bytes, fds: tuple[int, ...]) -> Task:
     task = Task(form["id"], form["spec"], form["spec"].get("process") or {} if process is None else process)
     task.init_pid, task.unshares = form["init_pid"], form["unshares"]
     task.seccomp, task.seccomp_flags = packet[4 + length :], form["seccomp_flags"]
+    task.locks = form["locks"]
     task.procs, rest = fds[0], fds[1:]
     task.joins = list(zip(rest, form["kinds"], strict=False))
     if form["stdio"]:

@@ -21,6 +21,7 @@ from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
 from bufferzone.wire import agent as wire
+from bufferzone.wire.locks import LocksRequest
 from bufferzone.wire.network import NetworkRequest
 from bufferzone.wire.proto import Empty, Message
 
@@ -135,7 +136,8 @@ class Agent:
 
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:
         spec = loads(request.spec, "config.json")
-        self._sandbox.create(request.id, spec, (request.seccomp, request.seccomp_flags), reply)
+        seccomp = request.seccomp, request.seccomp_flags
+        self._sandbox.create(request.id, spec, seccomp, request.locks, reply)
 
     def _hold(self, request: Message, reply: Reply) -> None:
         reply.hold()
@@ -233,6 +235,9 @@ class Agent:
             ids, self._oom_ids = self._oom_ids, []
             self._oom_waiter.ok(wire.OomEvents(ids=ids))
             self._oom_waiter = None
+
+    def _locks(self, request: LocksRequest, reply: Reply) -> None:
+        self._sandbox.locks.serve(request, reply)
 
     def _shutdown(self, request: Message, reply: Reply) -> None:
         """Kill every container; when the last is gone: sync, answer, and end once the answer has left."""

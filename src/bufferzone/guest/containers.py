@@ -12,6 +12,7 @@ from bufferzone.container import launch, resources, shared_namespaces, submounts
 from bufferzone.container.cgroup import Cgroup
 from bufferzone.container.child_spec import Task, namespaces
 from bufferzone.container.container import Container, Process
+from bufferzone.container.locks import Broker
 from bufferzone.container.zygote import Nursery
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
 
@@ -33,6 +34,7 @@ class Sandbox:
         self._loop, self._cgroup_root, self._on_oom = loop, cgroup_root, on_oom
         self.containers: dict[str, Container] = {}
         self.nursery = Nursery(loop)
+        self.locks = Broker(loop)
 
     def container(self, id: str) -> Container:
         """Raises `NotFoundError`."""
@@ -51,10 +53,12 @@ class Sandbox:
             )
         return found
 
-    def create(self, id: str, spec: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply) -> None:
+    def create(
+        self, id: str, spec: dict[str, Any], seccomp: tuple[bytes, int], locks: list[str], reply: Reply
+    ) -> None:
         """Make a container; `reply` gets the pid once its process waits for start.
 
-        A failure leaves nothing behind.
+        `locks`: the parts of the share whose files are locked on the host. A failure leaves nothing behind.
         """
         check_id(id)
         if id in self.containers:
@@ -68,6 +72,9 @@ class Sandbox:
         try:
             container.cgroup.apply(resources.settings(container.resources))
             submounts.hold(spec)
+            if locks:
+                task.locks = container.locks = True
+                self.locks.volumes.add(locks, str((spec.get("root") or {}).get("path") or "/"))
             for path, kind in joins:
                 task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
             task.procs = container.cgroup.open_procs()
@@ -78,6 +85,7 @@ class Sandbox:
                 self.nursery,
                 reply,
                 lambda then: self.end(container, then),
+                self.locks.listen,
             )
         except BaseException:
             self._forget(container)
@@ -111,7 +119,7 @@ class Sandbox:
             process["capabilities"] = (container.spec.get("process") or {}).get("capabilities")
         task = Task(id, container.spec, process)
         task.seccomp, task.seccomp_flags = seccomp
-        task.init_pid = container.init.pid
+        task.init_pid, task.locks = container.init.pid, container.locks
         try:
             task.joins = launch.namespaces_of(task.init_pid, container.spec)
             task.procs = container.cgroup.open_procs(task.init_pid)
@@ -121,7 +129,7 @@ class Sandbox:
                 then()
 
             container.execs[exec_id] = Process(
-                self._loop, task, container.cgroup, self.nursery, reply, failed
+                self._loop, task, container.cgroup, self.nursery, reply, failed, self.locks.listen
             )
         finally:
             _close(task)

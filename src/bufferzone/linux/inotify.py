@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 
 from bufferzone.linux.libc import call, encode
 
 _IN_MOVED_FROM, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
+_IN_CLOSE = 0x08 | 0x10
 _GONE = _IN_MOVED_FROM | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 
 
@@ -31,3 +33,36 @@ def drain(fd: int) -> None:
             pass
     except BlockingIOError:
         pass
+
+
+def make() -> int:
+    """An inotify descriptor that watches nothing yet, not blocking."""
+    return call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def add_closing(fd: int, path: str) -> int:
+    """Hear when an open file description of `path` is closed; the number of the watch. Raises OSError."""
+    return call("inotify_add_watch", fd, encode(path), _IN_CLOSE, path=path)
+
+
+def remove(fd: int, watch: int) -> None:
+    """Stop watching; one that is gone is ignored."""
+    try:
+        call("inotify_rm_watch", fd, watch)
+    except OSError:
+        pass
+
+
+def watches_of(fd: int) -> set[int]:
+    """The watches that something was heard of, which is forgotten by that."""
+    found: set[int] = set()
+    try:
+        raw = os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return found
+    at = 0
+    while at + 16 <= len(raw):
+        watch, _, _, length = struct.unpack_from("=iIII", raw, at)
+        found.add(watch)
+        at += 16 + length
+    return found

@@ -76,7 +76,9 @@ def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], 
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
-        starter = Starter("pool", machine, directory, uids, tree, Leftovers(directory), Timeline(), tap)
+        starter = Starter(
+            "pool", machine, directory, uids, tree, Leftovers(directory), Timeline(), tap, settings
+        )
         try:
             started = starter.restore(stack, found)
         finally:

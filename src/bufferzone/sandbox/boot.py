@@ -79,7 +79,7 @@ def boot(
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
         tree = _share(stack, directory) if shares else None
         link = user_network.Link(stack, settings, directory, uids.helper, left.add_process) if user else tap
-        starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link)
+        starter = Starter(container_id, machine, directory, uids, tree, left, timeline, link, settings)
         started = _start(stack, starter, warm, restored)
         agent_client = AgentClient(started.vmm.agent)
         network = user_network.of(stack, link, started.vmm, agent_client, left.add_network, settings.egress)
@@ -233,7 +233,9 @@ class Starter:
         left: Leftovers,
         timeline: Timeline,
         tap: tcfilter.Tap | user_network.Link | None,
+        settings: Settings,
     ) -> None:
+        self._open_files = settings.open_files
         self._tap = -1 if tap is None else tap.fd
         self._name, self._machine, self._directory = name, machine, directory
         self._driver = drivers.find(machine.vmm)
@@ -313,7 +315,14 @@ class Starter:
         self.daemon_log = console.Reader("virtiofsd", read_end, kept)
         try:
             uid = self._uids.helper
-            daemon, shared = virtiofs.start(self._tree.fd, self._directory, uid=uid, gid=uid, log_fd=log_fd)
+            daemon, shared = virtiofs.start(
+                self._tree.fd,
+                self._directory,
+                uid=uid,
+                gid=uid,
+                log_fd=log_fd,
+                open_files=self._open_files,
+            )
         finally:
             os.close(log_fd)
         stack.enter_context(daemon)

@@ -186,7 +186,10 @@ class Containers:
             spec=decided.guest_spec,
             seccomp=container.seccomp.program,
             seccomp_flags=container.seccomp.flags,
+            locks=list(decided.locks),
         )
+        if decided.locks:
+            self._sandbox.serve_locks()
         container.asked = self._call("Create", request, also)
 
     def _call(self, method: str, request: Message, also: Sequence[tuple[str, Message]]) -> list[Pending]:

@@ -70,11 +70,13 @@ class ContainerPlan:
     """One container, decided: what to bind into the share, what the agent gets, which hooks run on the host.
 
     `seccomp` is the spec's section (compiled later) or None. `binds` are in order, the rootfs first unless
-    it is on a disk. `files` are copied into the guest.
+    it is on a disk. `locks` are the names of those whose files may be locked on both sides. `files` are
+    copied into the guest.
     """
 
     id: str
     binds: tuple[Bind, ...]
+    locks: tuple[str, ...]
     files: tuple[FileCopy, ...]
     guest_spec: bytes
     seccomp: dict[str, Any] | None
@@ -219,6 +221,7 @@ def plan_container(
     return ContainerPlan(
         id=container_id,
         binds=tuple(binds),
+        locks=_lockable(guest["mounts"]),
         files=tuple(files),
         guest_spec=text,
         seccomp=seccomp,
@@ -257,6 +260,16 @@ def _copy(
     source = str(entry.get("source") or "")
     source = source if source.startswith("/") else f"{bundle}/{source}"
     return FileCopy(source=source, name=share_name(container_id, str(index))) if is_small(source) else None
+
+
+def _lockable(mounts: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The volumes: what is bound from the host, but for what engines bind into every container."""
+    prefix = f"{agent.SHARE_PATH}/"
+    return tuple(
+        str(entry["source"])[len(prefix) :]
+        for entry in mounts
+        if str(entry.get("source") or "").startswith(prefix) and entry["destination"] not in _ENGINE_FILES
+    )
 
 
 def _is_bind(entry: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import select
 import threading
 
 from bufferzone.errors import BufferzoneError, VmmError
+from bufferzone.sandbox import locks
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -87,7 +88,7 @@ class Sandbox:
         self._greeting, self._settle = greeting, settle
         self._ready, self._settled = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = self._locks_served = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._end = False
 
@@ -157,6 +158,15 @@ class Sandbox:
         self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self._boot_timeout_s)
 
     # ---- while it is up
+
+    def serve_locks(self) -> None:
+        """Hold locks of files in the share for the guest from now on; a second call changes nothing."""
+        with self._lock:
+            begun, self._locks_served = self._locks_served, True
+        if not begun and self.share is not None:
+            threading.Thread(
+                target=locks.serve, args=(self.agent, self.share), name="locks", daemon=True
+            ).start()
 
     @property
     def vcpus(self) -> int:

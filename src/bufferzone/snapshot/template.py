@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _MOST_LOG = 64 << 10
+_OPEN_FILES = 1024  # of a virtiofsd with nothing to serve
 
 
 class Maker:
@@ -201,7 +202,9 @@ def _empty_share(stack: ExitStack, directory: str, uid: int) -> Share:
     tree = stack.enter_context(share.Tree(place))
     log_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        daemon, shared = virtiofs.start(tree.fd, directory, uid=uid, gid=uid, log_fd=log_fd)
+        daemon, shared = virtiofs.start(
+            tree.fd, directory, uid=uid, gid=uid, log_fd=log_fd, open_files=_OPEN_FILES
+        )
     finally:
         os.close(log_fd)
     stack.enter_context(daemon)

@@ -134,6 +134,11 @@ class Tree:
                 mnt.unmount(target, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
                 _remove_point(target)
 
+    def names(self) -> list[str]:
+        """What is in the tree now."""
+        with self._lock:
+            return list(self._names)
+
     def close(self) -> None:
         """Unmount everything. May be called twice."""
         if self.fd >= 0:

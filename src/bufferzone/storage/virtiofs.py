@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 #: where the tree is in virtiofsd's jail
 TREE_PATH = "/tree"
-#: open files and inodes the guest keeps referenced; lowered to the hard limit
-OPEN_FILES = 1 << 20
 _PLACES = (
     ("rust", "/usr/libexec/virtiofsd"),
     ("rust", "/usr/bin/virtiofsd"),
@@ -98,7 +96,8 @@ def _c_argv(path: str, listen_fd: int) -> list[str]:
         "xattr",
         # each bind below the tree is its own file system in the guest: inode numbers do not collide
         "announce_submounts",
-        # locks are the guest kernel's: a remote lock that waits would block virtiofsd's only queue
+        # a remote lock that waits would block virtiofsd's only queue, one that fcntl(2) waits for fails: the
+        # host's half of locks is storage/locks
         "no_flock",
         "no_posix_lock",
     )
@@ -163,18 +162,26 @@ def describe_jail(
 
 
 def start(
-    tree_fd: int, socket_dir: str, *, uid: int, gid: int, log_fd: int, cgroups: tuple[int, ...] = ()
+    tree_fd: int,
+    socket_dir: str,
+    *,
+    uid: int,
+    gid: int,
+    log_fd: int,
+    open_files: int,
+    cgroups: tuple[int, ...] = (),
 ) -> tuple[Child, Share]:
     """Start virtiofsd for the tree that `tree_fd` (O_PATH) refers to; returns it and the share for the VMM.
 
-    `socket_dir` is a private directory in which a socket has a name for a moment: vhost-user wants a
-    listening socket, and only a named one can be connected to. `Share.fd` is the connected end; the caller
-    closes it after the VMM has it. virtiofsd ends when that connection does. Raises HostError; then nothing
-    is left.
+    `open_files` bounds its descriptors, one for each file that the guest has open and each inode in the
+    guest's caches; lowered to the hard limit. `socket_dir` is a private directory in which a socket has a
+    name for a moment: vhost-user wants a listening socket, and only a named one can be connected to.
+    `Share.fd` is the connected end; the caller closes it after the VMM has it. virtiofsd ends when that
+    connection does. Raises HostError; then nothing is left.
     """
     program = find_program()
     uid, gid = _ids(program, uid, gid)
-    open_files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    open_files = min(open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     listener, client = connected_pair(socket_dir)
     with listener, client:
         confined = describe_jail(

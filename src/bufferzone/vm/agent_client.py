@@ -30,6 +30,7 @@ _LIMITS_S: dict[str, float | None] = {
     "Read": None,
     "Write": None,
     "WaitOom": None,
+    "Locks": None,
     "Create": 240.0,  # createContainer hooks run in it; Podman gives up after as long
     "Start": 240.0,
     "Exec": 120.0,

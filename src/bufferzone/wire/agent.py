@@ -6,6 +6,7 @@ never a host path, an argv or a format string. Payloads stay below `CHUNK` for s
 
 from __future__ import annotations
 
+from bufferzone.wire.locks import LocksRequest, LocksResponse
 from bufferzone.wire.network import NetworkRequest
 from bufferzone.wire.proto import Empty, Message, blob, boolean, messages, sint, string, strings, uint
 
@@ -101,13 +102,15 @@ class CreateRequest(Message):
 
     `spec` is JSON in the shape of an OCI config.json whose mount sources and root path are guest paths, whose
     hooks are only createContainer and startContainer, and without linux.seccomp: the compiled filter is
-    `seccomp` (array of struct sock_filter, native byte order) with `seccomp_flags` for seccomp(2).
+    `seccomp` (array of struct sock_filter, native byte order) with `seccomp_flags` for seccomp(2). `locks`:
+    the names in the share whose files are locked on the host, see `wire.locks`.
     """
 
     id: str = string(1)
     spec: bytes = blob(2)
     seccomp: bytes = blob(3)
     seccomp_flags: int = uint(4)
+    locks: list[str] = strings(5)
 
 
 class AdoptRequest(Message):
@@ -263,5 +266,6 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Stats": (ProcessRef, StatsResponse),
     "Pids": (ProcessRef, PidsResponse),
     "WaitOom": (Empty, OomEvents),
+    "Locks": (LocksRequest, LocksResponse),
     "Shutdown": (Empty, Empty),
 }

@@ -1,0 +1,211 @@
+"""Locks of files on a volume hold between VMs and against the host, and who has one sees what was written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vm.podman import read_until
+from vm.test_podman_volumes import PYTHON
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
+
+LONG_S = 900.0
+#: PATH TIMES HOW: adds one TIMES times, under a lock; says done
+COUNT = """
+import fcntl, os, sys
+path, times, lock = sys.argv[1], int(sys.argv[2]), getattr(fcntl, sys.argv[3])
+for _ in range(times):
+    fd = os.open(path, os.O_RDWR)
+    lock(fd, fcntl.LOCK_EX)
+    value = int(os.pread(fd, 100, 0)) + 1
+    os.pwrite(fd, b"%d" % value, 0)
+    os.close(fd)
+print("done")
+"""
+#: PATH TIMES: adds one TIMES times, in a transaction each; says done, or what the database says
+ADD = """
+import sqlite3, sys
+path, times = sys.argv[1], int(sys.argv[2])
+base = sqlite3.connect(path, timeout=600, isolation_level=None)
+try:
+    for _ in range(times):
+        base.execute("begin immediate")
+        base.execute("update t set v = v + 1")
+        base.execute("commit")
+    print("done")
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+#: PATH HOW: holds a lock until its input ends
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "r+")
+getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+#: PATH HOW: tries for a lock, says got it or the errno's name
+TRY = """
+import errno, fcntl, sys
+file = open(sys.argv[1], "r+")
+try:
+    getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("got it")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.fixture(scope="module")
+def volume(podman):
+    directory: Path = podman.directory / "locked"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def boxes(podman, nothing_left, volume):
+    """Two containers, so two VMs, with the volume at /l."""
+    names = ("lock-one", "lock-two")
+    for name in names:
+        words = ["--volume", f"{volume}:/l", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host"]
+        podman("run", "--detach", "--name", name, *words, podman.image, "sleep", "1000000")
+    yield names
+    for name in names:
+        podman("rm", "--force", "--time", "0", name)
+
+
+@pytest.fixture
+def file(volume):
+    path = volume / "f"
+    path.write_text("text")
+    return path
+
+
+def run(podman, box: str, program: str, *words: object, start: bool = False, **more):
+    words = ("exec", *(["--interactive"] if start else []), box, *PYTHON, program, *words)
+    if start:
+        return podman.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **more)
+    return podman(*words, **more).text
+
+
+def on_host(program: str, *words: object) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-ISc", program, *map(str, words)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def is_free(path: Path, how: str) -> bool:
+    with open(path, "r+") as opened:
+        try:
+            getattr(fcntl, how)(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def becomes_free(path: Path, how: str) -> bool:
+    """A lock of a process that has ended is given back in a moment: who waits for it gets it."""
+    program = f"import fcntl, sys; fcntl.{how}(open(sys.argv[1], 'r+'), fcntl.LOCK_EX)"
+    return subprocess.run([sys.executable, "-ISc", program, path], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["flock", "lockf"])
+def test_what_one_container_has_locked_neither_the_host_nor_another_gets(podman, boxes, file, how):
+    with run(podman, boxes[0], HOLD, "/l/f", how, start=True) as holder:
+        read_until(holder.stdout, b"held")
+        assert not is_free(file, how)
+        assert run(podman, boxes[1], TRY, "/l/f", how) == "EAGAIN"
+        assert run(podman, boxes[0], TRY, "/l/f", how) == "EAGAIN"
+        holder.stdin.close()
+        assert holder.wait(60) == 0
+    assert becomes_free(file, how)
+    assert run(podman, boxes[1], TRY, "/l/f", how) == "got it"
+
+
+@pytest.mark.parametrize("how", ["flock", "lockf"])
+def test_what_the_host_has_locked_no_container_gets_and_who_waits_gets_it_then(podman, boxes, file, how):
+    with open(file, "r+") as opened:
+        getattr(fcntl, how)(opened, fcntl.LOCK_EX)
+        assert run(podman, boxes[0], TRY, "/l/f", how) == "EAGAIN"
+        with run(podman, boxes[0], HOLD, "/l/f", how, start=True) as waiting:
+            # while it waits, the share serves everybody, the lock's file included
+            assert run(podman, boxes[0], "print(open('/l/f').read())") == "text"
+            assert waiting.poll() is None
+            fcntl.flock(opened, fcntl.LOCK_UN)
+            fcntl.lockf(opened, fcntl.LOCK_UN)
+            read_until(waiting.stdout, b"held")
+            waiting.stdin.close()
+            assert waiting.wait(60) == 0
+
+
+def test_a_killed_vm_lets_go_of_its_locks(podman, boxes, volume, file):
+    words = ["--volume", f"{volume}:/l", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host"]
+    words += ["--interactive", "--name", "lock-killed", podman.image, *PYTHON, HOLD, "/l/f", "flock"]
+    with podman.start("run", *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        read_until(holder.stdout, b"held")
+        assert not is_free(file, "flock")
+        podman("kill", "lock-killed")
+        holder.wait(60)
+    assert becomes_free(file, "flock")
+    podman("rm", "--force", "--time", "0", "lock-killed")
+
+
+def counted(podman, boxes, program: str, path: Path, of_box: int, of_host: int, *words: str) -> list[str]:
+    """Run `program` in both containers and on the host at once; what each says."""
+    runs = [run(podman, box, program, f"/l/{path.name}", of_box, *words, start=True) for box in boxes]
+    if of_host:
+        runs.append(on_host(program, path, of_host, *words))
+    return [one.communicate(timeout=LONG_S)[0].decode().strip() for one in runs]
+
+
+@pytest.mark.parametrize("how", ["flock", "lockf"])
+def test_increments_of_two_containers_and_the_host_are_all_there(podman, boxes, volume, how):
+    counter = volume / f"counter-{how}"
+    counter.write_text("0")
+    assert counted(podman, boxes, COUNT, counter, 100, 4800, how) == ["done"] * 3
+    assert int(counter.read_text()) == 5000
+
+
+def database(path: Path, mode: str) -> Path:
+    base = sqlite3.connect(path)
+    assert base.execute(f"pragma journal_mode = {mode}").fetchone() == (mode,)
+    base.execute("create table t (v)")
+    base.execute("insert into t values (0)")
+    base.commit()
+    base.close()
+    return path
+
+
+def value_of(path: Path) -> int:
+    base = sqlite3.connect(path)
+    assert base.execute("pragma integrity_check").fetchone() == ("ok",)
+    (found,) = base.execute("select v from t").fetchone()
+    base.close()
+    return int(found)
+
+
+def test_a_database_with_a_rollback_journal_loses_nothing(podman, boxes, volume):
+    base = database(volume / "rollback.db", "delete")
+    assert counted(podman, boxes, ADD, base, 100, 9800) == ["done"] * 3
+    assert value_of(base) == 10_000
+
+
+def test_a_database_with_a_write_ahead_log_is_one_kernels_at_a_time_and_loses_nothing(podman, boxes, volume):
+    base = database(volume / "wal.db", "wal")
+    kept = sqlite3.connect(base)  # a connection of the host, which has the index mapped
+    assert kept.execute("select v from t").fetchone() == (0,)
+    short = ADD.replace("timeout=600", "timeout=1")
+    assert "locked" in run(podman, boxes[0], short, "/l/wal.db", 1)
+    kept.close()
+    assert counted(podman, boxes, ADD, base, 100, 0) == ["done"] * 2
+    assert value_of(base) == 200
+    assert run(podman, boxes[0], ADD, "/l/wal.db", 50) == "done"
+    assert value_of(base) == 250
+    assert not os.path.exists(f"{base}-shm")
