@@ -69,8 +69,10 @@ def target_of(asked: Asked) -> tuple[int, int]:
     return pid, usernotif.descriptor_of(pid, number)
 
 
-def understand(call: Call) -> None:
-    """Fill in what the call says. Raises OSError with the errno that the kernel would give."""
+def understand(call: Call) -> bool:
+    """Fill in what the call says; False where it is this kernel's alone. Raises OSError with the errno that
+    the kernel would give.
+    """
     asked = call.asked
     if asked.arch != usernotif.X86_64:
         raise OSError(errno.ENOLCK, "a 32-bit program's lock on a volume")
@@ -80,13 +82,14 @@ def understand(call: Call) -> None:
         if mode is None:
             raise OSError(errno.EINVAL, "flock")
         call.segment, call.waits = (0, END, mode), not operation & _LOCK_NOW
-        return
+        return True
     command = asked.arguments[1] & 0xFFFFFFFF
     if command == filelock.F_SETLEASE:
         if asked.arguments[2] & 0xFFFFFFFF == filelock.LEASE_UNLOCK:
-            return
+            return False
         raise OSError(errno.EINVAL, "nobody would hear of the other side's open(2)")
     _understand_range(call, command)
+    return True
 
 
 def _understand_range(call: Call, command: int) -> None:

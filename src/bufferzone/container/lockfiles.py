@@ -146,7 +146,16 @@ class Names:
 def refresh_pages(fd: int) -> None:
     """What was read of the file before is read again; pages that are mapped go where its mtime tells."""
     filelock.look_again(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_back(fd: int) -> None:
+    """What was written through a mapping goes to the host; a failure is msync(2)'s to tell."""
+    try:
+        filelock.write_back(fd)
+    except OSError:
+        pass
 
 
 def _path_in(volume: str, path: str, facts: os.stat_result) -> str | None:
@@ -160,7 +169,10 @@ def _path_in(volume: str, path: str, facts: os.stat_result) -> str | None:
             continue
         if (found.st_dev, found.st_ino) == (facts.st_dev, facts.st_ino):
             return rest
-    top = os.stat(f"{SHARE_PATH}/{volume}")
+    try:
+        top = os.stat(f"{SHARE_PATH}/{volume}")
+    except OSError:
+        return None  # its container is gone
     return "" if (top.st_dev, top.st_ino) == (facts.st_dev, facts.st_ino) else None
 
 

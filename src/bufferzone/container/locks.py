@@ -17,8 +17,8 @@ import time
 
 from bufferzone.container import lockcalls, lockfiles, lockranges
 from bufferzone.container.lockfiles import File
-from bufferzone.container.loop import READ, warn
-from bufferzone.linux import filelock, inotify, timer, usernotif
+from bufferzone.container.loop import READ, report, warn
+from bufferzone.linux import inotify, timer, usernotif
 from bufferzone.linux.filelock import END
 from bufferzone.wire.locks import EXCLUSIVE, FLOCK, NONE, RANGE, LocksResponse, LockStep
 
@@ -70,7 +70,7 @@ class Broker:
         asked, self._asked = self._asked, []
         for (_, then), result in zip(asked, request.results, strict=False):
             if then is not None:
-                then(result)
+                _guarded(then, result)
         self._host = reply
         self._tell_host()
 
@@ -88,13 +88,20 @@ class Broker:
             usernotif.go_on(listener, asked)  # the kernel says it best: EBADF
             return
         call = lockcalls.Call(listener, asked, pid, fd)
+        if usernotif.waits(listener, asked):
+            self._answered(call, lambda: self._take(call))
+        else:
+            call.close()
+
+    def _answered(self, call: Call, work: Callable[[], None]) -> None:
+        """Do `work` for a call. Whatever happens, it gets an answer: nobody else would give it one."""
         try:
-            if usernotif.waits(listener, asked):
-                self._take(call)
-            else:
-                call.close()
+            work()
         except OSError as error:
             self._refuse(call, error.errno or errno.ENOLCK)
+        except Exception as error:
+            report(error)
+            self._refuse(call, errno.ENOLCK)
 
     def _tell_host(self) -> None:
         if self._steps and self._host is not None and self._host.awaited and not self._asked:
@@ -129,7 +136,9 @@ class Broker:
         if place is None:
             self._let_go_on(call)
             return
-        lockcalls.understand(call)
+        if not lockcalls.understand(call):
+            self._let_go_on(call)
+            return
         file = file or self._file_of(place, call.fd)
         if call.segment[2] == NONE and not call.test:
             self._unlock(call, file)
@@ -139,7 +148,7 @@ class Broker:
             self._lock(call, file, _FIRST_S)
 
     def _unlock(self, call: Call, file: File) -> None:
-        filelock.write_back(call.fd)
+        lockfiles.write_back(call.fd)
         if call.of_file:
             call.lock_here()
             self._answer(call, 0)
@@ -159,7 +168,9 @@ class Broker:
 
         def found(result: LockResult) -> None:
             file.asking -= 1
-            if result.error or not result.mode:
+            if result.error:
+                self._refuse(call, result.error)
+            elif not result.mode:
                 self._let_go_on(call)
             elif usernotif.waits(call.listener, call.asked):
                 call.answer_test(result.mode, result.start, result.end)
@@ -198,7 +209,7 @@ class Broker:
                     file.held[call.kind] = lockranges.merge([*file.held[call.kind], segment])
                 if not left:
                     file.asking -= 1
-                    self._host_said(call, file, failed, pause_s)
+                    self._answered(call, lambda: self._host_said(call, file, failed, pause_s))
 
             return one
 
@@ -250,7 +261,7 @@ class Broker:
     def _again(self, call: Call, file: File, pause_s: float) -> None:
         def again() -> None:
             file.waiting -= 1
-            self._lock(call, file, min(2 * pause_s, _LONGEST_S))
+            self._answered(call, lambda: self._lock(call, file, min(2 * pause_s, _LONGEST_S)))
 
         file.waiting += 1
         self._look(file)
@@ -357,7 +368,7 @@ class Broker:
         ready = [then for at, _, then in self._due if at <= now]
         self._due = [row for row in self._due if row[0] > now]
         for then in ready:
-            then()
+            _guarded(then)
         if self._due:
             timer.set_in(self._timer, self._due[0][0] - time.monotonic())
 
@@ -366,6 +377,14 @@ class Broker:
         for file in [file for file in self._files.values() if file.watch in closed]:
             file.looks = 0
             self._look(file)
+
+
+def _guarded(work: Callable[..., None], *given: LockResult) -> None:
+    """A failure is one file's, and the rest goes on."""
+    try:
+        work(*given)
+    except Exception as error:
+        report(error)
 
 
 def _complain(result: LockResult) -> None:
