@@ -11,16 +11,22 @@ import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.linux import apart as mount_namespaces
+from bufferzone.linux import mount
 from bufferzone.model import Bind
 from bufferzone.storage import share, virtiofs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
 
 
+def mounts_below(base: Path) -> list[str]:
+    """The host's mounts there; others come and go with whatever else the machine does."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {base}" in line]
+
+
 def apart(check: Callable[[share.Tree], None], base: Path) -> None:
     """Run `check` with a tree, in a forked child; what it prints on failure ends up in the report."""
     (base / "tree").mkdir()
-    before = Path("/proc/self/mountinfo").read_text()
+    before = mounts_below(base)
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -36,7 +42,7 @@ def apart(check: Callable[[share.Tree], None], base: Path) -> None:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     assert status == 0, (base / "failure").read_text()
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert mounts_below(base) == before
 
 
 def test_directories_and_files_are_bound_and_removed(tmp_path: Path) -> None:
@@ -56,6 +62,33 @@ def test_directories_and_files_are_bound_and_removed(tmp_path: Path) -> None:
         assert os.listdir(root) == ["file"]
         tree.add(Bind(source=str(tmp_path / "data"), name="dir"))
         assert (root / "dir" / "new").read_text() == "n"
+
+    apart(check, tmp_path)
+
+
+def test_files_without_a_size_are_refused_and_what_is_mounted_below_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "data" / "proc").mkdir(parents=True)
+    (tmp_path / "data" / "with \\ blank").mkdir()
+    (tmp_path / "data" / "plain").write_text("plain")
+
+    def check(tree: share.Tree) -> None:
+        with pytest.raises(
+            HostError, match="cannot share /proc/cpuinfo: files of proc have no size"
+        ) as caught:
+            tree.add(Bind(source="/proc/cpuinfo", name="cpus"))
+        assert caught.value.code == "pseudo-files"
+        for name in ("proc", "with \\ blank"):
+            mount.mount("proc", str(tmp_path / "data" / name), "proc")
+        tree.add(Bind(source=str(tmp_path / "data"), name="all"))
+        tree.add(Bind(source=str(tmp_path / "data"), name="top", recursive=False))
+        for name in ("proc", "with \\ blank"):
+            assert os.listdir(tmp_path / "tree" / "all" / name) == []
+            assert (tmp_path / "data" / name / "loadavg").read_text()
+            mount.unmount(str(tmp_path / "data" / name))
+        assert (tmp_path / "tree" / "all" / "plain").read_text() == "plain"
+        assert sorted(os.listdir(tmp_path / "tree")) == ["all", "top"]
+        tree.remove("all")
+        tree.remove("top")
 
     apart(check, tmp_path)
 

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 
-from bufferzone.linux import filelock
+from bufferzone.linux import filelock, filesystem
 from bufferzone.wire.agent import SHARE_PATH
 from bufferzone.wire.locks import FLOCK, RANGE
 
@@ -105,7 +105,7 @@ class Volumes:
         if (facts.st_dev, facts.st_ino) in self._files:
             return Place(self._files[facts.st_dev, facts.st_ino], "", facts)
         known = self._device.get(facts.st_dev)
-        if known == "" or (known is None and not filelock.is_fuse(fd)):
+        if known == "" or (known is None and filesystem.magic_of(fd) != filesystem.FUSE):
             return None
         for name in [known] if known else self._names:
             path = _path_in(name, os.readlink(f"/proc/self/fd/{fd}"), facts)

@@ -1,6 +1,6 @@
 """Locks of an open file description, and what makes a network file system look at its server again.
 
-Source: fcntl(2) "Open file description locks", flock(2), statx(2) AT_STATX_FORCE_SYNC, statfs(2), mount(2).
+Source: fcntl(2) "Open file description locks", flock(2), statx(2) AT_STATX_FORCE_SYNC, mount(2).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import struct
 
 from bufferzone.linux import mount as lm
-from bufferzone.linux.libc import AT_EMPTY_PATH, call, syscall
+from bufferzone.linux.libc import AT_EMPTY_PATH, syscall
 
 F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 5, 6, 7, 36, 37, 38
 F_SETLEASE = 1024
@@ -23,7 +23,6 @@ END = (1 << 63) - 1
 _FLOCK = struct.Struct("=hhxxxxqqixxxx")  # struct flock where off_t has 64 bits
 FLOCK_SIZE = _FLOCK.size
 _STATX, _FORCE_SYNC, _STATX_ALL = 332, 0x2000, 0x7FF
-_FUSE_MAGIC = 0x65735546
 _SYNC_FILE_RANGE, _WRITE_AND_WAIT = 277, 7
 
 
@@ -74,10 +73,3 @@ def _flags_of(path: str) -> int:
 def write_back(fd: int) -> None:
     """Give the server what was written through a mapping; raises OSError."""
     syscall(_SYNC_FILE_RANGE, "sync_file_range", fd, 0, 0, _WRITE_AND_WAIT)
-
-
-def is_fuse(fd: int) -> bool:
-    """Whether the file lies on FUSE, of which virtiofs is one."""
-    buffer = ctypes.create_string_buffer(256)
-    call("fstatfs", fd, buffer)
-    return int(struct.unpack_from("=q", buffer.raw)[0]) == _FUSE_MAGIC

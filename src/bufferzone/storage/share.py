@@ -16,6 +16,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
 from bufferzone.linux import userns
 from bufferzone.linux.process import CLONE_NEWNS, unshare
+from bufferzone.storage import pseudofiles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from bufferzone.model import Bind
 
-    Picked = tuple[int, bool]
+    Picked = tuple[int, bool, list[str]]
 
 
 def own_namespace() -> None:
@@ -106,7 +107,7 @@ class Tree:
         """
         _check_name(bind.name)
         try:
-            tree, directory = _pick(bind) if where is None else where(partial(_pick, bind))
+            tree, directory, pseudo = _pick(bind) if where is None else where(partial(_pick, bind))
         except OSError as error:
             raise _refused(bind, error) from error
         try:
@@ -119,6 +120,7 @@ class Tree:
                     _remove_point(target)
                     raise
                 self._names.append(bind.name)
+                _take_off(target, pseudo)
         except OSError as error:
             raise _refused(bind, error) from error
         finally:
@@ -163,16 +165,27 @@ def _check_name(name: str) -> None:
 
 
 def _pick(bind: Bind) -> Picked:
-    """A detached, restricted copy of the source's tree, and whether it is a directory. Raises OSError."""
+    """A detached, restricted copy of the source's tree, whether it is a directory, and what of it has to be
+    taken off. Raises OSError, `HostError`.
+    """
     source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
     try:
+        kind = pseudofiles.kind_of(source)
+        if kind:
+            raise HostError(
+                f"cannot share {bind.source}: files of {kind} have no size, so a guest would find them empty",
+                hint="copy what is needed into a file",
+                code="pseudo-files",
+            )
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        pseudo = pseudofiles.mounted_below(source) if bind.recursive and directory else []
         tree = mnt.open_tree("", at=source, recursive=bind.recursive)
         try:
             _restrict(tree, bind)
         except OSError:
             os.close(tree)
             raise
-        return tree, stat.S_ISDIR(os.fstat(source).st_mode)
+        return tree, directory, pseudo
     finally:
         os.close(source)
 
@@ -186,6 +199,19 @@ def _restrict(tree: int, bind: Bind) -> None:
     """
     add = mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOSUID | (mnt.MOUNT_ATTR_RDONLY if bind.read_only else 0)
     mnt.set_attributes(tree, add=add, propagation=mnt.MS_PRIVATE, recursive=bind.recursive)
+
+
+def _take_off(target: str, pseudo: list[str]) -> None:
+    """Unmount below an attached bind; where a user namespace may not, it is covered."""
+    for path in pseudo:
+        place = os.path.join(target, path)
+        if not os.path.lexists(place):
+            continue  # it went with one above
+        try:
+            mnt.unmount(place, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
+        except OSError:
+            flags = mnt.MS_RDONLY | mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
+            mnt.mount("bufferzone", place, "tmpfs", flags, "nr_inodes=2,size=4k")
 
 
 def _make_point(target: str, directory: bool) -> None:
