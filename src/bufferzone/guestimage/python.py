@@ -31,8 +31,9 @@ _STANDARD_LIBRARY = """
     _weakrefset abc annotationlib ast base64 bisect codecs collections/ contextlib copy copyreg
     ctypes/ dataclasses dis enum fnmatch functools genericpath glob heapq importlib/ inspect io
     ipaddress json/ keyword linecache locale opcode operator os pathlib pathlib/ posixpath pty queue
-    random re/ reprlib selectors shutil signal socket stat string string/ struct subprocess tempfile
-    textwrap threading token tokenize traceback tty types typing uuid warnings weakref
+    random re/ reprlib selectors shutil signal socket stat string string/ struct subprocess
+    sysconfig/ tempfile textwrap threading token tokenize traceback tty types typing uuid warnings
+    weakref
 """
 STANDARD_LIBRARY = frozenset(_STANDARD_LIBRARY.split())
 #: Codecs: what the interpreter asks for at start, and what programs in a container may have in their names.

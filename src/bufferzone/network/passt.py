@@ -74,6 +74,8 @@ def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -
         ),
         # it looks there for the name of its build for AVX2
         links=(*links, ("/proc/self/exe", program)),
+        # whether it is in the first user namespace: the one of Debian 13 does not start without the answer
+        proc=("self/uid_map",),
         devices=("null", "urandom"),
         namespaces=("ipc", "uts", "pid"),
         confines_itself=True,
