@@ -11,7 +11,6 @@ import os
 import time
 
 from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.jsontext import quote
 
 TYPE_CHECKING = False
 
@@ -30,6 +29,8 @@ def line_of(error: BaseException) -> str:
 
 def record(message: str, form: str, now: float, level: str = "error") -> str:
     """One log record, logrus' fields: `json` or `text`."""
+    from bufferzone.jsontext import quote  # which `state` does not need
+
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     if form == "json":
         return f'{{"level":"{level}","msg":{quote(message)},"time":"{stamp}"}}\n'

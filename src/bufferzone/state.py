@@ -27,6 +27,7 @@ CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", 
 OCI_VERSION = "1.2.0"
 STATE, OWNER, LEFTOVERS, SOCKET = "state.json", "owner", "leftovers.json", "shim.sock"
 POOL = "@pool"  # beside the containers, with a name that no id can be
+POOL_SOCKET = "keeper.sock"  # in it
 MAX_ID = 255
 
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")

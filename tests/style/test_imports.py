@@ -21,8 +21,6 @@ LAYERS = (
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 #: units of one layer that do not know each other
 INDEPENDENT = {*LAYERS[3], "sandbox", "cli", *LAYERS[5]}
-#: the program of the shim is also the pool's: it hands its command line on
-HANDED_ON = {("shim/__main__.py", "pool")}
 
 #: unit -> the only units that may import it
 ONLY_IMPORTED_BY = {
@@ -72,7 +70,7 @@ def test_a_lower_layer_never_imports_a_higher_one():
     for source in package():
         for found, unit in _ours(source):
             above = LEVEL.get(unit, 99) > LEVEL.get(source.unit, 99)
-            if unit and above and (source.module, unit) not in HANDED_ON:
+            if unit and above:
                 findings.append(source.at(found.node, f"{source.unit} imports {unit}, which lies above it"))
     report(findings)
 
@@ -92,7 +90,7 @@ def test_what_only_some_may_import_is_imported_by_them_alone():
     for source in package():
         for found, unit in _ours(source):
             allowed = source.unit in ONLY_IMPORTED_BY.get(unit, {source.unit})
-            if not allowed and (source.module, unit) not in HANDED_ON:
+            if not allowed:
                 findings.append(source.at(found.node, f"only {ONLY_IMPORTED_BY[unit]} may import {unit}"))
             if unit and unit not in ONLY_IMPORTS.get(source.unit, {unit}):
                 findings.append(source.at(found.node, f"{source.unit} may not import {unit}"))

@@ -15,7 +15,6 @@ from pathlib import Path
 from bufferzone import config, state
 from bufferzone.client import pool_claim
 from bufferzone.oci import Spec
-from bufferzone.pool import listener
 from bufferzone.pool.keeper import Keeper
 
 FAKE = str(Path(__file__).resolve().parents[1] / "fakes" / "fake_waiter.py")
@@ -58,7 +57,7 @@ class Running:
     def ask(self, what: str) -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(120)
-            sock.connect(str(self.directory / listener.SOCKET))
+            sock.connect(str(self.directory / state.POOL_SOCKET))
             sock.sendall(json.dumps({"do": what}).encode() + b"\n")
             found = b""
             while data := sock.recv(1 << 16):

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from bufferzone import config, state
+from bufferzone import config, jsontext, state
 from bufferzone.client import pool_claim
 from bufferzone.oci import Spec
-from bufferzone.pool import keeper, listener, warmup
+from bufferzone.pool import keeper, warmup
 from bufferzone.vm import cgroups
 from unit.pool_world import Running, is_there
 
@@ -150,7 +150,7 @@ def test_a_caller_of_other_namespaces_is_refused(begin, monkeypatch):
 def test_nonsense_on_the_socket_hurts_nobody(begin, data):
     running = begin()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.connect(str(running.directory / listener.SOCKET))
+        sock.connect(str(running.directory / state.POOL_SOCKET))
         try:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -167,7 +167,7 @@ def test_without_a_keeper_a_claim_says_so(tmp_path):
 
 def test_requests_are_json_as_json_writes_it():
     value = {"a": [1, True, "x\n\udc80\u20ac"], "b": {"c": False, "d": -3}}
-    assert json.loads(pool_claim.to_json(value)) == value
+    assert json.loads(jsontext.dumps(value)) == value
 
 
 def test_the_rehearsed_program_says_its_word_and_ends(tmp_path):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from bufferzone import jsontext, state
 from bufferzone.client import pool_claim
 from bufferzone.linux import inotify
 from bufferzone.oci import Spec
@@ -41,7 +42,7 @@ def assert_ended(running):
 
 
 def lose_socket(running):
-    os.unlink(running.directory / listener.SOCKET)
+    os.unlink(running.directory / state.POOL_SOCKET)
 
 
 def remove(directory):
@@ -66,7 +67,7 @@ def replace(running):
     """As another keeper would."""
     path = running.directory / "new"
     path.write_text("another's")
-    path.rename(running.directory / listener.SOCKET)
+    path.rename(running.directory / state.POOL_SOCKET)
 
 
 @pytest.mark.parametrize("lose", [lose_socket, wipe, wipe_pool, rename, replace])
@@ -114,7 +115,7 @@ def test_strange_files_are_passed_over_and_left_alone(begin, tmp_path):
 
 
 def test_a_directory_in_the_sockets_place_is_one_clear_line(begin, tmp_path):
-    (tmp_path / "root" / "@pool" / listener.SOCKET).mkdir(parents=True)
+    (tmp_path / "root" / "@pool" / state.POOL_SOCKET).mkdir(parents=True)
     with pytest.raises(keeper.HostError, match=r"cannot listen in .*@pool: Is a directory"):
         begin()
 
@@ -157,7 +158,7 @@ def test_a_claim_as_long_as_requests_may_be_reaches_its_waiter(begin):
     directory = running.root / "c"
     directory.mkdir()
     spec = Spec({}, "/" + "\u20ac" * 1000)
-    request = pool_claim.to_json(pool_claim.shape(spec, settings))
+    request = jsontext.dumps(pool_claim.shape(spec, settings))
     assert len(request) < listener.MOST_REQUEST - 8192
     assert len(json.dumps(json.loads(request))) > listener.MOST_REQUEST
     assert pool_claim.claim(str(directory), spec, settings) == 0  # from now on they wait for it
@@ -214,7 +215,7 @@ def test_a_second_caller_is_served_while_the_first_says_nothing(begin):
     running = begin()
     running.await_states("waiting")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
-        silent.connect(str(running.directory / listener.SOCKET))
+        silent.connect(str(running.directory / state.POOL_SOCKET))
         assert len(json.loads(running.ask("list"))["vms"]) == 1
 
 

@@ -239,11 +239,11 @@ def test_a_waiting_vm_without_its_virtiofsd_is_replaced(pool: Pool, made: Path) 
 
 
 def test_of_two_keepers_that_begin_at_once_one_stays(pool: Pool, made: Path) -> None:
-    program = Path(__file__).parents[2] / "src" / "bufferzone" / "shim" / "__main__.py"
+    program = Path(__file__).parents[2] / "src" / "bufferzone" / "pool" / "__main__.py"
     root = pool.runtime.root
     pool.directory.mkdir(parents=True, exist_ok=True)
     shape = json.dumps({"settings": shape_of(settings_of(pool)), "spec": {}})
-    words = ["/usr/bin/env", "python3", "-IS", str(program), "-root", str(root), "-shape", shape, "pool"]
+    words = ["/usr/bin/env", "python3", "-IS", str(program), "-root", str(root), "-shape", shape, "keep"]
     with (pool.directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one more, that has not come to its socket yet
         first = subprocess.Popen([*pool.before, *words], stderr=subprocess.PIPE)

@@ -21,6 +21,7 @@ _ROLES = (
     ("qemu-system", "QEMU"),
     ("virtiofsd", "virtiofsd"),
     ("/shim/__main__.py", "shim"),
+    ("/pool/__main__.py", "shim"),  # one that waited in the pool
     ("runsc-sandbox", "runsc-sandbox"),
     ("runsc-gofer", "runsc-gofer"),
     ("/bin/sh", "container"),

@@ -6,12 +6,11 @@ Imported only where `pool.size` is set. Imports nothing slow.
 from __future__ import annotations
 
 import os
-import select
 import time
 
-from bufferzone import config, state
+from bufferzone import config, jsontext, state
 from bufferzone.client.connection import connect_unix, rights
-from bufferzone.jsontext import quote
+from bufferzone.linux import namespaces, pidfd
 from bufferzone.oci import cri
 
 TYPE_CHECKING = False
@@ -29,7 +28,6 @@ else:
 _CLAIM_S = 2.0
 #: from then on there are a few files to write
 _TAKE_S = 10.0
-_KINDS = ("cgroup", "ipc", "net", "pid", "time", "user", "uts")
 
 
 class NoKeeper(Exception):
@@ -49,7 +47,7 @@ def claim(
     and not yet served. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
-    pidfd = -1
+    shim = -1
     try:
         if os.readlink("/proc/self/root") != "/":
             return 0  # paths in a mount namespace alone would not say what they mean to us
@@ -57,16 +55,16 @@ def claim(
         word, _, number = _line(sock, _CLAIM_S).partition(b" ")
         if word != b"ready" or not number.isdigit():
             return 0
-        pidfd = os.pidfd_open(int(number))
+        shim = os.pidfd_open(int(number))
         if _is_taken(sock, meanwhile):
             return int(number)
-        _undo(directory, pidfd)
+        _undo(directory, shim)
     except OSError:
         pass  # too late, or it has just ended
     finally:
         sock.close()
-        if pidfd >= 0:
-            os.close(pidfd)
+        if shim >= 0:
+            os.close(shim)
     return 0
 
 
@@ -83,7 +81,7 @@ def _connect(root: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(_CLAIM_S)
-        connect_unix(sock, os.path.join(root, state.POOL, "keeper.sock"))
+        connect_unix(sock, os.path.join(root, state.POOL, state.POOL_SOCKET))
     except OSError as error:
         sock.close()
         raise NoKeeper from error
@@ -99,13 +97,13 @@ def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings, m
         "bundle": spec.bundle,
         "oom_score_adj": oom_score_adj,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
-        "namespaces": " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in _KINDS),
+        "namespaces": namespaces.shared(),
         **shape(spec, settings),
         **more,
     }
     here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = to_json(request).encode("utf-8", "surrogateescape") + b"\n"
+        data = jsontext.dumps(request).encode() + b"\n"
         sent = sock.sendmsg([data], [rights([here])])
         sock.sendall(data[sent:])
     finally:
@@ -124,17 +122,6 @@ def shape(spec: Spec, settings: Settings) -> dict[str, Any]:
     return {"settings": config.shape_of(settings), "spec": sizes}
 
 
-def to_json(value: Any) -> str:
-    """JSON of a value of dicts, lists, strings, numbers and booleans; json costs a verb too much."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{quote(key)}:{to_json(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(to_json, value)) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int) else quote(value)
-
-
 def _line(sock: socket.socket, timeout_s: float) -> bytes:
     """One line without its end; empty when the connection ended or time is up."""
     end = time.monotonic() + timeout_s
@@ -148,11 +135,9 @@ def _line(sock: socket.socket, timeout_s: float) -> bytes:
     return found[:-1]
 
 
-def _undo(directory: str, pidfd: int) -> None:
+def _undo(directory: str, shim: int) -> None:
     """The shim failed in the middle: wait for its end, and take away what would be in the way of another."""
-    if not _await_end(pidfd):
-        _kill(pidfd)
-        _await_end(pidfd)
+    pidfd.end(shim, _TAKE_S, _TAKE_S)
     left = state.read_leftovers(directory)
     for pid, start in left.get("processes", []):
         _await_helper(int(pid), int(start))
@@ -168,29 +153,14 @@ def _undo(directory: str, pidfd: int) -> None:
     state.write_owner(directory, os.getpid())
 
 
-def _await_end(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(_TAKE_S * 1000))
-
-
-def _kill(pidfd: int) -> None:
-    import signal
-
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has just ended
-
-
 def _await_helper(pid: int, start: int) -> None:
     """It dies with its shim; one that does not is `leftovers`' business when the container is deleted."""
     try:
-        pidfd = os.pidfd_open(pid)
+        helper = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         if state.process_alive(pid, start):
-            _await_end(pidfd)
+            pidfd.await_end(helper, _TAKE_S)
     finally:
-        os.close(pidfd)
+        os.close(helper)

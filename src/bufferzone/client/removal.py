@@ -10,6 +10,7 @@ from bufferzone import state
 from bufferzone.client import container, signals, start
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, NotFoundError
+from bufferzone.linux import pidfd
 from bufferzone.wire import task
 
 _KILL_S = 15.0
@@ -159,14 +160,7 @@ def _end_process(pid: int, timeout_s: float = _END_S) -> bool:
         _reap(pid)
         return True
     try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        ended = bool(poll.poll(timeout_s * 1000))
-        if not ended:
-            os.kill(pid, 9)
-            poll.poll(timeout_s * 1000)
-    except ProcessLookupError:
-        ended = True
+        ended = pidfd.end(fd, timeout_s, _END_S)
     finally:
         os.close(fd)
     _reap(pid)

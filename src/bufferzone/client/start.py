@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone import programs, state
+from bufferzone import jsontext, programs, state
 from bufferzone.client import signals
 from bufferzone.client.handshake import error_from, read_line
 from bufferzone.errors import HostError
@@ -131,7 +131,7 @@ def start_shim(
         pid = _start_shim(directory, spec.bundle, program)
         try:
             start_keeper(
-                os.path.dirname(directory), pool_claim.to_json(pool_claim.shape(spec, settings)), program
+                os.path.dirname(directory), jsontext.dumps(pool_claim.shape(spec, settings)), program
             )
         except HostError:
             pass  # the container is there; the next start tries again
@@ -173,7 +173,7 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     except OSError as error:
         raise HostError(f"cannot create {directory}: {error.strerror}", code="state-dir") from error
     told = ["-ready-fd", str(_READY_FD)] if ready >= 0 else []
-    command = programs.argv("shim", "-root", root, "-shape", shape, *told, "pool", program=program)
+    command = programs.argv("pool", "-root", root, "-shape", shape, *told, "keep", program=program)
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 

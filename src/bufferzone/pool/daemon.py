@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-from bufferzone import config, state
+from bufferzone import config, programs, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.pool.keeper import Keeper
@@ -35,17 +35,17 @@ _MOST_LOG = 64 << 10
 
 def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
     """Starts waiters for the state root `root`."""
-    program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
 
     def spawn(settings: Settings, directory: str) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         shape = json.dumps(config.shape_of(settings))
         flags = ["-root", root, "-bundle", directory, "-shape", shape, "-ready-fd", str(_CONTROL_FD)]
         log = os.path.join(directory, "shim.log")
+        command = programs.argv("pool", *flags, "wait")
         with theirs:
             pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-Xutf8", program, *flags, "wait"],
+                command[0],
+                command,
                 dict(os.environ),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),

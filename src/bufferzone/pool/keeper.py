@@ -17,7 +17,7 @@ import time
 
 from bufferzone import config, state
 from bufferzone.errors import BufferzoneError, HostError
-from bufferzone.linux import identity
+from bufferzone.linux import identity, namespaces, pidfd
 from bufferzone.pool.listener import MOST_REQUEST, Door, receive
 from bufferzone.pool.waiting_vm import sized
 
@@ -106,7 +106,7 @@ class Keeper:
         self._used = time.monotonic()
         self._ending = False
         self._stoppers: list[socket.socket] = []
-        self._namespaces = namespaces()
+        self._namespaces = namespaces.shared()
         self._door = Door(directory)
 
     def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
@@ -339,13 +339,4 @@ class Keeper:
 
 def _await_end(waiter: Waiter, end: float) -> None:
     """Wait for it; one that takes too long is killed."""
-    poll = select.poll()
-    poll.register(waiter.pidfd, select.POLLIN)
-    if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-        signal.pidfd_send_signal(waiter.pidfd, signal.SIGKILL)
-
-
-def namespaces() -> str:
-    """What a caller must share with a VM's processes: they are in these namespaces for good."""
-    kinds = ("cgroup", "ipc", "net", "pid", "time", "user", "uts")
-    return " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in kinds)
+    pidfd.end(waiter.pidfd, end - time.monotonic())

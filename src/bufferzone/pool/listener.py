@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 
+from bufferzone import state
 from bufferzone.errors import HostError
 from bufferzone.linux import inotify
 
@@ -18,27 +19,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-SOCKET = "keeper.sock"
 MOST_REQUEST = 1 << 16
 _REQUEST_S = 1.0
 
 
 class Door:
-    """`SOCKET` in `directory`, listening. `place` is the directory wherever it is moved, `watch` a descriptor
+    """`state.POOL_SOCKET` in `directory`, listening. `place` is the directory wherever it is moved, `watch` a
+    descriptor
     that is readable when `is_there` may have changed, or -1. Raises `HostError`.
     """
 
     def __init__(self, directory: str) -> None:
-        self._path = os.path.join(directory, SOCKET)
+        self._path = os.path.join(directory, state.POOL_SOCKET)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._fd = self.watch = -1
         try:
             self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(SOCKET, dir_fd=self._fd)
-            self.listener.bind(f"{self.place}/{SOCKET}")
+                os.unlink(state.POOL_SOCKET, dir_fd=self._fd)
+            self.listener.bind(f"{self.place}/{state.POOL_SOCKET}")
             self.listener.listen(64)
-            self._ours = os.lstat(f"{self.place}/{SOCKET}")
+            self._ours = os.lstat(f"{self.place}/{state.POOL_SOCKET}")
         except OSError as error:
             self.close()
             raise HostError(f"cannot listen in {directory}: {error.strerror}", code="socket") from error
@@ -63,7 +64,7 @@ class Door:
         """No more callers. What another keeper put in our place stays."""
         self.listener.close()
         with contextlib.suppress(OSError):
-            path = f"{self.place}/{SOCKET}"
+            path = f"{self.place}/{state.POOL_SOCKET}"
             if os.path.samestat(os.lstat(path), self._ours):
                 os.unlink(path)
 

@@ -4,8 +4,6 @@ serve    called by `bufferzone create`: boot, listen on ROOT/ID/shim.sock, say `
 start    called by containerd: the same as a daemon; prints the socket's address
 template called by a shim after a cold boot: make the template that its standard input describes
 saver    called by a shim that saves its VM: write the checkpoint, outside of the container's cgroup
-pool     called by `bufferzone create` where pool.size says so: the keeper of waiting VMs
-wait     called by the keeper: boot a VM, wait for a container, then do what `serve` does
 delete   called by containerd or `bufferzone delete`: clean up after a shim that is gone
 """
 
@@ -44,14 +42,6 @@ def main(argv: list[str]) -> int:
             from bufferzone.snapshot import copier
 
             return copier.run_saver(0)
-        if parsed.action == "pool":
-            from bufferzone.pool.daemon import keep
-
-            return keep(parsed)
-        if parsed.action == "wait":
-            from bufferzone.pool import worker
-
-            return worker.wait(parsed)
         if not parsed.id:
             raise UsageError("flag needs a value: -id")
         if parsed.action == "delete":

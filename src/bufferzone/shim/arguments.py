@@ -22,11 +22,11 @@ _WITH_VALUE = (
     "restore-from",
 )
 _SWITCHES = ("debug", "v", "info", "version")
-ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver", "pool", "wait")
+ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver")
 
 
 class Arguments:
-    """`action` is one of `ACTIONS`; the rest are the flags' texts, empty when not given."""
+    """`action` is one of those that were allowed; the rest are the flags' texts, empty when not given."""
 
     def __init__(self) -> None:
         self.action = ""
@@ -42,15 +42,15 @@ class Arguments:
         return self.root or os.path.join("/run/bufferzone-containerd", self.namespace or "default")
 
 
-def parse(argv: list[str]) -> Arguments:
-    """Parse what follows the program's name; raises `UsageError`."""
+def parse(argv: list[str], actions: tuple[str, ...] = ACTIONS) -> Arguments:
+    """Parse what follows the program's name; raises `UsageError`. The pool's program has other `actions`."""
     result = Arguments()
     words = list(argv)
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            if word not in ACTIONS or result.action:
-                raise UsageError(f"unknown action: {word}", hint="start, delete or serve")
+            if word not in actions or result.action:
+                raise UsageError(f"unknown action: {word}", hint=", ".join(actions))
             result.action = word
             continue
         name, equals, value = word.lstrip("-").partition("=")

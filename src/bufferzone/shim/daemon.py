@@ -16,6 +16,7 @@ import threading
 import time
 
 from bufferzone import oci, state
+from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.oci import cri
@@ -84,10 +85,10 @@ def start(arguments: Arguments) -> int:
         os.close(read_end)
         os._exit(_daemon(arguments, bundle, path, write_end))
     os.close(write_end)
-    with open(read_end, "rb") as pipe:
-        line = pipe.readline()
-    if line != b"ready\n":
-        raise _read_error(line)
+    line = handshake.read_line(read_end)
+    os.close(read_end)
+    if line != b"ready":
+        raise handshake.error_from(line) if line else _silent_death()
     taking.begin_pool()
     print(f"unix://{path}", end="", flush=True)
     return 0
@@ -265,14 +266,9 @@ def log(text: str) -> None:
 def _say(ready: int, error: BufferzoneError) -> None:
     """Hand an error to whoever waits for `ready`."""
     log(error.line())
-    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
     with contextlib.suppress(OSError):  # told ready already, or the verb is gone
-        os.write(ready, json.dumps(form).encode() + b"\n")
+        os.write(ready, handshake.error_line(error))
 
 
-def _read_error(line: bytes) -> HostError:
-    try:
-        form = json.loads(line)
-        return HostError(form["message"], hint=form["hint"], code=form["code"])
-    except (ValueError, KeyError, TypeError):
-        return HostError("the shim died before it listened", hint="see containerd's log", code="shim-died")
+def _silent_death() -> HostError:
+    return HostError("the shim died before it listened", hint="see containerd's log", code="shim-died")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from bufferzone import oci, state
+from bufferzone import jsontext, oci, state
 from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.oci.host import check_network, settings_of
@@ -59,7 +59,7 @@ class Taking:
         """After a start without one: begin a pool where the settings want it and there is none."""
         if not self._keeper_wanted:
             return
-        shape = pool_claim.to_json(pool_claim.shape(self._spec, self._settings))
+        shape = jsontext.dumps(pool_claim.shape(self._spec, self._settings))
         with contextlib.suppress(HostError):  # the container is there; the next start tries again
             start.start_keeper(self._arguments.state_root, shape, "")
 

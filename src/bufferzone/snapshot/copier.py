@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 
+from bufferzone import programs
 from bufferzone.errors import HostError
 from bufferzone.linux import process
 from bufferzone.storage import ram
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_LINE = 1 << 12
-_SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py")
 
 
 class Saver:
@@ -36,8 +35,8 @@ class Saver:
                 (os.POSIX_SPAWN_DUP2, there.fileno(), 0),
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
             ]
-            argv = [sys.executable, "-I", "-S", _SHIM, "saver"]
-            self._pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions)
+            argv = programs.argv("shim", "saver")
+            self._pid = os.posix_spawn(argv[0], argv, {}, file_actions=actions)
         except BaseException:
             self._socket.close()
             raise

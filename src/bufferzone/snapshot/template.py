@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 
-from bufferzone import config, jail
+from bufferzone import config, jail, programs
 from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.guestimage import store as images
 from bufferzone.guestimage import template_store
@@ -52,9 +51,6 @@ class Maker:
     def __init__(self, machine: Machine, store: str, run_directory: str) -> None:
         order = {"machine": asdict(machine), "store": store, "run_directory": run_directory}
         self._order = json.dumps(order).encode()
-        shim = os.path.join(
-            os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shim", "__main__.py"
-        )
         read_end, self._write = os.pipe2(os.O_CLOEXEC)
         try:
             actions = [
@@ -62,8 +58,8 @@ class Maker:
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 2, *_log_of(store), 0o600),
             ]
-            argv = [sys.executable, "-I", "-S", shim, "template"]
-            self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True)
+            argv = programs.argv("shim", "template")
+            self.pid = os.posix_spawn(argv[0], argv, {}, file_actions=actions, setsid=True)
         except BaseException:
             self.cancel()
             raise

@@ -6,14 +6,13 @@ A pid is trusted only with its start time, a link or a namespace only with its i
 from __future__ import annotations
 
 import os
-import select
-import signal
 import threading
 from contextlib import suppress
 from functools import partial
 
 from bufferzone import state
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux import pidfd
 from bufferzone.network import namespace, tcfilter
 from bufferzone.vm import cgroups
 
@@ -21,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_WAIT_MS = 5000
-_OWNER_WAIT_MS = 3000
+_WAIT_S = 5.0
+_OWNER_WAIT_S = 3.0
 
 
 class Leftovers:
@@ -142,35 +141,25 @@ def _await_owner(directory: str) -> None:
     if not pid or pid == os.getpid():
         return
     try:
-        pidfd = os.pidfd_open(pid)
+        owner = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_OWNER_WAIT_MS):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            poll.poll(_WAIT_MS)
-    except ProcessLookupError:
-        pass  # it ended
+        pidfd.end(owner, _OWNER_WAIT_S, _WAIT_S)
     finally:
-        os.close(pidfd)
+        os.close(owner)
 
 
 def _kill(pid: int, start: int) -> bool:
     """Whether the process is gone afterwards."""
     try:
-        pidfd = os.pidfd_open(pid)
+        helper = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
         if not state.process_alive(pid, start):
             return True
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        return bool(poll.poll(_WAIT_MS))
-    except ProcessLookupError:
-        return True
+        pidfd.kill(helper)
+        return pidfd.await_end(helper, _WAIT_S)
     finally:
-        os.close(pidfd)
+        os.close(helper)

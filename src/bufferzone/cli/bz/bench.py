@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
+from bufferzone import programs
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import HostError, UsageError
 
@@ -34,12 +34,8 @@ DESCRIPTION = (
 WORDS = (0, 0)
 INTERSPERSED = True
 
-_PROGRAM = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "bench", "__main__.py"
-)
 _QUICK = {"runs": 3, "sandboxes": 4}
 _PARALLEL, _QUICK_PARALLEL = (1, 2, 4, 8), (1, 2)
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 def run(options: Options, words: list[str]) -> int:
@@ -47,8 +43,8 @@ def run(options: Options, words: list[str]) -> int:
     order = order_of(options)
     if os.geteuid() != 0:
         raise HostError("bench needs root: the other runtimes and templates do", hint="run as root")
-    argv = [sys.executable, "-I", "-S", "-Xutf8", _PROGRAM, json.dumps(order)]
-    os.execve(sys.executable, argv, _ENVIRONMENT)
+    argv = programs.argv("bench", json.dumps(order))
+    os.execve(argv[0], argv, programs.ENVIRONMENT)
 
 
 def order_of(options: Options) -> dict[str, object]:

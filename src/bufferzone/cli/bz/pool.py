@@ -49,7 +49,7 @@ def _ask(root: str, what: str) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_ANSWER_S)
         try:
-            connect_unix(sock, os.path.join(root, state.POOL, "keeper.sock"))
+            connect_unix(sock, os.path.join(root, state.POOL, state.POOL_SOCKET))
         except PermissionError as error:
             raise HostError(f"the pool below {root} is another user's", code="pool-keeper") from error
         except OSError as error:
@@ -130,7 +130,7 @@ def _clear(directory: str) -> None:
         for name in os.listdir(directory):
             if name.isdigit():
                 state.remove(os.path.join(directory, name))
-            elif name == "keeper.sock":
+            elif name == state.POOL_SOCKET:
                 os.unlink(os.path.join(directory, name))
     except BlockingIOError:
         pass  # one is just beginning

@@ -5,10 +5,9 @@ making one ahead of the first start.
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from bufferzone import config, state
+from bufferzone import config, programs, state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import HostError, NotFoundError, UsageError
@@ -33,9 +32,6 @@ DESCRIPTION = (
 WORDS = (1, 1000)
 INTERSPERSED = True
 
-_SHIM = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "shim", "__main__.py"
-)
 _KEY_SHOWN = 12
 
 
@@ -110,10 +106,10 @@ def _make(options: Options, words: list[str]) -> None:
     root = state.runtime_root(options.root)
     order = {"vcpus": options.vcpus, "memory_mib": options.memory}
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-Xutf8", _SHIM, "template"],
+        programs.argv("shim", "template"),
         input=json.dumps({**order, "root": root, "run_directory": state.lease_root()}).encode(),
         stderr=subprocess.PIPE,
-        env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        env=programs.ENVIRONMENT,
         check=False,
     )
     if done.returncode != 0:
