@@ -107,12 +107,12 @@ def _parse_rest(protocol: str, text: str) -> Rule:
         destination, separator, ports = text.partition(":")
         version = 4
         if ":" in ports:
-            raise ValueError("an IPv6 address belongs in brackets, as in [fd00::/8]")
+            raise ValueError("an IPv6 address must be in brackets, as in [fd00::/8]")
     network, bits = _parse_network(destination, version)
     if not separator:
         return Rule(protocol, version, network, bits)
     if protocol not in ("tcp", "udp"):
-        raise ValueError("a port needs tcp: or udp: in front")
+        raise ValueError("a port is allowed only after tcp: or udp:")
     return Rule(protocol, version, network, bits, _parse_ports(ports))
 
 
@@ -126,11 +126,11 @@ def _parse_network(text: str, version: int) -> tuple[int, int]:
     bits = _number(bits_text, 0, width, "the network's bits") if separator else width
     network = int.from_bytes(packed, "big")
     if version == 6 and network >> 32 == _MAPPED:
-        raise ValueError("write an IPv4 address as such")
+        raise ValueError("an IPv4-mapped address must be written as IPv4")
     rest = width - bits
     if network >> rest << rest != network:
         meant = Rule("", version, network >> rest << rest, bits)
-        raise ValueError(f"has bits set beyond its network: {meant} or a longer prefix was meant")
+        raise ValueError(f"has bits set beyond its network: use {meant} or a longer prefix")
     return network, bits
 
 
@@ -139,7 +139,7 @@ def _parse_ports(text: str) -> tuple[int, int]:
     low = _number(first, 1, 65535, "a port")
     high = _number(last, 1, 65535, "a port") if separator else low
     if high < low:
-        raise ValueError("the range of ports ends before it begins")
+        raise ValueError("the last port is below the first port")
     return low, high
 
 
@@ -160,12 +160,12 @@ def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
     if texts == [NONE]:
         return ()
     if len(texts) > MOST_RULES:
-        raise ValueError(f"{len(texts)} rules, at most {MOST_RULES} are possible")
+        raise ValueError(f"{len(texts)} rules, the maximum is {MOST_RULES}")
     rules = []
     for text in texts:
         try:
             if text == NONE:
-                raise ValueError("stands alone or not at all")
+                raise ValueError("cannot be combined with other rules")
             rules.append(parse(text))
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None

@@ -58,7 +58,7 @@ def _run_directory(name: str) -> str:
     except OSError:
         if base and not os.path.isdir(base):
             raise HostError(
-                f"XDG_RUNTIME_DIR is no directory: {base}",
+                f"XDG_RUNTIME_DIR is not a directory: {base}",
                 code="no-runtime-dir",
                 hint="log in (su does not make it), or: loginctl enable-linger, or pass --root",
             ) from None
@@ -76,9 +76,7 @@ def absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
     except FileNotFoundError as error:
-        raise UsageError(
-            f"the working directory was removed: {path}", hint="an absolute path needs none"
-        ) from error
+        raise UsageError(f"the working directory was removed: {path}", hint="use an absolute path") from error
 
 
 def check_id(id: str) -> str:

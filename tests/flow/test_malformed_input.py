@@ -110,7 +110,7 @@ CASES: dict[str, Config | bytes] = {
     "mounts[1].destination: must not be empty": mount(destination=""),
     "mounts[1].options: expected an array, got string": mount(options="ro"),
     "mounts[1].source: no such file or directory: /nonexistent/x": mount(source="/nonexistent/x"),
-    "mounts[1].source: a bind mount needs one": mount(source=""),
+    "mounts[1].source: missing: a bind mount needs a source": mount(source=""),
     "annotations.bufferzone.colour: unknown annotation": annotated("bufferzone.colour", "red"),
     "annotations.bufferzone.memory: memory must be 128 MiB to": annotated(MEMORY, "3MiB"),
     "annotations.bufferzone.memory: expected a size": annotated(MEMORY, "much"),
@@ -165,7 +165,7 @@ def test_a_relative_bundle_below_a_directory_that_is_gone_is_refused(tmp_path: P
     done = subprocess.run(
         words, cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=120, check=False
     )
-    hint = "(hint: an absolute path needs none)"
+    hint = "(hint: use an absolute path)"
     assert (done.returncode, done.stderr) == (1, f"bufferzone: the working directory was removed: . {hint}\n")
     assert listing(tmp_path) == []
 

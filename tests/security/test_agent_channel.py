@@ -76,7 +76,7 @@ def test_an_answer_to_a_request_that_was_never_sent_ends_the_channel(pair, strea
     client.when_broken(lambda error: (client.lose(error), lost.set()))
     guest.sendall(ttrpc.encode_frame(stream, ttrpc.RESPONSE, b""))
     assert lost.wait(20)
-    with pytest.raises(VmmError, match="answer to nobody"):
+    with pytest.raises(VmmError, match="answer to no request"):
         client.call("Start", agent.ProcessRef(id="a"), Empty)
 
 

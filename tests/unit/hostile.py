@@ -176,7 +176,7 @@ DENIED = {
     "a segment in the middle of a connection": lambda tag: to_gateway(IP, tcp4(tag, 16)),
     "data with a SYN": lambda tag: to_gateway(IP, tcp4(tag, 2)),
     "a reset": lambda tag: to_gateway(IP, tcp4(tag, 4)),
-    "an answer to nobody's call": lambda tag: to_gateway(IP, tcp4(tag, 18)),
+    "an answer to no request's call": lambda tag: to_gateway(IP, tcp4(tag, 18)),
     "all flags": lambda tag: to_gateway(IP, tcp4(tag, 63)),
     "no flags": lambda tag: to_gateway(IP, tcp4(tag, 0)),
     "the right host's other port": lambda tag: to_gateway(IP, tcp4(tag, 16, OPEN4, 80)),

@@ -113,7 +113,7 @@ def test_one_that_was_never_finished_is_none_and_leaves_nothing(tmp_path: Path) 
     with Draft(str(tmp_path)):
         with pytest.raises(HostError, match="no checkpoint in"):
             checkpoint_dir.open_saved(str(tmp_path))
-        with pytest.raises(OSError, match="another one is being written there") as caught:
+        with pytest.raises(OSError, match="another checkpoint is being written there") as caught:
             Draft(str(tmp_path))
         assert caught.value.errno == errno.EBUSY
     assert os.listdir(tmp_path) == []

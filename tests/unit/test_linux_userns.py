@@ -27,7 +27,7 @@ def machine(monkeypatch, tmp_path):
 
 
 def test_who_has_everything_is_told_how_to_start_us(machine):
-    assert userns.advice() == "without root, in a user namespace: podman unshare bufferzone ..."
+    assert userns.advice() == "without root, use a user namespace: podman unshare bufferzone ..."
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_a_user_without_subordinate_ids_is_told_the_command(machine, name):
 def test_a_kernel_without_the_switches_is_fine(machine):
     for path, _, _ in userns._SWITCHES:
         os.unlink(path)
-    assert userns.advice().startswith("without root, in a user namespace")
+    assert userns.advice().startswith("without root, use a user namespace")

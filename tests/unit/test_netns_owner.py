@@ -92,7 +92,7 @@ def found(root):
 
 def test_a_namespace_is_claimed_by_one_and_free_again_when_that_is_gone(netns):
     first = claim.take(netns)
-    with pytest.raises(HostError, match="another VM uses it already") as caught:
+    with pytest.raises(HostError, match="its network namespace is already used by another VM") as caught:
         claim.take(netns)
     assert caught.value.code == "network-in-use"
     first.close()
@@ -117,7 +117,7 @@ def test_a_claim_ends_with_its_process(netns):
     argv = [sys.executable, "-c", program, source, f"/run/netns/{NAME}"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"taken\n"
-        with pytest.raises(HostError, match="another VM uses it already"):
+        with pytest.raises(HostError, match="its network namespace is already used by another VM"):
             claim.take(netns)
         holder.kill()
         holder.wait()
@@ -165,7 +165,7 @@ def test_what_joins_is_in_the_same_namespace_and_in_a_vm_that_runs(netns, shims,
     with pytest.raises(CallerError, match="is not that of the VM"):
         shim.reserved.take(netns, joining=True)
     shim.reserved.take(netns, joining=False)
-    with pytest.raises(HostError, match="another VM uses it already"):
+    with pytest.raises(HostError, match="its network namespace is already used by another VM"):
         shims("b").reserved.take(netns, joining=False)
     shim.reserved.close()
     assert entries(tmp_path) == []
@@ -216,7 +216,7 @@ def test_a_checkpoint_and_another_users_shim_are_not_joined(netns, shims, tmp_pa
     shim = shims("a")
     shim.reserved.take(netns, joining=False)
     directory = state.create(str(tmp_path), "b")
-    with pytest.raises(CallerError, match="a checkpoint has a VM of its own"):
+    with pytest.raises(CallerError, match="a checkpoint cannot be restored into"):
         join.join(directory, found(tmp_path), "/saved")
     monkeypatch.setattr(join.Client, "peer", lambda self: (1, 4711))
     with pytest.raises(CallerError, match="of another user: uid 4711"):

@@ -146,7 +146,7 @@ def test_a_parked_tap_moves_and_is_joined_once(netns):
         namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.0"))
         other = tcfilter.park()
         tcfilter.move(other.namespace_fd, netns, "bzu.0", 9000)
-        with pytest.raises(HostError, match="eth0: another VM uses it already"):
+        with pytest.raises(HostError, match="eth0: already used by another VM"):
             namespace.inside(netns, lambda: tcfilter.join("eth0", "bzu.0"))
         names = [found.name for found in scan(netns)]
         assert "bzt.0" not in names

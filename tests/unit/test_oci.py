@@ -110,7 +110,7 @@ def test_the_default_spec_loads_and_tells_its_properties(bundle, tmp_path):
             [{"path": "/x", "timeout": 0}],
             "hooks.poststop[0].timeout: must be greater than zero",
         ),
-        ("linux.namespaces.1.type", "pid", "linux.namespaces[1].type: is there twice: pid"),
+        ("linux.namespaces.1.type", "pid", "linux.namespaces[1].type: appears twice: pid"),
         ("linux.namespaces.1.type", "nets", "linux.namespaces[1].type: unknown: 'nets'"),
         ("linux.namespaces.1.path", "ns", "linux.namespaces[1].path: expected an absolute path, got 'ns'"),
         ("linux.maskedPaths.0", "proc", "linux.maskedPaths[0]: expected an absolute path, got 'proc'"),

@@ -220,7 +220,7 @@ def test_state_images_and_settings_of_a_rootless_root_are_the_users(
 def test_a_runtime_directory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/none")
-    with pytest.raises(HostError, match="XDG_RUNTIME_DIR is no directory: /run/user/none") as caught:
+    with pytest.raises(HostError, match="XDG_RUNTIME_DIR is not a directory: /run/user/none") as caught:
         state.runtime_root()
     assert "--root" in caught.value.hint
 

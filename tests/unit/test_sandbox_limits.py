@@ -98,7 +98,7 @@ def test_a_limit_that_the_guest_holds_too_is_one_line_when_it_cannot_be_set(tmp_
     refuse(monkeypatch, "cpu.shares")
     host.apply(EVERYTHING | {"blockIO": {}, "cpu": {"shares": 5}})
     line = (
-        "cgroup: cannot set cpu.shares to 5: invalid argument; the guest keeps to the container's own limit"
+        "cgroup: cannot set cpu.shares to 5: invalid argument; the guest enforces the container's own limit"
     )
     assert host.lines == [line]
 

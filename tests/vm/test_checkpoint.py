@@ -170,7 +170,7 @@ def test_forks_share_the_past_and_nothing_else(warm: Warm, made: Path, tmp_path:
     files = [warm.runtime.ok("exec", id, "/bin/cat", "/file").out for id in every]
     assert files == ["old\n", "mine\n", "old\n"]
     log = (warm.runtime.root / "one" / "shim.log").read_text()
-    stood_ms = int(log.partition("stood still for ")[2].split()[0])
+    stood_ms = int(log.partition("was stopped for ")[2].split()[0])
     assert stood_ms < 2000  # tens on an idle machine
     for id in every:
         assert warm.runtime.status(id) == "running"
@@ -292,7 +292,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(warm: Warm, made: Path, tmp
     assert image.stat().st_mode & 0o777 == 0o700
     other_bundle = bundle(tmp_path / "other", "exec sleep 1000", annotations=BLOCK)
     assert refusal(warm, other_bundle, image) == (
-        f"the checkpoint {image} does not fit: config.json is not what it was when it was made: process.args"
+        f"the checkpoint {image} does not fit: "
+        "config.json differs from that of the saved container: process.args"
     )
     value = json.loads(good)
     for key, other in (("version", "0.0.1"), ("key", "0" * 32)):

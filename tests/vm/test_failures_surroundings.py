@@ -225,7 +225,7 @@ def test_an_environment_may_be_as_large_as_execve_takes(
     runtime.ok("delete", "c")
     huge = processed(tmp_path / "huge", env=[f"E{number}=" + "x" * 120000 for number in range(40)])
     line = runtime.try_create("c", huge).line
-    assert line.startswith("bufferzone: config.json: too much for one message to the guest: ")
+    assert line.startswith("bufferzone: config.json: too large for one message to the guest: ")
     watch.assert_nothing_left()
 
 

@@ -190,7 +190,7 @@ def test_limits_and_pauses_are_each_containers_own(runtime, world, tmp_path):
     runtime.ok("update", "--memory", "64m", "third")
     assert runtime.ok("exec", "third", "/bin/sh", "-c", "echo still").out == "still\n"
     line = runtime.verb("update", "--cpuset-cpus", "0", "third").line
-    assert "CPUs, memory nodes and block devices are limited for the whole VM" in line
+    assert "set these limits on that container" in line
     line = runtime.verb("update", "--memory", "8g", "third").line
     assert "the VM has 512 MiB" in line
     assert (
@@ -204,17 +204,20 @@ def test_limits_and_pauses_are_each_containers_own(runtime, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"annotations": {"bufferzone.vcpus": "2"}}, "it has 1 vCPUs, asked for are 2"),
-        ({"annotations": {"bufferzone.memory": "768"}}, "it has 512 MiB of memory, asked for are 768"),
-        ({"annotations": {"bufferzone.rootfs": "block"}}, "its rootfs was decided when it began"),
-        ({"annotations": {"bufferzone.egress": "none"}}, "its egress policy is another: none"),
+        ({"annotations": {"bufferzone.vcpus": "2"}}, "its VM has 1 vCPUs, this container asks for 2"),
+        (
+            {"annotations": {"bufferzone.memory": "768"}},
+            "its VM has 512 MiB of memory, this container asks for 768",
+        ),
+        ({"annotations": {"bufferzone.rootfs": "block"}}, "its rootfs was fixed when it was created"),
+        ({"annotations": {"bufferzone.egress": "none"}}, "its egress policy differs: none"),
         ({"resources": {"memory": {"limit": 4 << 30}}}, "cannot set the memory limit to 4294967296"),
-        ({"resources": {"cpu": {"cpus": "0"}}}, "are limited for the whole VM"),
+        ({"resources": {"cpu": {"cpus": "0"}}}, "on the host they hold for its whole VM"),
     ],
 )
 def test_what_the_vm_does_not_have_is_refused_in_one_line(held, runtime, tmp_path, changes, text):
     line = runtime.try_create("second", made(tmp_path / "second", held, **changes)).line
-    assert "cannot share the network of container first and so its VM: " in line
+    assert "cannot run in the VM of container first, whose network it names: " in line
     assert text in line
     assert not (runtime.root / "second").exists()
     assert runtime.status("first") == "running"
@@ -233,5 +236,5 @@ def test_nobody_joins_a_vm_whose_root_file_system_is_on_a_disk(runtime, world, t
     block = {"bufferzone.rootfs": "block"}
     runtime.run("disk", made(tmp_path / "disk", world, annotations=block))
     line = runtime.try_create("second", made(tmp_path / "second", world)).line
-    assert "its root file system is on a disk, and nothing else is shared with it" in line
+    assert "its root file system is on a disk, so nothing can be shared with it" in line
     assert reaches_its_gateway(runtime, "disk")

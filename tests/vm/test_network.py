@@ -344,7 +344,7 @@ def test_a_namespace_that_a_vm_of_another_root_uses_is_left_to_it(runtime, one, 
     other = Runtime(tmp_path / "other")
     try:
         line = other.try_create("second", made(tmp_path / "b", "true", one)).line
-        assert "its network namespace: another VM uses it already" in line
+        assert "its network namespace is already used by another VM" in line
         assert not (other.root / "second").exists()
         ping = runtime.ok("exec", "first", "/bin/busybox", "ping", "-c", "2", "10.213.7.1")
         assert "2 packets received" in ping.out

@@ -275,7 +275,7 @@ def test_no_pool_is_begun_where_the_settings_want_none(
     pool = Pool(tmp_path / "pool", guest_image, size=0)
     try:
         assert pool.run("one", made) == "warm"
-        assert pool.bz("pool", "start").line.startswith("bz: the settings want no pool")
+        assert pool.bz("pool", "start").line.startswith("bz: the pool is disabled")
         assert not pool.directory.exists()
     finally:
         pool.runtime.close()

@@ -146,7 +146,7 @@ def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
     assert begun == "cold"
     assert len(warnings) == 1, warnings
     words = {
-        "truncated": "memory is not what was written",
+        "truncated": "memory was changed after it was written",
         "open to others": "not private to this user",
         "refused by QEMU": "booting cold, the template is of no use",
     }

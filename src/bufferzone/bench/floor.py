@@ -121,7 +121,7 @@ class Floor:
         timeline.enter("first byte")
         read = agent.ReadRequest(id=_ID, stream=agent.STDOUT, limit=agent.CHUNK)
         if not client.call("Read", read, agent.ReadResponse).data:
-            raise HostError("the floor's process printed nothing")
+            raise HostError("the process in the bare VM printed nothing")
         timeline.finish()
 
     def _start_virtiofsd(self, stack: ExitStack) -> Share:

@@ -105,7 +105,7 @@ class Client:
             sent = self._sock.sendmsg([frame], [rights(fds)]) if fds else 0
             self._sock.sendall(frame[sent:])
         except ttrpc.ProtocolError as error:
-            raise CallerError(f"too much for one request: {method}: {error}") from error
+            raise CallerError(f"request too large: {method}: {error}") from error
         except OSError as error:
             raise _ended(method) from error
         return stream

@@ -34,11 +34,12 @@ def join(directory: str, entry: str, restore_from: str) -> int:
             pid, uid = client.peer()
             if uid != os.geteuid():
                 raise CallerError(
-                    f"the network namespace is that of a VM of another user: uid {uid}", code="network-in-use"
+                    f"the network namespace belongs to the VM of another user: uid {uid}",
+                    code="network-in-use",
                 )
             if restore_from:
                 raise CallerError(
-                    "a checkpoint has a VM of its own: it cannot have the network namespace of another's",
+                    "a checkpoint cannot be restored into the network namespace of another container's VM",
                     code="network-in-use",
                 )
             client.call("Connect", task.ConnectRequest(id=os.path.basename(directory)), timeout_s=_ANSWER_S)

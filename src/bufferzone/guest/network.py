@@ -137,7 +137,7 @@ def check(interfaces: list[Interface]) -> None:
         ends = {length for row in interface.routes for length in (len(row.destination), len(row.gateway))}
         fits = fits and ends <= {0, *lengths}
         if not fits:
-            raise SpecError(f"interface {name}: not an interface's values")
+            raise SpecError(f"interface {name}: invalid values")
 
 
 def _is_plain(name: str) -> bool:

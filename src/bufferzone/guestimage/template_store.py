@@ -133,7 +133,7 @@ def _open_checked(directory: str, fd: int, name: str, meta: Mapping[str, Any]) -
         found = os.fstat(number)
         _check_private(directory, found)
         if _fingerprint(found) != meta["files"][name]:
-            raise _damaged(directory, f"{name} is not what was written")
+            raise _damaged(directory, f"{name} was changed after it was written")
     except BaseException:
         os.close(number)
         raise
@@ -152,7 +152,9 @@ def _check_private(directory: str, found: os.stat_result) -> None:
 
 def _damaged(directory: str, reason: str) -> HostError:
     return HostError(
-        f"VM template {directory}: {reason}", code="template-damaged", hint="it is made again by itself"
+        f"VM template {directory}: {reason}",
+        code="template-damaged",
+        hint="it will be made again automatically",
     )
 
 

@@ -34,7 +34,7 @@ def advice() -> str:
                 f"{path} has no ids for {user}: as root, usermod --add-subuids 100000-165535 "
                 f"--add-subgids 100000-165535 {user}; then {_WAY}"
             )
-    return f"without root, in a user namespace: {_WAY}"
+    return f"without root, use a user namespace: {_WAY}"
 
 
 def _user() -> str:

@@ -26,7 +26,7 @@ def take(fd: int) -> socket.socket:
         if error.errno != errno.EADDRINUSE:
             raise
         raise HostError(
-            "its network namespace: another VM uses it already",
+            "its network namespace is already used by another VM",
             hint="containers that share a network namespace must share the sandbox",
             code="network-in-use",
         ) from error

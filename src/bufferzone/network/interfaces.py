@@ -73,7 +73,7 @@ def scan(most: int) -> tuple[Interface, ...]:
     )
     _check(found, most)
     if any(route.several for route in routes):
-        raise HostError("a route with several next hops cannot be taken into a VM", code="network")
+        raise HostError("routes with several next hops are not supported", code="network")
     return found
 
 
@@ -86,7 +86,7 @@ def _is_wanted(link: rtnetlink.Link) -> bool:
     if not link.flags & rtnetlink.UP:
         return False
     raise HostError(
-        f"interface {link.name}: not Ethernet: a VM cannot take it over",
+        f"interface {link.name}: not an Ethernet interface",
         hint="take it down, or remove it from the network namespace",
         code="network",
     )

@@ -50,7 +50,7 @@ def open(interface: Interface, tap_name: str, nic: int) -> bool:
     with Netlink() as netlink:
         index = next((link.index for link in rtnetlink.links(netlink) if link.name == tap_name), 0)
         if not index:
-            raise HostError(f"tap {tap_name}: it is gone", code="network")
+            raise HostError(f"tap {tap_name}: does not exist any more", code="network")
         rtnetlink.set_link(netlink, index, rtnetlink.mac(_mac(nic)), _ACCEPT_LOCAL)
         tc.let_in(netlink, index, _address(nic))
         here = rtnetlink.Address(local=_address(nic), prefix=32, scope=_LINK_SCOPE)

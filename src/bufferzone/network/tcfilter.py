@@ -74,7 +74,7 @@ def join(interface_name: str, tap_name: str) -> None:
         links = {link.name: link for link in rtnetlink.links(netlink)}
         ours, tap_link = links.get(interface_name), links.get(tap_name)
         if ours is None or tap_link is None:
-            raise HostError(f"interface {interface_name}: it is gone", code="network")
+            raise HostError(f"interface {interface_name}: does not exist any more", code="network")
         _check_free(netlink, ours, tap_link.index)
         mark = f"{MARK} {interface_name}"
         try:
@@ -156,7 +156,7 @@ def _check_free(netlink: Netlink, interface: rtnetlink.Link, own: int) -> None:
             # a tap goes with its VMM; the far end of a gate may be on its way out
             if kinds - {"veth"} or left <= 0 or not changes.await_message(left):
                 raise HostError(
-                    f"interface {interface.name}: another VM uses it already",
+                    f"interface {interface.name}: already used by another VM",
                     hint="containers that share a network namespace must share the sandbox",
                     code="network-in-use",
                 )
@@ -166,7 +166,7 @@ def _index(netlink: Netlink, name: str) -> int:
     for link in rtnetlink.links(netlink):
         if link.name == name:
             return link.index
-    raise HostError(f"tap {name}: it is gone", code="network")
+    raise HostError(f"tap {name}: does not exist any more", code="network")
 
 
 def _no_tap(error: OSError) -> HostError:

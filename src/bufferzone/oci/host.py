@@ -32,7 +32,7 @@ def check_host(spec: Spec) -> None:
         if mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options", [])):
             where = f"mounts[{index}].source"
             if not mount.get("source"):
-                raise fail(where, "a bind mount needs one")
+                raise fail(where, "missing: a bind mount needs a source")
             _check_there(where, os.path.join(spec.bundle, mount["source"]))
     check_network(spec.raw, settings)
 
@@ -55,14 +55,14 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
     if asks_for_host_network(spec) and settings.host_network == "refuse":
         raise fail(
             "linux.namespaces",
-            "a VM cannot use the host's network: no network namespace of its own is asked for",
+            "a VM cannot use the host's network: config.json asks for no network namespace",
             hint='use a bridge network or none, or set host_network = "none" (then it has no network) or '
             f'"passt" in {config.DIRECTORY}/config.toml',
         )
     if asks_for_host_network(spec) and settings.host_network == "passt" and settings.egress:
         raise fail(
             "linux.namespaces",
-            "passt cannot hold the container to an egress policy",
+            "an egress policy cannot be enforced behind passt",
             hint='use a bridge network, or set host_network = "none"',
         )
     for text in settings.publish:
@@ -91,5 +91,5 @@ def _check_there(where: str, path: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
-        reason = (error.strerror or "cannot be looked at").lower()
+        reason = (error.strerror or "cannot be read").lower()
         raise fail(where, f"{reason}: {path}") from error

@@ -35,7 +35,7 @@ def check_version(version: str) -> None:
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise fail("ociVersion", f"expected a version like 1.2.0, got {version[:40]!r}")
     if parts[0] != "1":
-        raise fail("ociVersion", f"unknown version {version[:40]}", "1.0 to 1.3 are understood")
+        raise fail("ociVersion", f"unknown version {version[:40]}", "1.0 to 1.3 are supported")
 
 
 def check_process(process: dict[str, Any], path: str = "process") -> None:
@@ -65,7 +65,7 @@ def _check_unique(values: Iterable[str], known: tuple[str, ...], path: str, key:
         if value not in known:
             raise fail(f"{path}[{index}].{key}", f"unknown: {value[:60]!r}", "known: " + ", ".join(known))
         if value in seen:
-            raise fail(f"{path}[{index}].{key}", f"is there twice: {value}")
+            raise fail(f"{path}[{index}].{key}", f"appears twice: {value}")
         seen.add(value)
 
 

@@ -118,7 +118,7 @@ class Keeper:
         return shape
 
     def run(self) -> None:
-        """Until the settings want no pool, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
+        """Until the pool is disabled, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
         while not self._ending:
             if not self._door.is_there():
                 self._log("the socket was removed or moved: the pool ends")
@@ -185,7 +185,7 @@ class Keeper:
             os.mkdir(directory, 0o711)
             pid, control = self._spawn(shape.settings, os.path.join(self._directory, name))
         except OSError as error:
-            self._log(f"cannot start a process to wait: {error.strerror}: {error.filename or name}")
+            self._log(f"cannot start a waiting shim: {error.strerror}: {error.filename or name}")
             self._remove(directory, error)
             self._later(shape)
         else:
@@ -267,7 +267,7 @@ class Keeper:
         try:
             kept = self._answer(receive(connection, fds), connection, fds)
         except (OSError, ValueError, KeyError, TypeError, BufferzoneError) as error:
-            self._log(f"a request that cannot be met: {error}")
+            self._log(f"invalid request: {error}")
         finally:
             for fd in fds:
                 os.close(fd)
@@ -307,7 +307,7 @@ class Keeper:
     ) -> None:
         """Give the claim to the first that waits; with none the caller hears the connection end."""
         if len(fds) != 1:
-            raise ValueError("a claim comes with one descriptor")
+            raise ValueError("a claim must come with one descriptor")
         message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
         for waiter in [waiter for waiter in shape.waiters if waiter.state == "waiting"]:
             try:

@@ -124,7 +124,7 @@ def _be_taken(
         spec = oci.load(arguments.bundle, containerd=bool(request.get("containerd")))
         settings = settings_of(spec)
         if not vm.fits(settings, spec):
-            raise HostError("the waiting VM is not what a start would make now", code="pool-stale")
+            raise HostError("the waiting VM does not match the current settings or image", code="pool-stale")
         _be_like(request, (os.getpid(), *vm.helpers), renice=stepped_back)
         claim.say(b"ready %d\n" % os.getpid())
         if claim.connection.recv(8) != b"go\n":

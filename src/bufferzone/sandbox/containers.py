@@ -224,7 +224,7 @@ class Containers:
         capture.save(directory, facts, still=still, ended=ended)
         if ended is None:
             stood_ms = capture.stopped_s * 1000
-            self._sandbox.log(f"saved: the VM stood still for {stood_ms:.0f} ms")
+            self._sandbox.log(f"saved: the VM was stopped for {stood_ms:.0f} ms")
 
     @contextmanager
     def _frozen(self, ref: agent.ProcessRef) -> Iterator[None]:

@@ -239,9 +239,9 @@ class _Writer:
             except OSError as error:
                 line = f"cgroup: cannot set {name} to {text}: {(error.strerror or '').lower()}"
                 if needed:
-                    hint = "this limit is in the host's terms: its CPUs, memory nodes and block devices"
+                    hint = "this limit names CPUs, memory nodes or block devices of the host"
                     raise HostError(f"{_where(name)}: {line}", hint=hint, code="cgroup") from error
-                self._log(f"{line}; the guest keeps to the container's own limit")
+                self._log(f"{line}; the guest enforces the container's own limit")
                 continue
             self.done.add(name)
             self._before.append((path, before))

@@ -216,7 +216,7 @@ def plan_container(
     text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
     if len(text) > _MOST_BYTES:
         raise SpecError(
-            f"config.json: too much for one message to the guest: {len(text)} bytes, at most {_MOST_BYTES}"
+            f"config.json: too large for one message to the guest: {len(text)} bytes, at most {_MOST_BYTES}"
         )
     return ContainerPlan(
         id=container_id,
@@ -290,7 +290,7 @@ def _mount(
         return entry
     source = entry.get("source") or ""
     if not source:
-        raise SpecError(f"config.json: mounts[{index}].source: a bind mount needs one")
+        raise SpecError(f"config.json: mounts[{index}].source: missing: a bind mount needs a source")
     if not source.startswith("/"):
         source = f"{bundle}/{source}"
     own = _guest_own(entry, source, tmpfs_size)

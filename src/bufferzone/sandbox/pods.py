@@ -81,12 +81,12 @@ class Tenancy:
             raise self._refusal("it was restored from a checkpoint")
         if self._sandbox.disk is not None:
             hint = "create both without bufferzone.rootfs=block"
-            raise self._refusal("its root file system is on a disk, and nothing else is shared with it", hint)
+            raise self._refusal("its root file system is on a disk, so nothing can be shared with it", hint)
         here = config.load()
         wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
         if " ".join(wanted.egress) != facts.get("bufferzone.egress", ""):
             raise self._refusal(
-                f"its egress policy is another: {facts.get('bufferzone.egress') or 'none'}",
+                f"its egress policy differs: {facts.get('bufferzone.egress') or 'none'}",
                 "give both containers the same annotation bufferzone.egress",
             )
         sizes = (
@@ -95,7 +95,7 @@ class Tenancy:
         )
         for name, asked, default, there in sizes:
             if asked != default and asked > there:
-                raise self._refusal(f"it has {there} {name}, asked for are {asked}")
+                raise self._refusal(f"its VM has {there} {name}, this container asks for {asked}")
         other = [key for key in _OF_THE_VM if getattr(wanted, key) != getattr(here, key)]
         runs_on = facts["bufferzone.accelerator"]
         if wanted.accelerator not in (here.accelerator, runs_on) or (wanted.kvm, runs_on) == (
@@ -104,7 +104,7 @@ class Tenancy:
         ):
             other.append("accelerator")
         if other:
-            raise self._refusal(f"its {other[0]} was decided when it began")
+            raise self._refusal(f"its {other[0]} was fixed when it was created")
         self.check_resources({}, spec.linux.get("resources") or {})
 
     def check_resources(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -113,14 +113,14 @@ class Tenancy:
         try:
             limits.check_update(old, new, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mib)
         except CallerError as error:
-            raise self._refusal(error.message, "a larger VM is that container's to ask for") from error
+            raise self._refusal(error.message, "set the larger size on that container") from error
         cpu, block = new.get("cpu") or {}, new.get("blockIO") or {}
         if cpu.get("cpus") or cpu.get("mems") or any(block.values()):
-            what = "CPUs, memory nodes and block devices are limited for the whole VM, with its container's"
+            what = "set these limits on that container: on the host they hold for its whole VM"
             raise self._refusal(what)
 
     def _refusal(self, reason: str, hint: str = "") -> CallerError:
-        text = f"cannot share the network of container {self._sandbox.id} and so its VM: {reason}"
+        text = f"cannot run in the VM of container {self._sandbox.id}, whose network it names: {reason}"
         return CallerError(text, hint=hint, code="vm-shared")
 
     def share_name(self, container: Container) -> str:
@@ -143,7 +143,7 @@ class Tenancy:
                 os.makedirs(path, 0o711, exist_ok=True)
                 tree.move(path)
             except (OSError, HostError) as error:
-                self._sandbox.log(f"nothing more can be shared with the VM: {error}")
+                self._sandbox.log(f"cannot share another directory with the VM: {error}")
 
     def join_cgroup(self, undo: ExitStack, container: Container) -> None:
         """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""

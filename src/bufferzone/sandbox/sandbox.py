@@ -242,7 +242,7 @@ class Sandbox:
         while not self._end:
             ready = poll.poll(timeout_ms)
             if not ready and unused():
-                self.log("nobody used the sandbox: ending")
+                self.log("no container was created in this sandbox: ending")
                 return
             timeout_ms = None
             for fd, _ in ready:

@@ -35,7 +35,7 @@ _INVENTORY_TEXT = b"A virtual machine saved by bufferzone, see manifest.json.\n"
 class Draft:
     """`fds` are the new files by kind, empty. Leaving the context without `publish` removes them.
 
-    Raises OSError, its text for a person: EBUSY while another one is being written there, EEXIST where
+    Raises OSError, its text for a person: EBUSY while another checkpoint is being written there, EEXIST where
     files of somebody else have the names that a checkpoint must have.
     """
 
@@ -108,7 +108,7 @@ class Draft:
     def _present(self) -> set[str]:
         """The files of the checkpoint that is there. Raises OSError for what is there and not ours."""
         if not _begins(self._at, checkpoint_dir.INVENTORY, _INVENTORY_TEXT):
-            raise OSError(errno.EEXIST, f"there is one of CRIU's: {checkpoint_dir.INVENTORY}")
+            raise OSError(errno.EEXIST, f"the directory has a CRIU checkpoint: {checkpoint_dir.INVENTORY}")
         try:
             return set(checkpoint_dir.names(checkpoint_dir.raw_manifest(self._directory)))
         except FileNotFoundError:
@@ -122,7 +122,7 @@ def _lock(fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OSError(errno.EBUSY, "another one is being written there") from error
+        raise OSError(errno.EBUSY, "another checkpoint is being written there") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF):
             raise  # else a network file system without locks of directories

@@ -93,7 +93,7 @@ class Saver:
 
 
 def _gone() -> HostError:
-    return HostError("the process that writes the checkpoint ended early", code="saver-died")
+    return HostError("the process that writes the checkpoint died", code="saver-died")
 
 
 def run_saver(fd: int) -> int:

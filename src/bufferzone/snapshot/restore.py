@@ -35,17 +35,17 @@ def machine_of(
     problem = ""
     if not _is_within(machine, size):
         problem = (
-            f"its VM has {machine.memory_mib} MiB and {machine.vcpus} CPUs, and this bundle is due at most"
+            f"its VM has {machine.memory_mib} MiB and {machine.vcpus} CPUs; this bundle allows at most"
             f" {size.memory_mib} and {size.vcpus}"
         )
     elif machine.nic and tap is None:
-        problem = "its VM has a NIC, and this host cannot make one"
+        problem = "its VM has a NIC, but this host cannot create one"
     elif spec.terminal != restored.terminal:
-        problem = f"process.terminal was {str(restored.terminal).lower()} when it was made"
+        problem = f"process.terminal was {str(restored.terminal).lower()} in the saved container"
     elif sources.needs_share(spec):
-        problem = "the bundle has volumes, and a saved VM has none"
+        problem = "the bundle has volumes, but a checkpoint has none"
     elif differing := compatible.differences(restored.spec, spec.raw):
-        problem = f"config.json is not what it was when it was made: {', '.join(differing[:5])}"
+        problem = f"config.json differs from that of the saved container: {', '.join(differing[:5])}"
     if problem:
         raise HostError(
             f"the checkpoint {restored.directory} does not fit: {problem}", code="checkpoint-mismatch"

@@ -179,7 +179,7 @@ class AgentClient:
         VM saved now can go on with another connection, and this one too. Raises as `call` does.
         """
         if not self._send_lock.acquire(timeout=_LIMIT_S):
-            raise VmmError("the agent takes nothing", code="agent-timeout")
+            raise VmmError("the agent does not read its channel", code="agent-timeout")
         try:
             self._ask_locked("Hold")
             try:
@@ -297,7 +297,7 @@ class AgentClient:
         response = ttrpc.Response.decode(frame.payload)
         with self._lock:
             if not frame.stream & 1 or frame.stream >= self._next_stream:
-                raise ttrpc.ProtocolError(f"an answer to nobody: stream {frame.stream}")
+                raise ttrpc.ProtocolError(f"an answer to no request: stream {frame.stream}")
             call = self._calls.pop(frame.stream, None)
         if call is not None:  # else it timed out
             call.response, call.arrived_ns = response, time.time_ns()

@@ -112,7 +112,7 @@ def of_process(pid: int) -> str:
     try:
         return read_file(f"/proc/{pid}/cgroup")
     except OSError as error:
-        raise HostError(f"the caller is gone: {error.strerror}", code="cgroup") from error
+        raise HostError(f"the caller has exited: {error.strerror}", code="cgroup") from error
 
 
 def follow(leaders: str, pids: Iterable[int]) -> None:

@@ -55,7 +55,7 @@ def describe(
 ) -> Machine:
     """The machine that the settings ask for; `directory` is where the probe of KVM is kept.
 
-    Raises `HostError` for an image that is missing or damaged, or when KVM is required and not usable.
+    Raises `HostError` for an image that is missing or damaged, or when KVM is required but not usable.
     """
     image = _image(settings, log)
     chosen = _accelerator(settings, directory, log)

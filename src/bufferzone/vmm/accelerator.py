@@ -30,7 +30,7 @@ def choose(policy: str, probe: Probe) -> Accelerator:
         return Accelerator("kvm")
     if policy == "require":
         raise HostError(
-            f"KVM is required and not usable: {probe.reason}",
+            f"KVM is required but not usable: {probe.reason}",
             hint="enable virtualization in firmware, or nesting in the hypervisor, or set kvm to warn",
             code="kvm-required",
         )

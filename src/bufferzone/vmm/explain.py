@@ -59,7 +59,7 @@ def _verdict(
     if panicked:
         return (
             "ended with a guest kernel panic",
-            "the console log in the sandbox's directory has it all",
+            "see console.log in the state directory",
             "vm-panic",
         )
     if status is None:
@@ -80,13 +80,13 @@ def _verdict(
     if status == 0 and reset:
         return (
             "was reset by its guest (a kernel panic or a reboot)",
-            "the console's lines tell why; without any, the kernel does not fit this virtual machine",
+            "see the console lines; without any, the kernel does not support this virtual machine",
             "vm-reset",
         )
     if status == 0:
-        return "powered off", "the guest ended by itself; the console log tells more", "vm-off"
+        return "powered off", "the guest powered off; see console.log in the state directory", "vm-off"
     return (
         f"failed ({program} exit status {status})",
-        f"{program}'s words say what it lacks; scripts/install puts its packages in place",
+        f"{program}'s message says what is missing; scripts/install installs its packages",
         "vm-failed",
     )

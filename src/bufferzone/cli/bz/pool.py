@@ -74,7 +74,7 @@ def _list(root: str) -> None:
     except NotFoundError as error:
         found["notes"] = [error.line()]
     except ValueError as error:
-        raise HostError("the pool's keeper answers nonsense", code="pool-keeper") from error
+        raise HostError("the pool's keeper sent a malformed answer", code="pool-keeper") from error
     for vm in found["vms"]:
         size = f"{vm['memory_mib']} MiB"
         rows.append([str(vm["pid"]), vm["state"], str(vm["vcpus"]), size, f"{vm['age_s']:.0f} s"])
@@ -87,12 +87,12 @@ def _start(root: str) -> None:
     settings = config.load()
     if os.geteuid() != 0:
         raise HostError(
-            "VMs wait for containers of root, or of a user namespace's root",
+            "only root, or root of a user namespace, can use a pool",
             hint="run as root, or podman unshare bz pool start",
         )
     if not start.wants_pool(settings):
         raise HostError(
-            "the settings want no pool",
+            "the pool is disabled",
             hint=f"pool.size = 2 in {config.DIRECTORY}/config.toml",
             code="no-pool",
         )
@@ -106,7 +106,7 @@ def _start(root: str) -> None:
         line = answer.readline().decode("utf-8", "replace").strip()
     if line != "ready":
         raise HostError(
-            line or f"the keeper has died: see {root}/{state.POOL}/keeper.log", code="pool-keeper"
+            line or f"the pool's keeper died: see {root}/{state.POOL}/keeper.log", code="pool-keeper"
         )
 
 

@@ -102,7 +102,7 @@ def _make(options: Options, words: list[str]) -> None:
         if name in options.given and (reason := config.fault(row, value)):
             raise UsageError(f"--{name}: {reason}")
     if os.geteuid() != 0:
-        raise HostError("templates are made and used by root alone", hint="run as root")
+        raise HostError("only root can make templates", hint="run as root")
     root = state.runtime_root(options.root)
     order = {"vcpus": options.vcpus, "memory_mib": options.memory}
     done = subprocess.run(

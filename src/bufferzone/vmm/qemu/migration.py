@@ -106,7 +106,7 @@ class Drain:
         """Wait for the writer's last byte; raises `VmmError` or OSError when not all of it arrived."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            raise VmmError("QEMU does not end the stream of its devices", code="save-failed")
+            raise VmmError("QEMU's device state stream does not end", code="save-failed")
         if self.error is not None:
             raise self.error
 

@@ -151,7 +151,7 @@ class Qmp:
     def _check_time(self, deadline: float, command: str) -> None:
         """A QEMU that floods us with messages is always ready to be read: poll(2) alone keeps no deadline."""
         if time.monotonic() > deadline:
-            raise VmmError(f"no answer from QEMU in time: {command}", code="qmp-timeout")
+            raise VmmError(f"QEMU did not answer in time: {command}", code="qmp-timeout")
 
     def _wait(self, event: int, deadline: float, command: str) -> None:
         if self._lost:
@@ -159,7 +159,7 @@ class Qmp:
         poller = select.poll()
         poller.register(self._sock, event)
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise VmmError(f"no answer from QEMU in time: {command}", code="qmp-timeout")
+            raise VmmError(f"QEMU did not answer in time: {command}", code="qmp-timeout")
 
     def _send(self, data: bytes, deadline: float, command: str) -> None:
         while data:
