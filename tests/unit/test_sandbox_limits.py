@@ -243,3 +243,18 @@ def test_an_update_beyond_the_vm_is_not_even_asked(tmp_path, monkeypatch, contai
     with pytest.raises(CallerError):
         Containers(sandbox, None).update(container, {"memory": {"limit": 1 << 40}, "cpu": {"shares": 7}})
     assert (sandbox.asked, host.found()) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("linux", "path"),
+    [
+        ({}, ""),
+        ({"resources": {"devices": [{"allow": False}]}}, ""),
+        ({"resources": {"cpu": {"cpus": "0"}}}, "c"),
+        ({"resources": {"memory": {"limit": 1 << 27}}}, "c"),
+        ({"resources": {"pids": {"limit": 5}}, "cgroupsPath": "/x/y"}, "x/y"),
+        ({"cgroupsPath": "machine.slice:libpod:1"}, "machine.slice/libpod-1.scope"),
+    ],
+)
+def test_limits_without_a_cgroup_get_one_with_the_containers_name(linux, path):
+    assert limits.cgroup_of({"linux": linux}, "c") == path

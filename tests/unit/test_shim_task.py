@@ -53,7 +53,8 @@ class Sandbox:
         self.stops = []
         self.hooks = []
 
-    def create(self, container_id, bundle, rootfs, pid, also):
+    def create(self, container_id, bundle, rootfs, pid, also, *, foreground):
+        self.foreground = foreground
         if bundle == "/bad":
             raise StateError("no such bundle")
         return types.SimpleNamespace(id=container_id, pid=pid, asked=[])
@@ -119,6 +120,14 @@ def world():
 
 def create(world, container_id="c", bundle="/b"):
     return world.service.create(world.peer, task.CreateTaskRequest(id=container_id, bundle=bundle))
+
+
+def test_a_verb_that_goes_on_after_the_end_says_so(world):
+    create(world)
+    assert not world.sandbox.foreground
+    options = Any_(type_url=task.FOREGROUND_URL)
+    world.service.create(world.peer, task.CreateTaskRequest(id="d", bundle="/b", options=options))
+    assert world.sandbox.foreground
 
 
 def test_events_come_in_the_order_that_containerd_demands(world):

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from bufferzone.errors import SpecError
+from bufferzone.errors import HostError, SpecError
 from bufferzone.vm import cgroups
 
 HYBRID = """\
@@ -106,3 +106,61 @@ def test_a_cgroup_that_cannot_be_left_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(cgroups.os, "rmdir", refuse)
     monkeypatch.setattr(cgroups.time, "sleep", lambda seconds: pytest.fail("it waited"))
     assert cgroups.leave_and_remove([str(cgroup)], 1) == [str(cgroup)]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Two hierarchies of v1 and the unified one, as directories; mkdir gives a cgroup its files."""
+    rows = []
+    for name in ("freezer", "memory", "unified"):
+        (tmp_path / name).mkdir()
+        kind = "cgroup2" if name == "unified" else "cgroup"
+        rows.append(f"31 30 0:27 / {tmp_path / name} rw - {kind} {kind} rw")
+    monkeypatch.setattr(cgroups, "_mountinfo", lambda: "\n".join(rows))
+    monkeypatch.setattr(cgroups, "_made", set())
+    return tmp_path
+
+
+def group(directory, *pids, **files):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+    for name, text in files.items():
+        (directory / name.replace("_", ".")).write_text(text)
+    return directory
+
+
+def test_an_empty_cgroup_that_is_there_is_ours_to_limit(machine):
+    directory = group(machine / "memory" / "a")
+    assert not cgroups.is_ours(str(directory))
+    assert cgroups.claim("a") == 0
+    assert cgroups.is_ours(str(directory))
+
+
+def test_one_with_processes_in_it_or_below_stays_its_makers(machine):
+    group(machine / "memory" / "a")
+    group(machine / "memory" / "a" / "b", 7)
+    group(machine / "unified" / "a", 7, 8)
+    assert cgroups.claim("a") == 2
+    assert not cgroups.is_ours(str(machine / "memory" / "a"))
+
+
+@pytest.mark.parametrize(
+    ("where", "files"),
+    [
+        ("freezer/a", {"freezer_state": "FROZEN\n"}),
+        ("freezer/a", {"freezer_state": "FREEZING\n"}),
+        ("freezer/a/b", {"freezer_state": "FROZEN\n"}),
+        ("unified/a", {"cgroup_events": "populated 0\nfrozen 1\n"}),
+    ],
+)
+def test_a_frozen_cgroup_is_refused_in_runcs_words(machine, where, files):
+    group(machine / where, **files)
+    with pytest.raises(HostError, match="container's cgroup unexpectedly frozen") as caught:
+        cgroups.claim("a/b")
+    assert caught.value.code == "cgroup-frozen"
+
+
+def test_a_thawed_one_is_not(machine):
+    group(machine / "freezer" / "a", freezer_state="THAWED\n")
+    group(machine / "unified" / "a", cgroup_events="populated 1\nfrozen 0\n")
+    assert cgroups.claim("a/b") == 0

@@ -100,22 +100,37 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
     """
     with _Signals(caught=pass_signals) as incoming, _connect(job) as client, _connect(job) as control:
         if not job.terminal:
-            _begin(job, client, _STDIO, stdio)
+            _begin(job, client, _STDIO, stdio, foreground=True)
             started(client)
             return _stand_in(job, client, control, incoming, -1, stdio[2])
         with console.RawTerminal(stdio[0]):
-            _begin(job, client, _SPLIT_TERMINAL, stdio[:2])
+            _begin(job, client, _SPLIT_TERMINAL, stdio[:2], foreground=True)
             started(client)
             sized = next((fd for fd in stdio if os.isatty(fd)), -1)
             return _stand_in(job, client, control, incoming, sized, stdio[2])
 
 
-def _begin(job: Job, client: Client, uris: tuple[str, str, str], fds: Sequence[int]) -> None:
-    """Have the shim make the process, and start it where it is an exec."""
+def _begin(
+    job: Job,
+    client: Client,
+    uris: tuple[str, str, str],
+    fds: Sequence[int],
+    *,
+    foreground: bool = False,
+) -> None:
+    """Have the shim make the process, and start it where it is an exec. `foreground`: we go on after its end,
+    so that the container's cgroup, which nobody could remove, is not for us.
+    """
     stdin, stdout, stderr = uris
     if not job.exec_id:
         request = task.CreateTaskRequest(
-            id=job.id, bundle=job.bundle, terminal=job.terminal, stdin=stdin, stdout=stdout, stderr=stderr
+            id=job.id,
+            bundle=job.bundle,
+            terminal=job.terminal,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            options=Any_(type_url=task.FOREGROUND_URL) if foreground else None,
         )
         client.call("Create", request, fds=fds)
         return

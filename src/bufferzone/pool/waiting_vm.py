@@ -16,7 +16,7 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
 from bufferzone.linux import process
 from bufferzone.pool import warmup
-from bufferzone.sandbox import plan
+from bufferzone.sandbox import limits, plan
 from bufferzone.sandbox.boot import Starter, facts_of, make_directory, park
 from bufferzone.sandbox.network import Network
 from bufferzone.sandbox.sandbox import Sandbox
@@ -167,7 +167,9 @@ class WaitingVm:
         left = Leftovers(directory)
         for pid in self.helpers:
             left.add_process(pid)
-        cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
+        cgroup = limits.cgroup_of(spec.raw, container_id)
+        if cgroup and (others := cgroups.claim(cgroup)):
+            self._log(f"container's cgroup is not empty: {others} process(es) found")
         here = cgroups.of_process(caller)
         self._tree.land(make_directory(directory, "share"))
         for name in _LOGS:

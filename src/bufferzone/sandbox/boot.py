@@ -18,7 +18,7 @@ from bufferzone.guestimage import template_store
 from bufferzone.model import Confinement
 from bufferzone.network import tcfilter
 from bufferzone.oci import host
-from bufferzone.sandbox import plan, rootdisk, sources, user_network
+from bufferzone.sandbox import limits, plan, rootdisk, sources, user_network
 from bufferzone.sandbox.sandbox import Sandbox
 from bufferzone.snapshot import restore, template
 from bufferzone.snapshot.checkpoint import Capture
@@ -63,7 +63,7 @@ def boot(
     host.check_network(spec.raw, settings)
     settings, shares = _choose(rootdisk.settle(settings, spec), spec, restored)
     size = plan.plan_vm(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
-    cgroup = cgroups.relative_path(spec.cgroups_path, container_id)
+    cgroup = limits.cgroup_of(spec.raw, container_id)
     with ExitStack() as stack:
         user = user_network.wanted(spec.raw, settings, restored)
         tap = None if user or (restored is not None and not restored.machine.nic) else park(log)
@@ -73,7 +73,7 @@ def boot(
             machine = restore.machine_of(restored, settings, spec, os.path.dirname(directory), log, tap)
         warm = _Warm(stack, machine, settings, log) if restored is None else None
         left = Leftovers(directory)
-        _join(stack, cgroup, left)
+        _join(stack, cgroup, left, log)
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         disk = rootdisk.open_root(stack, settings, spec, restored, uid=uids.helper)
@@ -114,9 +114,11 @@ def _choose(settings: Settings, spec: Spec, restored: checkpoint_dir.Saved | Non
     return plan.within_features(settings, features, shares=shares, restored=restored is not None), shares
 
 
-def _join(stack: ExitStack, cgroup: str, left: Leftovers) -> None:
+def _join(stack: ExitStack, cgroup: str, left: Leftovers, log: Callable[[str], None]) -> None:
     if not cgroup:
         return
+    if others := cgroups.claim(cgroup):
+        log(f"container's cgroup is not empty: {others} process(es) found: its limits stay as they are")
     joined = cgroups.join(cgroup, os.getpid())
     stack.callback(cgroups.leave_and_remove, joined, os.getpid())
     left.add_cgroups(joined)

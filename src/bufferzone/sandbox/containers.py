@@ -43,12 +43,15 @@ _NO_FILTER = libseccomp.Filter(program=b"", flags=0)
 class Container:
     """What the host holds for one container; `undo` gives all of it back."""
 
-    def __init__(self, container_id: str, bundle: str, pid: int) -> None:
+    def __init__(self, container_id: str, bundle: str, pid: int, *, foreground: bool = False) -> None:
+        """`foreground`: the process `pid` is a verb that goes on after the container has ended."""
         self.id = container_id
         self.bundle = bundle
         self.spec: dict[str, Any] = {}
         self.pod: dict[str, str] = {}  # see `Spec.pod`
         self.pid = pid
+        #: whether `pid` does nothing else, so that the container's cgroup is where it belongs
+        self.stands_in = pid != os.getpid() and not foreground
         self.created_ns = time.time_ns()
         self.seccomp = _NO_FILTER
         self.hooks: dict[str, Any] = {}
@@ -96,14 +99,16 @@ class Containers:
         rootfs: list[Mount],
         pid: int,
         also: Sequence[tuple[str, Message]] = (),
+        *,
+        foreground: bool = False,
     ) -> Container:
         """Everything up to (not including) the process: binds, cgroup, hooks, the guest's half.
 
         `also` are requests about the process that are sent along; `asked` of the container are the answers to
-        come, none for one that is adopted. After a failure nothing of the container is left, on the host or
-        in the guest.
+        come, none for one that is adopted. `foreground` as in `Container`. After a failure nothing of the
+        container is left, on the host or in the guest.
         """
-        container = Container(container_id, bundle, pid)
+        container = Container(container_id, bundle, pid, foreground=foreground)
         with container.undo as undo:
             self._tenancy.move_in(undo, container)
             see = self._tenancy.look_from(undo, pid) if container.joined else _here
@@ -163,11 +168,10 @@ class Containers:
         sandbox = self._sandbox
         container.cgroup = sandbox.cgroup
         if container.joined:
-            path = (container.spec.get("linux") or {}).get("cgroupsPath") or ""
-            container.cgroup = cgroups.relative_path(path, container.id)
+            container.cgroup = limits.cgroup_of(container.spec, container.id)
             self._tenancy.join_cgroup(container.undo, container)
             return
-        if sandbox.cgroup and container.pid != os.getpid():
+        if sandbox.cgroup and container.stands_in:
             cgroups.join(sandbox.cgroup, container.pid)
         self._limit(container, container.spec)
 

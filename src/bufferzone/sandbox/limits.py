@@ -51,6 +51,19 @@ def resources_of(spec: dict[str, Any], pod: Mapping[str, str]) -> dict[str, Any]
     return (spec.get("linux") or {}).get("resources") or {}
 
 
+def cgroup_of(spec: dict[str, Any], container_id: str) -> str:
+    """The path below each hierarchy of the cgroup for what runs the container; empty: it stays the caller's.
+
+    Without linux.cgroupsPath it is named after the container, as with runc, crun and runsc, where there is a
+    limit to hold; without one a start does not pay for it. Raises `SpecError`.
+    """
+    linux = spec.get("linux") or {}
+    path = str(linux.get("cgroupsPath") or "")
+    if not path and cgroup_v1(linux.get("resources") or {}, 0):
+        path = f"/{container_id}"
+    return cgroups.relative_path(path, container_id)
+
+
 def for_guest(resources: dict[str, Any]) -> dict[str, Any]:
     """The guest's part: without the names of the host's CPUs, memory nodes and disks."""
     kept = {key: value for key, value in resources.items() if key != "blockIO"}

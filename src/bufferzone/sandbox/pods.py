@@ -149,6 +149,8 @@ class Tenancy:
         """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""
         if not container.cgroup:
             return
+        if not container.stands_in:
+            return
         joined = cgroups.join(container.cgroup, container.pid)
         if container.cgroup == self._sandbox.cgroup:
             return  # the VM is in it, and removes it

@@ -94,7 +94,12 @@ class TaskService:
         try:
             self._table.reserve(process)
             container = self._sandbox.create(
-                request.id, request.bundle, request.rootfs, process.pid, process.first_requests()
+                request.id,
+                request.bundle,
+                request.rootfs,
+                process.pid,
+                process.first_requests(),
+                foreground=request.options is not None and request.options.type_url == task.FOREGROUND_URL,
             )
         except BaseException:
             self._table.forget(process)

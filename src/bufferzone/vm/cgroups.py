@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LEAVE_S = 2.0
 #: controllers of the unified hierarchy that a container's cgroup needs from those above it
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
-#: directories that this process made, and may limit
+#: directories that this process made or found empty, and may limit
 _made: set[str] = set()
 
 
@@ -75,8 +75,56 @@ def places(relative: str) -> list[str]:
 
 
 def is_ours(directory: str) -> bool:
-    """Whether `join` made it: the limits of any other are its maker's."""
+    """Whether `join` made it, or `claim` found it empty: the limits of any other are its maker's."""
     return directory in _made
+
+
+def claim(relative: str) -> int:
+    """Before the first `join`: an empty cgroup that is there already becomes ours, to limit and to remove.
+
+    Returns how many processes are in it; then it stays its maker's. Raises `HostError` `cgroup-frozen` where
+    it, or one above it, is frozen: whoever joins would stand still for good. Source: runc's Create.
+    """
+    found: set[int] = set()
+    for mount_point in hierarchies(_mountinfo()):
+        directory = os.path.join(mount_point, relative)
+        if _is_frozen(mount_point, directory):
+            raise HostError(
+                f"container's cgroup unexpectedly frozen: {directory}",
+                hint="thaw it, or those above it",
+                code="cgroup-frozen",
+            )
+        if os.path.isdir(directory):
+            pids = _pids_below(directory)
+            found |= pids
+            if not pids:
+                _made.add(directory)
+    return len(found)
+
+
+def _is_frozen(mount_point: str, directory: str) -> bool:
+    """Whether it would be: what is not there yet takes after the nearest that is above it."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    if directory == mount_point:
+        return False  # a root has no such file
+    if os.path.exists(file := os.path.join(directory, "freezer.state")):
+        return read_file(file).strip() != "THAWED"
+    if os.path.exists(file := os.path.join(directory, "cgroup.events")):
+        return "frozen 1" in read_file(file).splitlines()
+    return False
+
+
+def _pids_below(directory: str) -> set[int]:
+    """The processes of a cgroup and those below it; what goes away meanwhile has none."""
+    found: set[int] = set()
+    for at, _, _ in os.walk(directory):
+        try:
+            found |= {int(pid) for pid in read_file(os.path.join(at, "cgroup.procs")).split()}
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                raise
+    return found
 
 
 def _mountinfo() -> str:

@@ -39,6 +39,10 @@ class Mount(Message):
     options: list[str] = strings(4)
 
 
+#: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards
+FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
+
+
 class CreateTaskRequest(Message):
     id: str = string(1)
     bundle: str = string(2)
