@@ -112,11 +112,11 @@ class FileCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
-    """An OCI hook: absolute path, full argv, environment, seconds or None."""
+    """An OCI hook: absolute path, full argv, environment (None: the runtime's own), seconds or None."""
 
     path: str
     args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    env: tuple[str, ...] | None = None
     timeout_s: int | None = None
 
 

@@ -1,4 +1,4 @@
-"""createContainer and startContainer hooks: when, where and with what they run."""
+"""startContainer hooks: when, where, as whom and with what they run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from bufferzone.errors import GuestError
+from bufferzone.linux.libseccomp import compile_profile
+from bufferzone.wire import agent as wire
+from bufferzone.wire.proto import Empty
 from unit.guest_harness import Guest, make_rootfs, make_spec, needs_root, running_guest
 
 pytestmark = needs_root
@@ -35,38 +38,50 @@ def hook(script: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_hooks_get_the_state_on_stdin_before_and_after_the_pivot(
-    guest: Guest, rootfs: Path, tmp_path: Path
-) -> None:
+def test_a_hook_gets_the_state_on_stdin_in_the_container(guest: Guest, rootfs: Path, tmp_path: Path) -> None:
     spec = make_spec(rootfs, "sh", "-c", "cat /state")
     spec["annotations"] = {"key": 'va"lue'}
-    spec["hooks"] = {
-        "createContainer": [hook(f"cat >{tmp_path}/created; echo $WHO >>{tmp_path}/created")],
-        "startContainer": [hook("cat >/state")],
-    }
+    spec["hooks"] = {"startContainer": [hook("cat >/state; echo $WHO >>/state")]}
     guest.create("c", spec)
-    state, who = (tmp_path / "created").read_text().rstrip().split("}}")
+    assert not (rootfs / "state").exists()
+    guest.start("c")
+    state, who = guest.read_all("c").decode().rstrip().split("}}")
     assert who == "hook"
     assert json.loads(state + "}}") == {
         "ociVersion": "1.0.2",
         "id": "c",
-        "status": "creating",
+        "status": "created",
         "pid": 1,
         "bundle": str(tmp_path),
         "annotations": {"key": 'va"lue'},
     }
-    assert not (rootfs / "state").exists()
-    guest.start("c")
-    assert json.loads(guest.read_all("c"))["status"] == "created"
 
 
-def test_a_failing_create_hook_fails_create_with_its_output(guest: Guest, rootfs: Path) -> None:
+def test_a_hook_runs_as_the_container_will_under_its_filter_and_with_a_path(
+    guest: Guest, rootfs: Path
+) -> None:
+    """As with runc, whose startContainer hooks come after the identity and the filter."""
     spec = make_spec(rootfs, "true")
-    spec["hooks"] = {"createContainer": [hook("exit 0"), hook("echo went wrong >&2; exit 3")]}
-    with pytest.raises(GuestError) as caught:
-        guest.create("c", spec)
-    assert caught.value.message == "error running createContainer hook #1: exit status 3, output: went wrong"
-    assert caught.value.code == "hook-failed"
+    spec["process"]["user"] = {"uid": 1000, "gid": 1001}
+    (rootfs / "tmp").chmod(0o777)
+    told = "id -u; id -g; echo $PATH; grep Seccomp: /proc/self/status; mkdir /tmp/no 2>/dev/null; echo $?"
+    spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"({told}) >/tmp/told"]}]}
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+    }
+    seccomp = compile_profile(profile)
+    request = wire.CreateRequest(
+        id="c", spec=json.dumps(spec).encode(), seccomp=seccomp.program, seccomp_flags=seccomp.flags
+    )
+    guest.call("Create", request)
+    guest.start("c")
+    guest.wait("c")
+    uid, gid, path, mode, status = (rootfs / "tmp" / "told").read_text().split("\n")[:5]
+    assert (uid, gid) == ("1000", "1001")
+    assert path.endswith("/bin")
+    assert mode.split() == ["Seccomp:", "2"]
+    assert status == "1"
 
 
 def test_a_failing_start_hook_fails_start_and_the_program_never_runs(guest: Guest, rootfs: Path) -> None:
@@ -83,13 +98,12 @@ def test_a_hook_that_exceeds_its_time_is_killed_and_others_go_on_meanwhile(
     guest: Guest, rootfs: Path
 ) -> None:
     spec = make_spec(rootfs, "true")
-    spec["hooks"] = {"createContainer": [hook("sleep 1000", timeout=1)]}
-    from bufferzone.wire import agent as wire
-
-    slow = guest.send("Create", wire.CreateRequest(id="slow", spec=json.dumps(spec).encode()))
+    spec["hooks"] = {"startContainer": [hook("sleep 1000", timeout=1)]}
+    guest.create("slow", spec)
+    slow = guest.send("Start", wire.ProcessRef(id="slow"))
     assert guest.run(make_spec(rootfs, "echo", "free"), id="free")[1] == "free\n"
     with pytest.raises(GuestError, match="ran past specified timeout of 1s"):
-        guest.result(slow, wire.PidResponse)
+        guest.result(slow, Empty)
 
 
 def test_a_missing_hook_is_named(guest: Guest, rootfs: Path) -> None:

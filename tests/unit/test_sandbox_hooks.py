@@ -10,7 +10,7 @@ import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.model import Hook
-from bufferzone.sandbox.hooks import run_hooks
+from bufferzone.sandbox.hooks import run_all, run_hooks
 
 
 def script(path, text):
@@ -37,6 +37,27 @@ def test_hooks_run_in_order_and_stop_at_the_first_that_fails(tmp_path):
     with pytest.raises(HostError, match=r"prestart hook 1 .* failed with status 3: broken"):
         run_hooks("prestart", (good, bad, good), b"{}")
     assert log.read_text() == "a\nb\n"
+
+
+def test_one_without_an_environment_has_ours(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("OURS", "here")
+    path = script(tmp_path / "hook", f'echo "$OURS" >> "{out}"; command -v ls >> "{out}"\n')
+    run_hooks("createRuntime", (Hook(path=path),), b"{}")
+    assert out.read_text() == "here\n/usr/bin/ls\n"
+
+
+def test_after_the_start_a_failure_is_a_warning_and_the_remaining_hooks_run(tmp_path):
+    """runtime-spec 1.2.0 runtime.md "Lifecycle", steps of poststart and poststop: MUST log a warning."""
+    log, warnings = tmp_path / "log", []
+    bad = Hook(path=script(tmp_path / "b", "echo broken >&2; exit 3\n"))
+    good = Hook(path=script(tmp_path / "a", f'echo a >> "{log}"\n'))
+    run_all("poststart", (bad, Hook(path="/nonexistent"), good), b"{}", warnings.append)
+    assert log.read_text() == "a\n"
+    assert [line.partition(")")[2] for line in warnings] == [
+        " failed with status 3: broken",
+        " cannot be started: No such file or directory",
+    ]
 
 
 def test_a_hook_that_does_not_exist_is_named():

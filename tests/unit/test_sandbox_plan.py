@@ -161,9 +161,19 @@ def test_hooks_are_split_between_host_and_guest():
         )
     }
     decided = decide(spec(hooks=hooks))
-    assert sorted(json.loads(decided.guest_spec)["hooks"]) == ["createContainer", "startContainer"]
+    assert sorted(json.loads(decided.guest_spec)["hooks"]) == ["startContainer"]
     assert [h.path for h in decided.hooks["poststop"]] == ["/h/poststop"]
-    assert "createContainer" not in decided.hooks
+    assert [h.path for h in decided.hooks["createContainer"]] == ["/h/createContainer"]
+
+
+def test_a_hook_without_an_environment_has_the_runtimes_and_an_empty_one_is_empty():
+    hooks = {"poststop": [{"path": "/h"}, {"path": "/h", "env": []}, {"path": "/h", "env": ["A=1"]}]}
+    assert [h.env for h in decide(spec(hooks=hooks)).hooks["poststop"]] == [None, (), ("A=1",)]
+
+
+def test_a_create_hook_for_a_root_on_a_disk_is_refused_by_name():
+    with pytest.raises(SpecError, match=r"hooks\.createContainer: the root file system is on a disk"):
+        decide(spec(hooks={"createContainer": [{"path": "/h"}]}), is_small=lambda path: False)
 
 
 def test_seccomp_leaves_the_spec_to_be_compiled_on_the_host():

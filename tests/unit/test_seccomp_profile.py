@@ -107,7 +107,6 @@ def test_podmans_default_profile_compiles_for_several_architectures_and_holds() 
             "linux.seccomp.defaultAction: unknown action: 'SCMP_ACT_MAYBE'",
         ),
         ({"defaultAction": None}, "linux.seccomp.defaultAction: unknown action: None"),
-        ({"listenerPath": "/x"}, "linux.seccomp.listenerPath: not supported"),
         ({"architectures": ["x86"]}, "linux.seccomp.architectures[0]: unknown architecture: 'x86'"),
         ({"flags": ["SECCOMP_X"]}, "linux.seccomp.flags[0]: unknown or unsupported flag: 'SECCOMP_X'"),
         ({"syscalls": {}}, "linux.seccomp.syscalls: not a list"),
@@ -132,3 +131,8 @@ def test_what_is_wrong_is_named_with_its_json_path(change: dict[str, Any], messa
     with pytest.raises(SpecError) as caught:
         compile_profile({**ALLOWED, **change})
     assert caught.value.message == message
+
+
+def test_a_listener_that_nothing_would_be_told_is_ignored_as_by_runc():
+    plain = {"defaultAction": "SCMP_ACT_ALLOW"}
+    assert compile_profile({**plain, "listenerPath": "/x"}) == compile_profile(plain)

@@ -249,10 +249,10 @@ def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(w
     create(world)
     made = world.sandbox.create
 
-    def fails(container_id, bundle, rootfs, pid, also):
+    def fails(container_id, bundle, rootfs, pid, also, **more):
         world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
         world.service.wait(world.peer, task.WaitRequest(id="c"))
-        return made(container_id, "/bad", rootfs, pid, also)
+        return made(container_id, "/bad", rootfs, pid, also, **more)
 
     world.sandbox.create = fails
     with pytest.raises(StateError, match="no such bundle"):

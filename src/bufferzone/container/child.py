@@ -1,7 +1,7 @@
 """From fork to execve: what a child of the agent does, in order. Nothing here runs in the agent itself.
 
 The order is runc's: cgroup, user namespace (the agent writes the maps), the other namespaces, names and
-sysctls, file systems, hooks, checks, READY, wait for START, hooks, identity, execve. Every failure travels
+sysctls, file systems, checks, READY, wait for START, hooks, identity, execve. Every failure travels
 over the channel.
 """
 
@@ -46,7 +46,7 @@ def main(task: Task, channel: ChildEnd) -> NoReturn:
             program = _make_container(task, channel)
         channel.send(ch.READY)
         channel.wait(ch.START)
-        _run_hooks(task, "startContainer", "created")
+        _run_hooks(task)
         process.execute(program, channel, task)
     except BufferzoneError as error:
         channel.die(error)
@@ -76,7 +76,6 @@ def _make_container(task: Task, channel: ChildEnd) -> process.Program:
     root = rootfs.prepare(spec)
     if task.process.get("terminal"):
         _use_terminal(task, channel, *rootfs.open_terminal(root))
-    _run_hooks(task, "createContainer", "creating")
     rootfs.enter(root, spec)
     os.close(root)
     return process.check(task.process)
@@ -199,15 +198,19 @@ def _set_sysctls(sysctls: dict[str, Any]) -> None:
             ) from error
 
 
-def _run_hooks(task: Task, kind: str, status: str) -> None:
-    wanted = [] if task.init_pid else (task.spec.get("hooks") or {}).get(kind) or []
+def _run_hooks(task: Task) -> None:
+    wanted = [] if task.init_pid else (task.spec.get("hooks") or {}).get("startContainer") or []
     if wanted:
         state = {
             "ociVersion": task.spec.get("ociVersion") or "1.0.2",
             "id": task.id,
-            "status": status,
+            "status": "created",
             "pid": os.getpid(),
             "bundle": os.path.dirname(str((task.spec.get("root") or {}).get("path") or "/")),
             "annotations": task.spec.get("annotations") or {},
         }
-        hooks.run_all(kind, wanted, dumps(state))
+
+        def become() -> None:
+            process.take_identity(task.process, task.seccomp, task.seccomp_flags)
+
+        hooks.run_all("startContainer", wanted, dumps(state), become)

@@ -79,11 +79,12 @@ class Process:
             self._outputs[stream] = stdio.Output(self._loop, ours)
         theirs = (stdin, pairs[0][1], pairs[1][1])
         linux = self._task.spec.get("linux") or {}
-        uid = int((self._task.process.get("user") or {}).get("uid") or 0)
-        uid = launch.guest_id(uid, linux.get("uidMappings") or [])
+        user = self._task.process.get("user") or {}
+        uid = launch.guest_id(int(user.get("uid") or 0), linux.get("uidMappings") or [])
+        gid = launch.guest_id(int(user.get("gid") or 0), linux.get("gidMappings") or [])
         for fd in theirs:
-            if uid:
-                os.fchown(fd, uid, -1)
+            if uid or gid:
+                os.fchown(fd, uid, gid)
         self._task.stdio = theirs
         return theirs
 

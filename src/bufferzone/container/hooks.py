@@ -1,7 +1,8 @@
-"""Hooks that run in the guest: createContainer and startContainer. Runs in the child, one after the other.
+"""Hooks that run in the guest: startContainer. Runs in the child, one after the other, each as the
+container's own program will: its user, capabilities and seccomp filter.
 
 Source: runtime-spec config.md "POSIX-platform Hooks": the state as JSON on stdin, a failure or a timeout
-fails the operation. Error texts as runc's: `error running createContainer hook #0: exit status 1, stdout:
+fails the operation. Error texts as runc's: `error running startContainer hook #0: exit status 1, output:
 ...`.
 """
 
@@ -11,23 +12,26 @@ import os
 import select
 
 from bufferzone.container import signals
-from bufferzone.errors import GuestError
+from bufferzone.errors import BufferzoneError, GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _TAIL = 1024
+#: the environment of a hook that names none
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def run_all(kind: str, hooks: list[dict[str, Any]], state: str) -> None:
+def run_all(kind: str, hooks: list[dict[str, Any]], state: str, become: Callable[[], None]) -> None:
     """Run every hook of one kind with `state` on its stdin; raises `GuestError` `hook-failed` at the
-    first failure.
+    first failure. `become` takes on the container's identity, in the hook's process.
     """
     for number, hook in enumerate(hooks):
         output = os.memfd_create("hook", os.MFD_CLOEXEC)
         try:
-            problem = _run(hook, state.encode(), output)
+            problem = _run(hook, state.encode(), output, become)
             if problem:
                 said = os.pread(output, _TAIL, max(0, os.fstat(output).st_size - _TAIL))
                 text = said.decode("utf-8", "replace").strip().replace("\n", "\\n")
@@ -37,14 +41,14 @@ def run_all(kind: str, hooks: list[dict[str, Any]], state: str) -> None:
             os.close(output)
 
 
-def _run(hook: dict[str, Any], state: bytes, output: int) -> str:
+def _run(hook: dict[str, Any], state: bytes, output: int, become: Callable[[], None]) -> str:
     """Run one hook; return what went wrong, or nothing."""
     stdin = os.memfd_create("state", os.MFD_CLOEXEC)
     os.write(stdin, state)
     os.lseek(stdin, 0, os.SEEK_SET)
     pid = os.fork()
     if pid == 0:
-        _exec(hook, stdin, output)
+        _exec(hook, stdin, output, become)
     os.close(stdin)
     handle = os.pidfd_open(pid)
     poll = select.poll()
@@ -63,7 +67,7 @@ def _run(hook: dict[str, Any], state: bytes, output: int) -> str:
     return f"exit status {status}" if status else ""
 
 
-def _exec(hook: dict[str, Any], stdin: int, output: int) -> None:
+def _exec(hook: dict[str, Any], stdin: int, output: int, become: Callable[[], None]) -> None:
     """Become the hook; never returns."""
     path = str(hook.get("path") or "")
     try:
@@ -72,9 +76,13 @@ def _exec(hook: dict[str, Any], stdin: int, output: int) -> None:
         os.dup2(stdin, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        pairs = [str(item).partition("=") for item in hook.get("env") or []]
+        given = hook.get("env")
+        pairs = [str(item).partition("=") for item in ([_PATH] if given is None else given)]
+        become()
         os.execve(path, [str(a) for a in hook.get("args") or [path]], {key: value for key, _, value in pairs})
     except OSError as error:
         os.write(2, f"fork/exec {path}: {(error.strerror or '').lower()}".encode("utf-8", "surrogateescape"))
+    except BufferzoneError as error:
+        os.write(2, error.line().encode("utf-8", "surrogateescape"))
     finally:
         os._exit(127)

@@ -77,7 +77,7 @@ def execute(program: Program, channel: ChildEnd, task: Task) -> NoReturn:
             limits.set_personality(PERSONALITIES[str(persona.get("domain") or "LINUX")])
         if task.locks:
             _have_locks_heard(channel)
-        _take_identity(process, task.seccomp, task.seccomp_flags)
+        take_identity(process, task.seccomp, task.seccomp_flags)
         os.execve(program.path, program.args, program.environment)
     except OSError as error:
         if error.filename == program.path:
@@ -123,7 +123,7 @@ def _have_locks_heard(channel: ChildEnd) -> None:
     os.close(listener)
 
 
-def _take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) -> None:
+def take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) -> None:
     """Groups, user, capabilities, no_new_privs, seccomp: the filter goes in as late as its own rights
     allow.
     """

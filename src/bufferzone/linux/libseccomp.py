@@ -2,7 +2,8 @@
 
 Unknown names of system calls are ignored (profiles name those of all kernels), an unknown action, operator or
 architecture is the caller's error. Refuses: SCMP_ACT_NOTIFY, since the listener would be a program on the
-host. The input is a loader's output: a dict with the shapes of the runtime spec; its values are checked here.
+host; a listenerPath without it means nothing, as with runc. The input is a loader's output: a dict with
+the shapes of the runtime spec; its values are checked here.
 
 runc answers ENOSYS instead of `defaultAction` for system calls newer than every one that the profile names.
 The same is done here, in front of libseccomp's program, which libseccomp itself cannot express. See runc's
@@ -104,8 +105,6 @@ class Filter:
 def compile_profile(section: Mapping[str, Any], path: str = "linux.seccomp") -> Filter:
     """Compile a section; raises SpecError naming the JSON path, HostError when libseccomp is missing."""
     library = _library()
-    if section.get("listenerPath"):
-        raise SpecError(f"{path}.listenerPath: not supported")
     default = _action(section.get("defaultAction"), section.get("defaultErrnoRet"), f"{path}.defaultAction")
     flags = _flags(section.get("flags"), f"{path}.flags")
     context = library.seccomp_init(ctypes.c_uint32(default))

@@ -15,9 +15,8 @@ from bufferzone.errors import HostError, StateError, VmmError
 from bufferzone.linux import libseccomp
 from bufferzone.oci import overrides
 from bufferzone.oci.host import network_entry
-from bufferzone.sandbox import limits, plan, rootdisk, rootmounts, sources
+from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.copies import Copies
-from bufferzone.sandbox.hooks import run_hooks
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Tenancy
 from bufferzone.snapshot import compatible
@@ -121,7 +120,7 @@ class Containers:
             if not self._sandbox.adopts:
                 self._give_files(container, decided, rootfs, see)
             self._limit_host(container)
-            for name in ("prestart", "createRuntime"):
+            for name in ("prestart", "createRuntime", "createContainer"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
             self._make(container, decided, also)
             if container.namespace >= 0 and not self._tenancy.reserved.is_wired(container.namespace):
@@ -329,13 +328,14 @@ class Containers:
         return limits.apply(sandbox.cgroup, resources, memory_mib, sandbox.log)
 
     def run_hooks(self, container: Container, name: str, state: bytes) -> None:
-        """Run the hooks of one stage. A failing poststop hook is logged, the others raise."""
-        try:
-            run_hooks(name, container.hooks.get(name, ()), state)
-        except HostError as error:
-            if name != "poststop":
-                raise
-            self._sandbox.log(error.line())
+        """Run the hooks of one stage. Once the container has started a failing one is a warning in the log;
+        before that it raises `HostError`.
+        """
+        wanted = container.hooks.get(name, ())
+        if name in ("poststart", "poststop"):
+            hooks.run_all(name, wanted, state, self._sandbox.log)
+        else:
+            hooks.run_hooks(name, wanted, state)
 
     def give_up(self, reason: str) -> None:
         """End the VM: its guest does not do what it must."""

@@ -1,6 +1,10 @@
 """Runs OCI hooks on the host: state on stdin, in the caller's namespaces, with their time limit.
 
-Source: runtime-spec config.md "POSIX-platform Hooks". Safe to call from any thread (posix_spawn, no fork).
+createContainer too: its path is the host's, and the root file system it is for lies in the bundle. Mounts
+that it makes stay here, since the container's own are made in the guest.
+
+Source: runtime-spec 1.2.0 config.md "POSIX-platform Hooks", runtime.md "Lifecycle". Safe to call from any
+thread (posix_spawn, no fork).
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ import time
 from bufferzone.errors import HostError
 from bufferzone.model import Hook
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _STDERR_LIMIT = 4096
 
 
@@ -22,6 +30,17 @@ def run_hooks(name: str, hooks: tuple[Hook, ...], state: bytes) -> None:
     """
     for index, hook in enumerate(hooks):
         _run(f"{name} hook {index} ({hook.path})", hook, state)
+
+
+def run_all(name: str, hooks: tuple[Hook, ...], state: bytes, warn: Callable[[str], None]) -> None:
+    """Run `hooks` in order, whichever of them fails: that is a warning each, "and the remaining hooks and
+    lifecycle continue as if the hook had succeeded" (runtime.md "Lifecycle", poststart and poststop).
+    """
+    for index, hook in enumerate(hooks):
+        try:
+            _run(f"{name} hook {index} ({hook.path})", hook, state)
+        except HostError as error:
+            warn(error.line())
 
 
 def _run(label: str, hook: Hook, state: bytes) -> None:
@@ -53,7 +72,10 @@ def _start(label: str, hook: Hook, stdin: int, stderr: int) -> int:
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     ]
-    environment = dict(entry.split("=", 1) for entry in hook.env if "=" in entry)
+    if hook.env is None:
+        environment = dict(os.environ)  # as with runc, crun and runsc
+    else:
+        environment = dict(entry.split("=", 1) for entry in hook.env if "=" in entry)
     try:
         return os.posix_spawn(
             hook.path,

@@ -53,8 +53,9 @@ _ENGINE_FILES = (
 )
 #: namespaces that a container may share with another one of its VM, besides the network
 _SHARED = ("ipc", "uts", "pid")
-_HOST_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
-_GUEST_HOOKS = ("createContainer", "startContainer")
+#: createContainer's path is the host's, and what it changes in the root file system arrives in the guest
+_HOST_HOOKS = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+_GUEST_HOOKS = ("startContainer",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +212,7 @@ def plan_container(
     linux.pop("intelRdt", None)
     if linux.get("resources"):
         linux["resources"] = limits.for_guest(linux["resources"])
-    hooks = guest.get("hooks") or {}
+    hooks = _hooks(guest, on_disk=is_small is not None)
     guest["hooks"] = {name: hooks[name] for name in _GUEST_HOOKS if hooks.get(name)}
     text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
     if len(text) > _MOST_BYTES:
@@ -361,6 +362,22 @@ def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
             made.update(type="neighbour", source=path, options=kept)
 
 
+def _hooks(guest: dict[str, Any], *, on_disk: bool) -> dict[str, Any]:
+    hooks: dict[str, Any] = guest.get("hooks") or {}
+    if on_disk and hooks.get("createContainer"):
+        raise SpecError(
+            "config.json: hooks.createContainer: the root file system is on a disk, where no hook of the host"
+            " can change it",
+            hint="rootfs = virtiofs, or a startContainer hook",
+        )
+    return hooks
+
+
 def _hook(hook: dict[str, Any]) -> Hook:
-    args, env = tuple(hook.get("args") or ()), tuple(hook.get("env") or ())
-    return Hook(path=hook["path"], args=args, env=env, timeout_s=hook.get("timeout"))
+    env = hook.get("env")
+    return Hook(
+        path=hook["path"],
+        args=tuple(hook.get("args") or ()),
+        env=None if env is None else tuple(env),
+        timeout_s=hook.get("timeout"),
+    )

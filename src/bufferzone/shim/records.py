@@ -41,7 +41,7 @@ class Records:
             rootfs=container.rootfs,
             created=rfc3339(container.created_ns),
             owner=self._owner,
-            annotations=self._annotations(container),
+            annotations={**(container.spec.get("annotations") or {}), **self._facts()},
         )
 
     def changed(self, process: Process, container: Container) -> None:
@@ -49,7 +49,7 @@ class Records:
         self.write(container, task.STATUS_NAMES[process.status])
 
     def text(self, container: Container, status: str) -> bytes:
-        """The OCI state as a hook gets it on stdin."""
+        """The OCI state as a hook gets it on stdin: with the bundle's annotations, ours are for `state`."""
         import json
 
         value = {
@@ -58,12 +58,9 @@ class Records:
             "status": status,
             "pid": 0 if status == state.STOPPED else container.pid,
             "bundle": container.bundle,
-            "annotations": self._annotations(container),
+            "annotations": container.spec.get("annotations") or {},
         }
         return json.dumps(value).encode()
-
-    def _annotations(self, container: Container) -> dict[str, str]:
-        return {**(container.spec.get("annotations") or {}), **self._facts()}
 
 
 def rfc3339(ns: int) -> str:

@@ -127,12 +127,7 @@ class TaskService:
             process.status = task.RUNNING
             self._records.changed(process, container)
             self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))
-        try:
-            self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
-        except HostError:  # runtime-spec 1.3 and runc: the container is stopped
-            with contextlib.suppress(BufferzoneError):
-                self._signal(process, _SIGKILL, everyone=True)
-            raise
+        self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
         return task.StartResponse(pid=process.pid)
 
     def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
