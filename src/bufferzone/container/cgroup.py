@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 
+from bufferzone.container import devices
 from bufferzone.container.loop import PRIORITY
 from bufferzone.errors import GuestError
+from bufferzone.linux import bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class Cgroup:
     def __init__(self, loop: Loop, path: str) -> None:
         self._loop, self.path = loop, path
         self._watched: list[int] = []
+        self._filter = -1  # the program that decides about devices
         parent = os.path.dirname(path)
         if not os.path.isdir(parent):
             os.makedirs(parent, 0o755)
@@ -101,6 +104,26 @@ class Cgroup:
                 choice = 0 if os.path.exists(self.file(names.split("|")[0])) else 1
                 name, text = names.split("|")[choice], texts.split("|")[choice]
             self._apply_one(name, text)
+
+    def filter_devices(self, program: bytes) -> None:
+        """Let `program` (see `devices`; empty: none) decide which devices may be opened and made here and
+        below, in place of the one before. Raises `GuestError` `cgroup`; then that one still does.
+        """
+        if not program and self._filter < 0:
+            return
+        try:
+            made = bpf.load_device_filter(program or devices.ALLOW_ALL)
+            try:
+                bpf.attach_device_filter(self.path, made, self._filter)
+            except OSError:
+                os.close(made)
+                raise
+        except OSError as error:
+            text = f"cgroup: cannot set the device rules: {(error.strerror or '').lower()}"
+            raise GuestError(text, code="cgroup") from error
+        if self._filter >= 0:
+            os.close(self._filter)
+        self._filter = made
 
     def change(self, settings: list[tuple[str, str]]) -> None:
         """`apply`, and after an error nothing has changed. A limit below what is used now is refused, in
@@ -280,6 +303,9 @@ class Cgroup:
         """Remove the cgroup and those below it; raises OSError (EBUSY) while processes are left."""
         for fd in list(self._watched):
             self._unwatch(fd)
+        if self._filter >= 0:
+            os.close(self._filter)
+            self._filter = -1
         for directory in reversed(self._tree()):
             try:
                 os.rmdir(directory)

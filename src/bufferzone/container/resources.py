@@ -2,9 +2,8 @@
 
 Values are converted from cgroup v1 terms as runc does (libcontainer/cgroups/fs2, opencontainers/cgroups
 utils). Not converted, because the unified hierarchy has nothing like them and runc ignores them too: kernel
-memory, swappiness, disableOOMKiller, network class and priorities. linux.resources.devices is not enforced
-by cgroup: the guest has virtual devices only, and none of them leads to the host except through its
-hypervisor.
+memory, swappiness, disableOOMKiller, network class and priorities. linux.resources.devices is a program, see
+`devices`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container import launch, resources, shared_namespaces, submounts
+from bufferzone.container import devices, launch, resources, shared_namespaces, submounts
 from bufferzone.container.cgroup import Cgroup
 from bufferzone.container.child_spec import Task, namespaces
 from bufferzone.container.container import Container, Process
@@ -71,6 +71,7 @@ class Sandbox:
         self.containers[id] = container
         try:
             container.cgroup.apply(resources.settings(container.resources))
+            container.cgroup.filter_devices(devices.program(container.resources.get("devices") or []))
             submounts.hold(spec)
             if locks:
                 task.locks = container.locks = True
@@ -168,7 +169,10 @@ class Sandbox:
             raise StateError("container not running: stopped", code="container-stopped")
         merged = resources.merge(container.resources, changes)
         touched = resources.touched(container.resources, changes)
+        filter_ = devices.program(merged.get("devices") or []) if "devices" in changes else None
         container.cgroup.change(resources.settings(touched))
+        if filter_ is not None:
+            container.cgroup.filter_devices(filter_)
         container.resources = merged
 
     def adopt(self, id: str, new_id: str) -> Container:
