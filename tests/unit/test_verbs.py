@@ -278,3 +278,39 @@ def test_environment_and_descriptors_of_the_caller_do_not_reach_the_shim(bz):
     assert "Descriptors [0, 1, 2, 3]" in bz.calls()
     os.close(reader)
     os.close(writer)
+
+
+def test_signal_0_asks_whether_a_container_lives(bz):
+    bz.create("one", bz.bundle("sleep"))
+    bz("kill", "one", "0")
+    bz("start", "one")
+    bz("kill", "one", "0")
+    bz("kill", "--all", "one", "0")
+    bz("kill", "one", "KILL")
+    assert "container not running" in bz("kill", "one", "0", check=1).stderr
+    assert "container not running" in bz("kill", "--all", "one", "0", check=1).stderr
+    assert "signal=0" not in bz.calls()
+
+
+def test_what_comes_while_create_runs_is_told_so(bz):
+    directory = state.create(str(bz.root), "one")
+    facts = {"bundle": "/b", "rootfs": "/b/r", "created": "2026-01-01T00:00:00Z", "owner": "root"}
+    state.write_state(directory, id="one", status=state.CREATING, pid=0, annotations={}, **facts)
+    assert bz.state("one")["status"] == "creating"
+    for words in (("start", "one"), ("kill", "one", "TERM"), ("kill", "one", "0"), ("pause", "one")):
+        line = f"bufferzone: cannot {words[0]} container one: it is still being created\n"
+        assert bz(*words, check=1).stderr == line
+    assert "still being created" in bz("exec", "one", "ls", check=255).stderr
+    state.remove(directory)
+
+
+@pytest.mark.parametrize("path", ["/", "cpu:/", ""])
+def test_an_exec_joins_the_containers_own_cgroup(bz, path):
+    bz.create("one", bz.bundle("sleep"))
+    bz("start", "one")
+    bz("exec", "--cgroup", path, "one", "exit", "0")
+
+
+def test_an_exec_in_another_cgroup_is_refused(bz):
+    done = bz("exec", "--cgroup", "cpu:/sub", "one", "ls", check=255)
+    assert done.stderr == "bufferzone: exec --cgroup is not supported: cpu:/sub\n"

@@ -41,6 +41,15 @@ def test_list_shows_the_truth_about_every_container(running):
     assert first.split()[:1] == ["one"]
 
 
+def test_list_as_json_is_compact_and_in_runcs_order(running):
+    line = running("list", "--format", "json").stdout
+    (found,) = json.loads(line)
+    before = ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created"]
+    assert list(found) == [*before, *(["annotations"] if "annotations" in found else []), "owner"]
+    assert found.get("annotations") != {}
+    assert line == json.dumps([found], separators=(",", ":")) + "\n"
+
+
 def test_list_of_nothing_is_a_header_or_an_empty_array(bz):
     assert bz("list").stdout.split()[0] == "ID"
     assert bz("list", "--format=json").stdout == "[]\n"
@@ -55,9 +64,42 @@ def test_ps_shows_the_guests_table_and_as_json_the_hosts_pids(running):
     assert json.loads(running("ps", "--format", "json", "one").stdout) == [running.state("one")["pid"]]
 
 
+def test_ps_of_a_stopped_container_is_a_header(running):
+    running("kill", "one", "KILL")
+    assert running("ps", "one").stdout.split() == ["UID", "PID", "PPID", "START", "TTY", "TIME", "CMD"]
+    assert running("ps", "--format", "json", "one").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "header"),
+    [
+        (("-e", "-x"), "UID PID PPID START TTY TIME CMD"),
+        (("-o", "pid,args"), "PID CMD"),
+        (("aux", "-opid"), "PID"),
+        (("-eo", "ppid,pid,time"), "PPID PID TIME"),
+    ],
+)
+def test_ps_takes_the_options_of_ps(running, words, header):
+    assert running("ps", "one", *words).stdout.splitlines()[0].split() == header.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("-o", "rss"), "ps: the guest does not tell: rss"),
+        (("--ppid", "1"), "ps has no such option here: --ppid"),
+        (("-o",), "flag needs an argument: -o"),
+        (("-",), "ps has no such option here: -"),
+    ],
+)
+def test_ps_options_that_cannot_be_met_are_refused_by_name(running, words, text):
+    assert text in running("ps", "one", *words, check=1).stderr
+
+
 def test_events_once_is_one_line_of_runcs_json(running):
     line = running("events", "--stats", "one").stdout
     found = json.loads(line)
+    assert line == json.dumps(found, separators=(",", ":")) + "\n"
     assert (found["type"], found["id"], line.count("\n")) == ("stats", "one", 1)
     assert found["data"]["memory"]["usage"]["usage"] == 4096
     assert found["data"]["cpu"]["usage"]["total"] == 7000

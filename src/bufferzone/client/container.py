@@ -6,7 +6,7 @@ import os
 
 from bufferzone import state
 from bufferzone.client.connection import Client
-from bufferzone.errors import BufferzoneError, StateError
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -34,8 +34,12 @@ def ask(directory: str, method: str, request: Message, verb: str, **more: Any) -
         with Client.connect(directory) as client:
             return client.call(method, request, **more)
     except BufferzoneError as error:
+        id = os.path.basename(directory)
         if error.code == "shim-gone" and state.status(directory) == state.STOPPED:
-            raise refusal(verb, os.path.basename(directory), state.STOPPED) from error
+            raise refusal(verb, id, state.STOPPED) from error
+        early = error.code == "shim-gone" or isinstance(error, NotFoundError)
+        if early and state.status(directory) == state.CREATING:
+            raise refusal(verb, id, state.CREATING) from error
         raise
 
 
@@ -53,6 +57,8 @@ def start_through(client: Client, id: str) -> None:
 
 def refusal(verb: str, id: str, status: str) -> StateError:
     """Why `verb` does not fit a container with this status. Source: runc's libcontainer and its callers."""
+    if status == state.CREATING:
+        return StateError(f"cannot {verb} container {id}: it is still being created")
     if verb == "kill":
         return StateError("container not running", code="not-running")
     if verb == "start":

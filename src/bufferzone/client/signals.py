@@ -25,11 +25,14 @@ FORWARDED = tuple(
 
 
 def number_of(text: str) -> int:
-    """`KILL`, `SIGKILL`, `sigkill`, `9`, `RTMIN+3` or `SIGRTMAX-1` as a number; raises `UsageError`."""
+    """`KILL`, `SIGKILL`, `sigkill`, `9`, `RTMIN+3` or `SIGRTMAX-1` as a number; raises `UsageError`.
+
+    0 is no signal, but the question whether there is somebody to get one: kill(2).
+    """
     if text.isascii() and text.isdigit() and len(text) < 4:
-        if 0 < int(text) <= RTMAX:
+        if int(text) <= RTMAX:
             return int(text)
-        raise UsageError(f"unknown signal: {text}", hint=f"1 to {RTMAX}")
+        raise UsageError(f"unknown signal: {text}", hint=f"0 to {RTMAX}")
     name = text.upper().removeprefix("SIG")
     if name in NUMBERS:
         return NUMBERS[name]

@@ -4,11 +4,10 @@ out-of-memory kill.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
-from bufferzone import state
+from bufferzone import jsontext, state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.client import container
@@ -62,7 +61,7 @@ def _print_kills(directory: str, id: str, known: int, end: float) -> tuple[int, 
     while (left := end - time.monotonic()) > 0:
         answer = _kills(directory, id, known, min(left, _ASK_S))
         for _ in range(min(answer.count - known, _MOST_LINES)):
-            output.print_text(json.dumps({"type": "oom", "id": id}) + "\n")
+            output.print_text(jsontext.dumps({"type": "oom", "id": id}) + "\n")
         known = answer.count
         if answer.ended:
             return known, True
@@ -95,4 +94,4 @@ def _print_stats(directory: str, id: str) -> None:
     answer = container.ask(directory, "Stats", task.StatsRequest(id=id), "events")
     numbers = metrics.Metrics.decode(answer.stats.value if answer.stats else b"")
     line = {"type": "stats", "id": id, "data": metrics.to_events(numbers)}
-    output.print_text(json.dumps(line) + "\n")
+    output.print_text(jsontext.dumps(line) + "\n")

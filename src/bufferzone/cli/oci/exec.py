@@ -6,7 +6,8 @@ from bufferzone import oci, state
 from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.client import container, execution
-from bufferzone.errors import UsageError
+from bufferzone.errors import CallerError, UsageError
+from bufferzone.log import shown
 from bufferzone.oci.rules import check_process
 
 TYPE_CHECKING = False
@@ -28,11 +29,11 @@ FLAGS = (
     Flag("cap c", "NAME", "one more capability", kind="list"),
     Flag("no-new-privs", "", "set no_new_privs"),
     Flag("ignore-paused", "", "allow it while the container is paused"),
+    Flag("cgroup", "PATH", "/ alone: the process joins the container's cgroup in the guest", kind="list"),
     process_flags.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("process-label", "LABEL", "the guest has no SELinux"),
     ignored("apparmor", "PROFILE", "the guest has no AppArmor"),
-    ignored("cgroup", "PATH", "the process joins the container's cgroup in the guest"),
 )
 USAGE = "[options] <container-id> <command> [arguments]"
 DESCRIPTION = "Without --detach, stdio, signals and the terminal are passed through until the process ends."
@@ -43,6 +44,7 @@ INTERSPERSED = False
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
     process_flags.refuse_descriptors(options)
+    _refuse_cgroups(options.cgroup)
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     directory = container.find(options.root, words[0])
     status = state.status(directory)
@@ -66,6 +68,15 @@ def run(options: Options, words: list[str]) -> int:
         note=note,
     )
     return 0
+
+
+def _refuse_cgroups(paths: list[str]) -> None:
+    """Another cgroup than the container's is one that the guest would have to have; runc takes PATH and
+    CONTROLLER:PATH.
+    """
+    for path in paths:
+        if path.rpartition(":")[2].strip("/"):
+            raise CallerError(f"exec --cgroup is not supported: {shown(path)}", code="unsupported")
 
 
 def _process(options: Options, command: list[str], directory: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bufferzone import state
+from bufferzone import jsontext, state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import BufferzoneError, UsageError
@@ -35,9 +35,7 @@ def run(options: Options, words: list[str]) -> int:
         return 0
     states = [found for id in ids if (found := _state(root, id))]
     if options.format == "json":
-        import json
-
-        output.print_text(json.dumps(states) + "\n")
+        output.print_text(jsontext.dumps([_as_runc(found) for found in states]) + "\n")
         return 0
     rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
     rows += [
@@ -45,6 +43,12 @@ def run(options: Options, words: list[str]) -> int:
     ]
     output.print_table(rows)
     return 0
+
+
+def _as_runc(found: dict[str, Any]) -> dict[str, Any]:
+    """The keys in runc's order, annotations left out where there are none. Source: runc list.go."""
+    rest = {key: found[key] for key in ("annotations", "owner") if found[key] or key == "owner"}
+    return {**{key: value for key, value in found.items() if key not in ("annotations", "owner")}, **rest}
 
 
 def _state(root: str, id: str) -> dict[str, Any]:

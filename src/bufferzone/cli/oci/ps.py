@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from bufferzone import state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.client import container
@@ -14,6 +15,8 @@ from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bufferzone.cli.flags import Options
 
 FLAGS = (Flag("format f", "table|json", "table or json", default="table"),)
@@ -23,22 +26,74 @@ JSON lists the host pids that stand for the container and its execs: callers loo
 WORDS = (1, -1)
 INTERSPERSED = False
 
+_HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")
+#: names after -o -> the column
+_COLUMNS = {
+    "uid": 0,
+    "user": 0,
+    "pid": 1,
+    "ppid": 2,
+    "stime": 3,
+    "start": 3,
+    "tty": 4,
+    "tt": 4,
+    "time": 5,
+    "cputime": 5,
+    "cmd": 6,
+    "args": 6,
+    "command": 6,
+}
+#: options without a value: all processes of the container are shown, in one form
+_SELECTING = frozenset("AaefFlxujTwH")
+
 
 def run(options: Options, words: list[str]) -> int:
     """Print them."""
     if options.format not in ("table", "json"):
         raise UsageError(f"invalid format: {shown(options.format)}", hint="table or json")
+    columns = columns_of(words[1:])
     directory = container.find(options.root, words[0])
+    stopped = state.status(directory) == state.STOPPED
     if options.format == "json":
-        pids = container.ask(directory, "Pids", task.PidsRequest(id=words[0]), "ps")
-        os.write(1, f"[{','.join(str(entry.pid) for entry in pids.processes)}]\n".encode())
+        pids = [] if stopped else _pids(directory)
+        os.write(1, f"[{','.join(map(str, pids))}]\n".encode())
         return 0
-    ref = agent.ProcessRef(id=words[0])
-    found = container.ask(directory, "Processes", ref, "ps", service=shim.SERVICE)
-    rows: list[tuple[str, ...]] = [("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")]
-    rows += [_row(process) for process in found.processes]
-    output.print_table(rows)
+    rows = [_HEADER]
+    if not stopped:
+        ref = agent.ProcessRef(id=words[0])
+        found = container.ask(directory, "Processes", ref, "ps", service=shim.SERVICE)
+        rows += [_row(process) for process in found.processes]
+    output.print_table([[row[column] for column in columns] for row in rows])
     return 0
+
+
+def _pids(directory: str) -> list[int]:
+    request = task.PidsRequest(id=os.path.basename(directory))
+    return [entry.pid for entry in container.ask(directory, "Pids", request, "ps").processes]
+
+
+def columns_of(words: Sequence[str]) -> list[int]:
+    """Which columns ps options ask for: `-o NAMES` chooses, what selects processes has nothing to choose
+    from.
+
+    Raises `UsageError` for an option that is none of ps's, or a column that the guest does not tell.
+    Source: ps(1), procps and busybox.
+    """
+    rest, names = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if word != "-" and set(word.removeprefix("-")) <= _SELECTING:
+            continue
+        letters, o, value = word.removeprefix("-").partition("o")
+        if not o or not set(letters) <= _SELECTING:
+            raise UsageError(f"ps has no such option here: {shown(word)}", hint="-o NAMES, -e, -f, a, x, u")
+        if not value and not rest:
+            raise UsageError(f"flag needs an argument: {shown(word)}")
+        names += (value or rest.pop(0)).split(",")
+    for name in names:
+        if name not in _COLUMNS:
+            raise UsageError(f"ps: the guest does not tell: {shown(name)}", hint=", ".join(_COLUMNS))
+    return [_COLUMNS[name] for name in names] or list(range(len(_HEADER)))
 
 
 def _row(process: agent.ProcessInfo) -> tuple[str, ...]:
