@@ -229,6 +229,10 @@ def test_virtiofsd_is_confined_and_ends_with_qemu(
         int(fields["CapEff"], 16) == 0x880000DB
     )  # chown dac_override fowner fsetid setgid setuid mknod setfcap
     assert int(fields["CapBnd"], 16) == 0
+    limits = Path(f"/proc/{child.pid}/limits").read_text()
+    assert [row.split()[3:5] for row in limits.splitlines() if row.startswith("Max open files")] == [
+        ["4096", "4096"]
+    ]
     for task in os.listdir(f"/proc/{child.pid}/task"):
         assert "Seccomp:\t2" in Path(f"/proc/{child.pid}/task/{task}/status").read_text()
     assert os.readlink(f"/proc/{child.pid}/ns/user") != os.readlink("/proc/self/ns/user")
