@@ -7,10 +7,12 @@ import re
 
 import pytest
 
-from style.source import ROOT, report
+from style.source import PACKAGE, ROOT, report
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(([^)#]+)\)")
+FILE = re.compile(r"`((?:\w+/)+\w+\.py)`")
+FIRST = re.compile(r"\*\*Eight files to read first\*\*.*?\n\n", re.DOTALL)
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("README.md", 100, 120), ("ARCHITECTURE.md", 1, 180)])
@@ -33,3 +35,30 @@ def test_every_link_between_pages_leads_to_a_file():
             if "://" not in target and not (page.parent / target).exists():
                 findings.append(f"{page.relative_to(ROOT)}: no such file: {target}")
     report(findings)
+
+
+def test_every_module_and_test_that_a_page_names_is_there():
+    findings = []
+    for page in PAGES:
+        for name in FILE.findall(page.read_text()):
+            if not any((place / name).exists() for place in (ROOT, PACKAGE, ROOT / "tests")):
+                findings.append(f"{page.relative_to(ROOT)}: no such file: {name}")
+    report(findings)
+
+
+def test_the_map_names_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert {room for room in rooms if f"`{room}/`" not in text} == set()
+
+
+def test_the_eight_files_to_read_first_are_short_and_hold_the_climax():
+    found = FIRST.search((ROOT / "ARCHITECTURE.md").read_text())
+    assert found is not None
+    texts = {name: (PACKAGE / name).read_text() for name in FILE.findall(found[0])}
+    assert len(texts) == 8
+    lines = sum(len(text.splitlines()) for text in texts.values())
+    assert lines < 1600, f"{lines} lines: choose shorter ones in ARCHITECTURE.md, or make them shorter"
+    together = "".join(texts.values())
+    assert "class Containers:" in together
+    assert "os.execve(" in together
