@@ -152,9 +152,9 @@ class Guest:
 
 @pytest.fixture
 def guest(host, connection):
-    """A guest behind the sieve, as in a sandbox."""
+    """A guest behind the frame filter, as in a sandbox."""
     ours, theirs = socket.socketpair()
-    between = frame_filter.Sieve(theirs, connection.dup(), GUEST)
+    between = frame_filter.FrameFilter(theirs, connection.dup(), GUEST)
     between.start()
     with ours:
         yield Guest(ours, host.port)
@@ -166,7 +166,7 @@ def test_passt_alone_would_let_a_forged_frame_reach_the_hosts_loopback(host, con
     guest.call("127.0.0.1")
     came = host.await_last(guest)
     if not {"127.0.0.1", "to 127.0.0.1"} & set(came):
-        pytest.skip("this passt refuses by itself: the sieve is one wall more")
+        pytest.skip("this passt refuses by itself: the frame filter is one wall more")
 
 
 def test_no_forged_frame_reaches_loopback_metadata_or_groups(host, guest):

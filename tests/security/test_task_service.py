@@ -16,9 +16,11 @@ from bufferzone.wire import agent
 def watch(call, published):
     """The watch of a shim whose one container is `c`."""
     table = Table()
-    table.reserve(Process(agent.ProcessRef(id="c"), bundle="/", terminal=False, uris=("", "", "")))
+    table.reserve(
+        Process(agent.ProcessRef(id="c"), bundle="/", terminal=False, uris=("", "", ""), stdio=Stdio(), pid=0)
+    )
     events = types.SimpleNamespace(publish=published.append)
-    oom.OomTeller(table, events).watch(types.SimpleNamespace(call=call))
+    oom.OomReporter(table, events).watch(types.SimpleNamespace(call=call))
 
 
 def test_a_guest_that_tells_of_oom_without_end_is_heard_once_in_a_while(monkeypatch):
@@ -38,7 +40,7 @@ def test_a_guest_that_tells_of_oom_without_end_is_heard_once_in_a_while(monkeypa
 def test_a_line_that_is_no_text_can_be_told(tmp_path):
     with open(tmp_path / "err", "wb") as file:
         stdio = Stdio(stderr=file.fileno())
-        stdio.tell(b"the guest said \xff\n".decode("utf-8", "surrogateescape"))
+        stdio.print_line(b"the guest said \xff\n".decode("utf-8", "surrogateescape"))
     assert b"udcff" in (tmp_path / "err").read_bytes()
 
 

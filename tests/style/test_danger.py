@@ -30,7 +30,7 @@ STARTS_PROGRAMS = {
     "container/launch.py": "inside the VM: a container's process",
     "container/zygote.py": "inside the VM: the child that waits for the next process",
     "container/hooks.py": "inside the VM: createContainer and startContainer hooks",
-    "container/process.py": "inside the VM: the exec of the container's process",
+    "container/program.py": "inside the VM: the exec of the container's process",
     "guest/modprobe.py": "inside the VM: modprobe, for a template, a NIC, the balloon; posix_spawn only",
     "container/netfilter.py": "inside the VM: modprobe for the tables of iptables; posix_spawn only",
 }

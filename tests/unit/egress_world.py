@@ -1,4 +1,4 @@
-"""A guest behind a gate, a container's namespace and what lies outside: four network namespaces, no VM.
+"""A guest behind an egress bridge, a container's namespace and the outside: four network namespaces, no VM.
 
 The guest's end is a veth that stands for the tap. Sockets are opened inside a namespace and stay in it.
 """
@@ -42,14 +42,14 @@ def ip(*words):
 
 
 class World:
-    """The namespaces `guest`, `gate`, `container` and `outside` as descriptors; `build` makes the gate.
+    """The namespaces `guest`, `bridge`, `container` and `outside` as descriptors; `build` makes the bridge.
 
-    A world for a VM has no `guest` and no `gate`.
+    A world for a VM has no `guest` and no `bridge`.
     """
 
     def __init__(self, *, vm=False):
         self._vm = vm
-        self._names = ("container", "outside") if vm else ("guest", "gate", "container", "outside")
+        self._names = ("container", "outside") if vm else ("guest", "bridge", "container", "outside")
         self._prefix = f"bzeg-{os.getpid()}-{secrets.token_hex(3)}"
         self._opened = []
         self.interface = None
@@ -84,7 +84,7 @@ class World:
         return ip("-n", f"{self._prefix}-{name}", *words)
 
     def _make_links(self):
-        pairs = (("container", "eth0", "outside", "out"), ("guest", "eth0", "gate", "bz0"))
+        pairs = (("container", "eth0", "outside", "out"), ("guest", "eth0", "bridge", "bz0"))
         for name, own, other, peer in pairs[: 1 if self._vm else 2]:
             self.ip(
                 name, "link", "add", own, "type", "veth", "peer", peer, "netns", f"{self._prefix}-{other}"
@@ -103,16 +103,16 @@ class World:
         self.interface = namespace.inside(self.container, lambda: interfaces.scan(1))[0]
 
     def build(self, *rules):
-        """Make the gate and join it with the container's interface."""
+        """Make the bridge and join it with the container's interface."""
         policy = egress.policy(rules)
         assert policy is not None
-        self.gates = egress_bridge.Gates(policy)
-        self._opened.append(self.gates)
-        self.gates.follow(0, self.gate, self.interface)
-        tcfilter.move(self.gate, self.container, "bzfar", self.interface.mtu, end=egress_bridge.FAR)
+        self.bridges = egress_bridge.EgressBridges(policy)
+        self._opened.append(self.bridges)
+        self.bridges.follow(0, self.bridge, self.interface)
+        tcfilter.move(self.bridge, self.container, "bzfar", self.interface.mtu, end=egress_bridge.FAR)
         namespace.inside(self.container, partial(tcfilter.join, "eth0", "bzfar"))
-        ports = ("gate", "-d", "link", "show", "master", "bz")
-        self.await_links(self.gate, lambda: self.ip(*ports).count("state forwarding") == 2)
+        ports = ("bridge", "-d", "link", "show", "master", "bz")
+        self.await_links(self.bridge, lambda: self.ip(*ports).count("state forwarding") == 2)
 
     def await_links(self, where, reached):
         """Wait until `reached()`, asking again whenever a link of the namespace has changed."""
@@ -125,8 +125,8 @@ class World:
                 news.recv(1 << 16)
 
     def counters(self):
-        """What the gate refused."""
-        return self.gates.counters()
+        """What the bridge refused."""
+        return self.bridges.counters()
 
     def socket(self, where, family, kind, protocol=0):
         """A socket of the namespace `where`."""

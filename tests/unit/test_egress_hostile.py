@@ -1,4 +1,4 @@
-"""Frames that a hostile guest makes by hand, at the gate: none of them comes out on the other side."""
+"""Frames that a hostile guest makes by hand, at the bridge: none of them comes out on the other side."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_what_the_policy_denies_does_not_pass_and_is_counted(world, arrives, nam
 
 
 def test_frames_to_the_gate_itself_are_heard_by_nobody(world, arrives):
-    bridge = world.ip("gate", "-o", "link", "show", "bz").split("link/ether ")[1].split()[0]
+    bridge = world.ip("bridge", "-o", "link", "show", "bz").split("link/ether ")[1].split()[0]
     assert not arrives(lambda tag: to_gateway(frames.IP, udp4(tag, SHUT4), to=bridge))
     sniffer = world.frames(world.guest, "eth0")
     assert not arrives(

@@ -39,7 +39,7 @@ def devices(tmp_path, monkeypatch):
         (place / name).symlink_to(directory)
     monkeypatch.setattr(mac, "_DEVICES", str(place))
     monkeypatch.setattr(mac, "_nics", None)
-    monkeypatch.setattr(mac, "_names", {})
+    monkeypatch.setattr(mac, "_originals", {})
     return tmp_path / "pci"
 
 
@@ -65,7 +65,7 @@ def test_a_nic_gets_a_mac_through_the_window_and_a_disk_nothing(devices, monkeyp
 
     monkeypatch.setattr(mac.os, "pwrite", pwrite)
     monkeypatch.setattr(mac.os, "urandom", lambda length: bytes(range(1, 1 + length)))
-    mac.disguise_all()
+    mac.randomize_all()
     assert moved == [
         (4, bytes([4, 0, 0, 0]) + (0x2000).to_bytes(4, "little") + (4).to_bytes(4, "little")),
         (16, bytes([2, 1, 2, 3])),
@@ -84,22 +84,22 @@ def test_the_host_finds_the_nic_by_the_name_it_gave_it_however_often_it_changes(
 
     monkeypatch.setattr(mac.Nic, "change", change)
     for _ in range(3):
-        mac.disguise_all()
+        mac.randomize_all()
         now = shown[-1].hex(":")
         assert now.startswith("02:")
-        assert mac.true_name(now) == "02:62:7a:00:00:01"
+        assert mac.original(now) == "02:62:7a:00:00:01"
     assert len(set(shown)) == 4
-    assert mac.true_name("02:00:00:00:00:77") == "02:00:00:00:00:77"
+    assert mac.original("02:00:00:00:00:77") == "02:00:00:00:00:77"
 
 
 def test_a_nic_with_a_driver_is_left_alone(devices):
     (devices / "virtio0" / "virtio0" / "driver").mkdir()
-    mac.disguise_all()
-    assert mac._names == {}
+    mac.randomize_all()
+    assert mac._originals == {}
     assert (devices / "virtio0" / "config").read_bytes() == config()
 
 
 def test_a_nic_without_the_window_is_a_warning_and_no_failure(devices, capfd):
     (devices / "virtio0" / "config").write_bytes(bytes(256))
-    mac.disguise_all()
+    mac.randomize_all()
     assert "keeps the MAC of its template" in capfd.readouterr().err

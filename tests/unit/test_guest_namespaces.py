@@ -185,7 +185,12 @@ def share_with(spec: dict[str, Any], id: str, *kinds: str) -> dict[str, Any]:
         if entry["type"] in kinds:
             entry["path"] = f"container:{id}"
     options = ["nosuid", "nodev", "noexec"]
-    mount = {"destination": "/dev/shm", "type": "neighbour", "source": f"container:{id}", "options": options}
+    mount = {
+        "destination": "/dev/shm",
+        "type": "shared-mount",
+        "source": f"container:{id}",
+        "options": options,
+    }
     spec["mounts"] = [mount if m["destination"] == "/dev/shm" else m for m in spec["mounts"]]
     assert mount in spec["mounts"]
     return spec

@@ -16,7 +16,7 @@ from bufferzone import state
 from bufferzone.client import join, start
 from bufferzone.errors import CallerError, HostError, StateError
 from bufferzone.network import claim, namespace
-from bufferzone.sandbox.netns_owner import Reserved
+from bufferzone.sandbox.netns_owner import NetnsOwner
 from bufferzone.vm import leftovers
 from fakes import fake_shim
 
@@ -44,7 +44,7 @@ class Shim:
         self.listener.bind(f"{self.directory}/shim.sock")
         self.listener.listen()
         self.left = leftovers.Leftovers(self.directory)
-        self.reserved = Reserved(self.directory, types.SimpleNamespace(left=self.left))
+        self.reserved = NetnsOwner(self.directory, types.SimpleNamespace(left=self.left))
 
     def serve(self):
         fake = fake_shim.FakeShim(self.directory, "/")
@@ -152,10 +152,10 @@ def test_the_last_container_lets_the_namespace_go(netns, shims, tmp_path):
     shim.reserved.take(netns, joining=True)
     assert not shim.reserved.drop(netns)
     assert found(tmp_path)
-    shim.reserved.set_wired(netns)
-    assert shim.reserved.is_wired(netns)
+    shim.reserved.set_attached(netns)
+    assert shim.reserved.is_attached(netns)
     assert shim.reserved.drop(netns)
-    assert not shim.reserved.is_wired(netns)
+    assert not shim.reserved.is_attached(netns)
     assert entries(tmp_path) == []
     claim.take(netns).close()
 

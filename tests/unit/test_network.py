@@ -196,7 +196,7 @@ def test_traffic_control_of_somebody_else_is_left_alone(netns):
 @real
 def test_the_far_end_of_a_gate_that_is_on_its_way_out_is_awaited(netns):
     veth("eth0", "10.9.8.7/24")
-    veth("bzt.0")  # as a gate's: its shim was killed, and the kernel has not taken it down yet
+    veth("bzt.0")  # as an egress bridge's: its shim was killed, and the kernel has not taken it down yet
     veth("bzt.1")
     namespace.inside(netns, lambda: tcfilter.join("eth0", "bzt.0"))
     failures = []

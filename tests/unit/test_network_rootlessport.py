@@ -1,4 +1,4 @@
-"""The door, in network namespaces of the real kernel: a second one stands for the VM, a veth for its tap."""
+"""Routes in namespaces of the real kernel: a second one stands for the VM, a veth for its tap."""
 
 import os
 import shutil
@@ -57,11 +57,11 @@ def eth0(fd):
     return found
 
 
-def open_door(world):
+def add_routes(world):
     """Open it, and tell the VM what the agent would be told."""
     found = eth0(world[0])
-    assert namespace.inside(world[0], lambda: rootlessport.open(found, "tap", 0))
-    route, neighbour = rootlessport.rows(0)
+    assert namespace.inside(world[0], lambda: rootlessport.add_routes(found, "tap", 0))
+    route, neighbour = rootlessport.guest_routes(0)
     there = socket.inet_ntoa(route.destination)
     ip("-n", GUEST, "route", "replace", f"{there}/32", "dev", "vm", "scope", "link")
     ip("-n", GUEST, "neighbour", "replace", there, "lladdr", neighbour.mac.hex(":"), "dev", "vm")
@@ -85,14 +85,14 @@ def test_without_a_door_a_process_of_the_namespace_reaches_nobody(world):
 
 
 def test_through_the_door_a_process_of_the_namespace_reaches_the_vm(world):
-    open_door(world)
+    add_routes(world)
     assert answers(world) == b"from the VM"
 
 
 def test_a_door_may_be_opened_again_and_the_address_is_still_shown(world):
     before = eth0(world[0]).addresses
-    open_door(world)
-    open_door(world)
+    add_routes(world)
+    add_routes(world)
     assert answers(world) == b"from the VM"
     assert eth0(world[0]).addresses == before
 
@@ -101,12 +101,12 @@ def test_a_door_may_be_opened_again_and_the_address_is_still_shown(world):
             return len(tc._filters(netlink, socket.if_nametoindex("tap")))
 
     once = namespace.inside(world[0], filters)
-    open_door(world)
+    add_routes(world)
     assert namespace.inside(world[0], filters) == once
 
 
 def test_what_is_for_others_still_leaves_by_the_interface(world):
-    open_door(world)
+    add_routes(world)
 
     def listen():
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
@@ -122,24 +122,24 @@ def test_what_is_for_others_still_leaves_by_the_interface(world):
 
 
 def test_closed_the_address_is_the_namespaces_own_again(world):
-    found = open_door(world)
-    namespace.inside(world[0], lambda: rootlessport.close(found))
+    found = add_routes(world)
+    namespace.inside(world[0], lambda: rootlessport.remove_routes(found))
     assert "local 10.9.8.7 " in ip("-n", NAME, "route", "show", "table", "local")
     with pytest.raises(ConnectionRefusedError):
         answers(world)
 
 
-def test_an_interface_without_an_ipv4_address_or_down_has_no_door(world):
+def test_an_interface_without_an_ipv4_address_or_down_has_no_route(world):
     ip("-n", NAME, "link", "set", "eth0", "down")
     found = eth0(world[0])
-    assert not namespace.inside(world[0], lambda: rootlessport.open(found, "tap", 0))
+    assert not namespace.inside(world[0], lambda: rootlessport.add_routes(found, "tap", 0))
     ip("-n", NAME, "link", "set", "eth0", "up")
     ip("-n", NAME, "address", "flush", "dev", "eth0")
     found = eth0(world[0])
-    assert not namespace.inside(world[0], lambda: rootlessport.open(found, "tap", 0))
+    assert not namespace.inside(world[0], lambda: rootlessport.add_routes(found, "tap", 0))
 
 
 def test_closing_is_no_failure_once_the_interface_is_gone(world):
-    found = open_door(world)
+    found = add_routes(world)
     ip("-n", NAME, "link", "del", "eth0")
-    namespace.inside(world[0], lambda: rootlessport.close(found))
+    namespace.inside(world[0], lambda: rootlessport.remove_routes(found))

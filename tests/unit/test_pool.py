@@ -170,7 +170,7 @@ def test_requests_are_json_as_json_writes_it():
     assert json.loads(jsontext.dumps(value)) == value
 
 
-def test_the_rehearsed_program_says_its_word_and_ends(tmp_path):
+def test_the_program_of_the_first_container_writes_its_text_and_ends(tmp_path):
     program = tmp_path / "run"
     program.write_bytes(warmup.program())
     program.chmod(0o755)

@@ -179,7 +179,7 @@ def test_a_request_that_is_too_long_is_refused_and_hurts_nobody(begin):
 def test_the_sockets_directory_may_be_deep(tmp_path):
     directory = tmp_path / ("d" * 120)
     directory.mkdir()
-    there = listener.Door(str(directory))
+    there = listener.Listener(str(directory))
     assert there.is_there()
     there.shut()
     assert not there.is_there()

@@ -1,13 +1,16 @@
 """Limits of the host's cgroup: what is written where, taken back, refused. Directories stand for cgroups."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from bufferzone.errors import CallerError, GuestError, HostError
+from bufferzone.linux import libseccomp
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.containers import Container, Containers
+from bufferzone.sandbox.copies import Copies
 from bufferzone.vm import cgroups
 
 MIB = 1 << 20
@@ -214,9 +217,21 @@ class Sandbox:
 
 @pytest.fixture
 def container():
-    found = Container("c", "/b", 1)
-    found.spec = {"linux": {"resources": {"pids": {"limit": 5}}}}
-    return found
+    return Container(
+        "c",
+        "/b",
+        1,
+        spec={"linux": {"resources": {"pids": {"limit": 5}}}},
+        pod={},
+        seccomp=libseccomp.Filter(program=b"", flags=0),
+        hooks={},
+        copies=Copies(),
+        joined=False,
+        adopted=False,
+        namespace=-1,
+        cgroup="",
+        undo=ExitStack(),
+    )
 
 
 def test_an_update_reaches_guest_and_host_and_is_remembered(tmp_path, monkeypatch, container):

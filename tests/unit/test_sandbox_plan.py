@@ -24,9 +24,14 @@ def spec(**changes):
     return base
 
 
-def decide(value, tmpfs_size=lambda path: 0, is_small=None, neighbour=None):
+def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=None):
     return plan.plan_container(
-        value, container_id="c1", bundle="/b", tmpfs_size=tmpfs_size, is_small=is_small, neighbour=neighbour
+        value,
+        container_id="c1",
+        bundle="/b",
+        tmpfs_size=tmpfs_size,
+        is_small=is_small,
+        other_container=other_container,
     )
 
 
@@ -104,7 +109,7 @@ def a_tmpfs(path):
     return 64 << 20
 
 
-def neighbour(pid):
+def other_container(pid):
     return {4711: "other"}.get(pid, "")
 
 
@@ -112,20 +117,30 @@ def test_the_namespaces_of_a_container_of_the_same_vm_are_named_after_it():
     kinds = ("ipc", "uts", "pid")
     linux = {"namespaces": [{"type": kind, "path": f"/proc/4711/ns/{kind}"} for kind in kinds]}
     shm = {"destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["bind", "nosuid"]}
-    made = json.loads(decide(spec(linux=linux, mounts=[shm]), a_tmpfs, neighbour=neighbour).guest_spec)
+    made = json.loads(
+        decide(spec(linux=linux, mounts=[shm]), a_tmpfs, other_container=other_container).guest_spec
+    )
     assert made["linux"]["namespaces"] == [{"type": kind, "path": "container:other"} for kind in kinds]
     (mount,) = made["mounts"]
-    assert (mount["type"], mount["source"], mount["options"]) == ("neighbour", "container:other", ["nosuid"])
+    assert (mount["type"], mount["source"], mount["options"]) == (
+        "shared-mount",
+        "container:other",
+        ["nosuid"],
+    )
 
 
-def test_without_its_ipc_namespace_a_neighbours_memory_is_not_shared():
+def test_without_its_ipc_namespace_another_containers_memory_is_not_shared():
     linux = {"namespaces": [{"type": "ipc"}, {"type": "uts", "path": "/proc/4711/ns/uts"}]}
     shm = {"destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["bind", "nosuid"]}
-    made = json.loads(decide(spec(linux=linux, mounts=[shm]), a_tmpfs, neighbour=neighbour).guest_spec)
+    made = json.loads(
+        decide(spec(linux=linux, mounts=[shm]), a_tmpfs, other_container=other_container).guest_spec
+    )
     assert [mount["type"] for mount in made["mounts"]] == ["tmpfs"]
     linux = {"namespaces": [{"type": "ipc", "path": "/proc/4711/ns/ipc"}]}
     shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid"]}
-    made = json.loads(decide(spec(linux=linux, mounts=[shm]), a_tmpfs, neighbour=neighbour).guest_spec)
+    made = json.loads(
+        decide(spec(linux=linux, mounts=[shm]), a_tmpfs, other_container=other_container).guest_spec
+    )
     assert made["mounts"] == [shm], "it asked for its own"
 
 
@@ -142,10 +157,10 @@ def test_without_its_ipc_namespace_a_neighbours_memory_is_not_shared():
         ("cgroup", "/proc/4711/ns/cgroup"),
     ],
 )
-def test_no_other_namespace_of_the_host_is_a_neighbours(kind, path):
+def test_no_other_namespace_of_the_host_is_another_containers(kind, path):
     linux = {"namespaces": [{"type": kind, "path": path}]}
     with pytest.raises(SpecError, match=rf"a VM cannot join the {kind} namespace"):
-        decide(spec(linux=linux), neighbour=neighbour)
+        decide(spec(linux=linux), other_container=other_container)
 
 
 def test_hooks_are_split_between_host_and_guest():

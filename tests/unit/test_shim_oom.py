@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bufferzone.errors import NotFoundError, VmmError
-from bufferzone.shim.oom import OomTeller, leave_file
+from bufferzone.shim.oom import OomReporter, leave_file
 from bufferzone.shim.process import Process
+from bufferzone.shim.stdio import Stdio
 from bufferzone.shim.table import Table
 from bufferzone.wire import agent, shim, task
 
@@ -28,7 +29,14 @@ def events():
 
 @pytest.fixture
 def process(tmp_path):
-    found = Process(agent.ProcessRef(id="c"), bundle=str(tmp_path), terminal=False, uris=("", "", ""))
+    found = Process(
+        agent.ProcessRef(id="c"),
+        bundle=str(tmp_path),
+        terminal=False,
+        uris=("", "", ""),
+        stdio=Stdio(),
+        pid=0,
+    )
     found.status = task.RUNNING
     return found
 
@@ -37,7 +45,7 @@ def process(tmp_path):
 def teller(process, events):
     table = Table()
     table.reserve(process)
-    return OomTeller(table, events)
+    return OomReporter(table, events)
 
 
 def guest(*answers):

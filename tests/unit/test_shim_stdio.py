@@ -124,7 +124,7 @@ def test_what_was_asked_with_the_start_is_not_asked_again():
     assert [method for method, _ in asked] == ["Read", "Read", "CloseStdin"]
     assert [request.stream for _, request in asked[:2]] == [agent.STDOUT, agent.STDERR]
     answers = [Asked(agent.ReadResponse(data=b"first")), Asked(agent.ReadResponse()), Asked(Empty())]
-    stdio.start(fake, REF, terminal=False, asked=answers)
+    stdio.start(fake, REF, terminal=False, pending=answers)
     stdio.finish()
     assert os.read(read_end, 100) == b"first"
     assert fake.calls == ["Read"]  # after the first bytes; stderr was at its end
@@ -188,6 +188,6 @@ def test_our_own_line_goes_to_stderr_and_never_blocks():
     fill(write_end)
     os.set_blocking(write_end, True)
     stdio = open_stdio("", "", "fd:0", [write_end])
-    stdio.tell("bufferzone: c: gone\n")
+    stdio.print_line("bufferzone: c: gone\n")
     stdio.close()
     os.close(read_end)

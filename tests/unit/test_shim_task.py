@@ -53,16 +53,16 @@ class Sandbox:
         self.stops = []
         self.hooks = []
 
-    def create(self, container_id, bundle, rootfs, pid, also, *, foreground):
+    def create(self, container_id, bundle, rootfs, pid, followups, *, foreground):
         self.foreground = foreground
         if bundle == "/bad":
             raise StateError("no such bundle")
-        return types.SimpleNamespace(id=container_id, pid=pid, asked=[])
+        return types.SimpleNamespace(id=container_id, pid=pid), []
 
     def start(self, container):
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
-    def exec(self, ref, spec, pid, also):
+    def exec(self, ref, spec, pid, followups):
         self.agent.calls.append("Exec")
         return []
 
@@ -176,7 +176,7 @@ def test_deleting_a_created_container_kills_it_first(world):
 
 
 def test_a_guest_that_ignores_sigkill_goes_down_as_a_whole(world, monkeypatch):
-    monkeypatch.setattr(shim_task, "_OBEY_S", 0.05)
+    monkeypatch.setattr(shim_task, "_KILL_S", 0.05)
     create(world)
     world.service.start(world.peer, task.StartRequest(id="c"))
     world.sandbox.agent.deaf = True
@@ -197,7 +197,7 @@ def test_the_container_ends_with_the_process_that_stands_for_it(world):
 
 
 def test_a_guest_that_outlives_the_process_that_stands_for_it_goes_down(world, monkeypatch):
-    monkeypatch.setattr(shim_task, "_OBEY_S", 0.05)
+    monkeypatch.setattr(shim_task, "_KILL_S", 0.05)
     create(world)
     world.sandbox.agent.deaf = True
     world.service._abandoned(world.service._table.find("c"))
@@ -249,10 +249,10 @@ def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(w
     create(world)
     made = world.sandbox.create
 
-    def fails(container_id, bundle, rootfs, pid, also, **more):
+    def fails(container_id, bundle, rootfs, pid, followups, **more):
         world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
         world.service.wait(world.peer, task.WaitRequest(id="c"))
-        return made(container_id, "/bad", rootfs, pid, also, **more)
+        return made(container_id, "/bad", rootfs, pid, followups, **more)
 
     world.sandbox.create = fails
     with pytest.raises(StateError, match="no such bundle"):

@@ -206,7 +206,7 @@ def test_the_last_state_tells_the_counts_and_the_namespace_is_as_before(attack):
     assert int(found["bufferzone.egress-forged"]) >= len({**hostile.FORGED, **hostile.ENCAPSULATED})
     attack.runtime.ok("delete", "attacker")
     world = attack.world
-    await_true(lambda: ": bz" not in world.links(), "the gate's far end goes")
+    await_true(lambda: ": bz" not in world.links(), "the egress bridge's far end goes")
     assert "ingress" not in qdiscs(world)
 
 

@@ -239,21 +239,21 @@ class Cgroup:
         """Ask for the state; `when("frozen", ...)` tells when it is reached. Raises OSError."""
         write(self.file("cgroup.freeze"), "1" if frozen else "0")
 
-    def when(self, key: str, value: str, then: Callable[[], None]) -> None:
-        """Call `then` once, as soon as `key` of cgroup.events has `value` (populated or frozen; 0 or 1)."""
+    def when(self, key: str, value: str, callback: Callable[[], None]) -> None:
+        """Call `callback` once, as soon as `key` of cgroup.events has `value` (populated, frozen; 0 or 1)."""
         fd = os.open(self.file("cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
         self._watched.append(fd)
 
         def look(events: int) -> None:
             if dict(_pairs(os.pread(fd, 4096, 0).decode())).get(key) == value:
                 self._unwatch(fd)
-                then()
+                callback()
 
         self._loop.watch(fd, PRIORITY, look)
         look(0)
 
-    def watch_oom(self, then: Callable[[], None]) -> None:
-        """Call `then` at every change of memory.events for as long as the cgroup lives; nothing without
+    def watch_oom(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at every change of memory.events for as long as the cgroup lives; nothing without
         the controller.
         """
         try:
@@ -264,7 +264,7 @@ class Cgroup:
 
         def look(events: int) -> None:
             os.pread(fd, 4096, 0)  # reading re-arms the notification
-            then()
+            callback()
 
         os.pread(fd, 4096, 0)
         self._loop.watch(fd, PRIORITY, look)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 #: child to agent: write my id maps; this is the pid that counts; here is the terminal's master;
-#: ready for START; apply what needs the guest's root (rlimits, oom score); here is what hears of my calls
-#: for locks; an error as a ttrpc Status
-MAP, PID, TERMINAL, READY, SETTLE, LOCKS, ERROR = b"U", b"P", b"T", b"R", b"L", b"K", b"E"
-#: agent to child: done what you asked for; go on to the program
+#: ready for START; apply the process limits, which takes the guest's root; here is what hears of my
+#: calls for locks; an error as a ttrpc Status
+MAP, PID, TERMINAL, READY, LIMITS, LOCKS, ERROR = b"U", b"P", b"T", b"R", b"L", b"K", b"E"
+#: agent to child: what was requested is done; go on to the program
 DONE, START = b"d", b"s"
 
 _LIMIT = 64 << 10
@@ -64,17 +64,17 @@ class ChildEnd:
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
         self._sock.sendmsg([tag + body], rights)
 
-    def wait(self, tag: bytes) -> None:
+    def expect(self, tag: bytes) -> None:
         """Wait for `tag`; anything else means that the agent gave up: exit."""
         if self._sock.recv(1) != tag:
             os._exit(1)
 
-    def ask(self, tag: bytes) -> None:
+    def request(self, tag: bytes) -> None:
         """Send `tag` and wait until the agent has done it."""
         self.send(tag)
-        self.wait(DONE)
+        self.expect(DONE)
 
-    def die(self, error: BaseException, status: int = 1) -> NoReturn:
+    def fail(self, error: BaseException, status: int = 1) -> NoReturn:
         """Report `error` and exit."""
         try:
             self.send(ERROR, ttrpc.status_of(error).encode()[: _LIMIT - 1])

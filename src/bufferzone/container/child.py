@@ -11,7 +11,7 @@ import _socket
 import os
 
 from bufferzone.container import channel as ch
-from bufferzone.container import hooks, netfilter, process, rootfs, signals
+from bufferzone.container import hooks, netfilter, program, rootfs, signals
 from bufferzone.container.jsontext import dumps
 from bufferzone.container.mounts import describe
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from bufferzone.container.channel import ChildEnd
-    from bufferzone.container.child_spec import Task
+    from bufferzone.container.child_spec import ChildSpec
 
 _OWN_FORK = lp.CLONE_NEWPID | lp.CLONE_NEWTIME  # namespaces that only a child of the unsharing process enters
 
 
-def main(task: Task, channel: ChildEnd) -> NoReturn:
-    """Become the process of `task`; never returns."""
+def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
+    """Become the process of `child_spec`; never returns."""
     try:
-        be_nobody([*task.descriptors(), channel.fileno()])
-        os.write(task.procs, b"0")
-        if not task.init_pid:
-            netfilter.load_for(task.process)
-        _enter_namespaces(task, channel)
-        if task.stdio is not None:
-            process.use_stdio(task.stdio)
-        for fd in task.descriptors():
+        be_nobody([*child_spec.descriptors(), channel.fileno()])
+        os.write(child_spec.procs, b"0")
+        if not child_spec.init_pid:
+            netfilter.load_for(child_spec.process)
+        _enter_namespaces(child_spec, channel)
+        if child_spec.stdio is not None:
+            program.use_stdio(child_spec.stdio)
+        for fd in child_spec.descriptors():
             os.close(fd)
-        if task.init_pid:
-            program = _join_container(task, channel)
+        if child_spec.init_pid:
+            found = _join_container(child_spec, channel)
         else:
-            program = _make_container(task, channel)
+            found = _make_container(child_spec, channel)
         channel.send(ch.READY)
-        channel.wait(ch.START)
-        _run_hooks(task)
-        process.execute(program, channel, task)
+        channel.expect(ch.START)
+        _run_hooks(child_spec)
+        program.execute(found, channel, child_spec)
     except BufferzoneError as error:
-        channel.die(error)
+        channel.fail(error)
     except OSError as error:
-        channel.die(GuestError(f"cannot set up the container process: {describe(error)}"))
+        channel.fail(GuestError(f"cannot set up the container process: {describe(error)}"))
     except BaseException as error:
-        channel.die(error)
+        channel.fail(error)
 
 
 def be_nobody(descriptors: list[int]) -> None:
@@ -68,32 +68,34 @@ def be_nobody(descriptors: list[int]) -> None:
     os.umask(0o022)
 
 
-def _make_container(task: Task, channel: ChildEnd) -> process.Program:
+def _make_container(child_spec: ChildSpec, channel: ChildEnd) -> program.Program:
     """The first process: everything up to and including the new root."""
-    spec = task.spec
-    _set_names(task)
+    spec = child_spec.config
+    _set_names(child_spec)
     _set_sysctls((spec.get("linux") or {}).get("sysctl") or {})
     root = rootfs.prepare(spec)
-    if task.process.get("terminal"):
-        _use_terminal(task, channel, *rootfs.open_terminal(root))
+    if child_spec.process.get("terminal"):
+        _use_terminal(child_spec, channel, *rootfs.open_terminal(root))
     rootfs.enter(root, spec)
     os.close(root)
-    return process.check(task.process)
+    return program.check(child_spec.process)
 
 
-def _join_container(task: Task, channel: ChildEnd) -> process.Program:
+def _join_container(child_spec: ChildSpec, channel: ChildEnd) -> program.Program:
     """One more process: the root is already the container's."""
-    if task.process.get("terminal"):
+    if child_spec.process.get("terminal"):
         master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         terminal.unlock(master)
-        _use_terminal(task, channel, master, terminal.peer(master, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    return process.check(task.process)
+        _use_terminal(
+            child_spec, channel, master, terminal.peer(master, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        )
+    return program.check(child_spec.process)
 
 
-def _use_terminal(task: Task, channel: ChildEnd, master: int, slave: int) -> None:
+def _use_terminal(child_spec: ChildSpec, channel: ChildEnd, master: int, slave: int) -> None:
     channel.send(ch.TERMINAL, fd=master)
     os.close(master)
-    process.use_terminal(slave, task.process)
+    program.use_terminal(slave, child_spec.process)
 
 
 def _close_all_but(keep: list[int]) -> None:
@@ -108,24 +110,24 @@ def _close_all_but(keep: list[int]) -> None:
     lp.close_range(previous + 1)
 
 
-def _enter_namespaces(task: Task, channel: ChildEnd) -> None:
+def _enter_namespaces(child_spec: ChildSpec, channel: ChildEnd) -> None:
     """The namespaces left to us: the agent has dealt with pid and time unless a user namespace must own
     them.
     """
-    joins = [(fd, kind) for fd, kind in task.joins if not kind & _OWN_FORK]
-    in_user = bool(task.unshares & lp.CLONE_NEWUSER)
+    joins = [(fd, kind) for fd, kind in child_spec.joins if not kind & _OWN_FORK]
+    in_user = bool(child_spec.unshares & lp.CLONE_NEWUSER)
     for fd, kind in sorted(joins, key=lambda join: join[1] != lp.CLONE_NEWUSER):
         lp.setns(fd, kind)
         if kind == lp.CLONE_NEWUSER:
             _become_root_of_namespace()
             in_user = True
-    if task.unshares & lp.CLONE_NEWUSER:
+    if child_spec.unshares & lp.CLONE_NEWUSER:
         lp.unshare(lp.CLONE_NEWUSER)
-        channel.ask(ch.MAP)
+        channel.request(ch.MAP)
         _become_root_of_namespace()
-    if in_user and task.unshares & _OWN_FORK:
-        _fork_into(task.unshares & _OWN_FORK, time_offsets(task.spec), channel)
-    rest = task.unshares & ~(_OWN_FORK | lp.CLONE_NEWUSER)
+    if in_user and child_spec.unshares & _OWN_FORK:
+        _fork_into(child_spec.unshares & _OWN_FORK, time_offsets(child_spec.config), channel)
+    rest = child_spec.unshares & ~(_OWN_FORK | lp.CLONE_NEWUSER)
     if rest:
         lp.unshare(rest)
 
@@ -150,7 +152,7 @@ def _fork_into(flags: int, offsets: str, channel: ChildEnd) -> None:
     if pid:
         channel.send(ch.PID, str(pid).encode())
         os._exit(0)
-    channel.wait(ch.DONE)
+    channel.expect(ch.DONE)
     os.setsid()
 
 
@@ -172,9 +174,12 @@ def write_offsets(offsets: str) -> None:
         os.close(fd)
 
 
-def _set_names(task: Task) -> None:
-    hostname, domain = str(task.spec.get("hostname") or ""), str(task.spec.get("domainname") or "")
-    if (hostname or domain) and not task.unshares & lp.CLONE_NEWUTS:
+def _set_names(child_spec: ChildSpec) -> None:
+    hostname, domain = (
+        str(child_spec.config.get("hostname") or ""),
+        str(child_spec.config.get("domainname") or ""),
+    )
+    if (hostname or domain) and not child_spec.unshares & lp.CLONE_NEWUTS:
         raise SpecError("hostname: unable to set hostname without a private UTS namespace")
     if hostname:
         _socket.sethostname(hostname)
@@ -198,19 +203,19 @@ def _set_sysctls(sysctls: dict[str, Any]) -> None:
             ) from error
 
 
-def _run_hooks(task: Task) -> None:
-    wanted = [] if task.init_pid else (task.spec.get("hooks") or {}).get("startContainer") or []
+def _run_hooks(child_spec: ChildSpec) -> None:
+    wanted = [] if child_spec.init_pid else (child_spec.config.get("hooks") or {}).get("startContainer") or []
     if wanted:
         state = {
-            "ociVersion": task.spec.get("ociVersion") or "1.0.2",
-            "id": task.id,
+            "ociVersion": child_spec.config.get("ociVersion") or "1.0.2",
+            "id": child_spec.id,
             "status": "created",
             "pid": os.getpid(),
-            "bundle": os.path.dirname(str((task.spec.get("root") or {}).get("path") or "/")),
-            "annotations": task.spec.get("annotations") or {},
+            "bundle": os.path.dirname(str((child_spec.config.get("root") or {}).get("path") or "/")),
+            "annotations": child_spec.config.get("annotations") or {},
         }
 
         def become() -> None:
-            process.take_identity(task.process, task.seccomp, task.seccomp_flags)
+            program.take_identity(child_spec.process, child_spec.seccomp)
 
         hooks.run_all("startContainer", wanted, dumps(state), become)

@@ -32,17 +32,18 @@ NAMESPACE_FILES = {
 }
 
 
-class Task:
+class ChildSpec:
     """One process to make.
 
-    `spec` is the container's config.json, `process` its process section or that of an exec. `joins` are
+    `config` is the container's config.json, `process` its process section or that of an exec. `joins` are
     (descriptor, kind) of namespaces to enter, `unshares` the flags of those to make. `stdio` are three
-    descriptors above 2, or none for a terminal. `procs` is the open cgroup.procs to write `0` to.
-    `init_pid` is 0 for the container's own process. `locks`: its calls for file locks are the agent's to
-    answer.
+    descriptors above 2, or none for a terminal. `procs` is the open cgroup.procs to write `0` to. `init_pid`
+    is 0 for the container's own process. `seccomp` is (program, flags of seccomp(2)). `locks`: its calls
+    for file locks are the agent's to answer.
     """
 
     __slots__ = (
+        "config",
         "id",
         "init_pid",
         "joins",
@@ -50,21 +51,28 @@ class Task:
         "process",
         "procs",
         "seccomp",
-        "seccomp_flags",
-        "spec",
         "stdio",
         "unshares",
     )
 
-    def __init__(self, id: str, spec: dict[str, Any], process: dict[str, Any]) -> None:
-        self.id, self.spec, self.process = id, spec, process
-        self.joins: list[tuple[int, int]] = []
-        self.unshares = 0
-        self.stdio: tuple[int, int, int] | None = None
-        self.procs = -1
-        self.init_pid = 0
-        self.locks = False
-        self.seccomp, self.seccomp_flags = b"", 0
+    def __init__(
+        self,
+        id: str,
+        config: dict[str, Any],
+        process: dict[str, Any],
+        *,
+        joins: list[tuple[int, int]],
+        unshares: int,
+        stdio: tuple[int, int, int] | None,
+        procs: int,
+        init_pid: int,
+        seccomp: tuple[bytes, int],
+        locks: bool,
+    ) -> None:
+        self.id, self.config, self.process = id, config, process
+        self.joins, self.unshares = joins, unshares
+        self.stdio, self.procs = stdio, procs
+        self.init_pid, self.seccomp, self.locks = init_pid, seccomp, locks
 
     def descriptors(self) -> list[int]:
         """Every descriptor the child needs, apart from 0, 1, 2 and its channel."""
@@ -74,7 +82,7 @@ class Task:
 def namespaces(spec: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
     """(flags to unshare, [(path, kind) to join]) of linux.namespaces.
 
-    `network` is accepted and ignored: the containers of a VM share its network, which the host wires up.
+    `network` is accepted and ignored: the containers of a VM share its network, which the host configures.
     A cgroup namespace is made also when none is asked for (callers on cgroup v1 hosts do not): the guest's
     hierarchy is not the host's, and a program looks for its limits at the root, as runc shows them on v1.
     Raises `SpecError` on an unknown or repeated type.

@@ -23,23 +23,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bufferzone.container.child_spec import Task
-    from bufferzone.container.zygote import Nursery
+    from bufferzone.container.child_spec import ChildSpec
+    from bufferzone.container.zygote import ZygoteSlot
 
 _BY_FORK = lp.CLONE_NEWPID | lp.CLONE_NEWTIME
 
 
-def begin(task: Task, nursery: Nursery) -> tuple[int, _socket.socket]:
-    """Let a child become the process of `task`: its pid for now, and our end of its channel.
+def begin(child_spec: ChildSpec, zygotes: ZygoteSlot) -> tuple[int, _socket.socket]:
+    """Let a child become the process of `child_spec`: its pid for now, and our end of its channel.
 
     One that was forked ahead of time, if there is one that can. Raises OSError.
     """
-    taken = nursery.take(task)
+    taken = zygotes.take(child_spec)
     if taken is not None:
         return taken
     ours, theirs = ch.pair()
     try:
-        return fork(task, theirs), ours
+        return fork(child_spec, theirs), ours
     except BaseException:
         ours.close()
         raise
@@ -47,16 +47,16 @@ def begin(task: Task, nursery: Nursery) -> tuple[int, _socket.socket]:
         theirs.close()
 
 
-def fork(task: Task, sock: _socket.socket) -> int:
-    """Fork the child that becomes the process of `task`, with `sock` as its channel; return its pid.
+def fork(child_spec: ChildSpec, sock: _socket.socket) -> int:
+    """Fork the child that becomes the process of `child_spec`, with `sock` as its channel; return its pid.
 
     Afterwards the agent is in its own namespaces again, also when the fork failed. Raises OSError.
     """
-    in_user = bool(task.unshares & lp.CLONE_NEWUSER) or any(
-        kind == lp.CLONE_NEWUSER for _, kind in task.joins
+    in_user = bool(child_spec.unshares & lp.CLONE_NEWUSER) or any(
+        kind == lp.CLONE_NEWUSER for _, kind in child_spec.joins
     )
-    joins = [(fd, kind) for fd, kind in task.joins if kind & _BY_FORK]
-    unshares = 0 if in_user else task.unshares & _BY_FORK
+    joins = [(fd, kind) for fd, kind in child_spec.joins if kind & _BY_FORK]
+    unshares = 0 if in_user else child_spec.unshares & _BY_FORK
     touched = unshares
     for _, kind in joins:
         touched |= kind
@@ -70,13 +70,13 @@ def fork(task: Task, sock: _socket.socket) -> int:
             lp.setns(fd, kind)
         if unshares:
             lp.unshare(unshares)
-            child.write_offsets(child.time_offsets(task.spec))
+            child.write_offsets(child.time_offsets(child_spec.config))
         pid = os.fork()
     except BaseException:
         _go_back(own)
         raise
     if pid == 0:
-        child.main(task, ChildEnd(sock))
+        child.main(child_spec, ChildEnd(sock))
     _go_back(own)
     return pid
 
@@ -89,20 +89,10 @@ def _go_back(own: dict[str, int]) -> None:
 
 def namespaces_of(pid: int, spec: dict[str, Any]) -> list[tuple[int, int]]:
     """Descriptors of the namespaces of a container's init, those that the container has for itself."""
-    found = []
     entries = (spec.get("linux") or {}).get("namespaces") or []
     declared = {"cgroup"} | {str(entry.get("type")) for entry in entries}
-    try:
-        for name, kind in NAMESPACES.items():
-            if name in declared:
-                found.append(
-                    (os.open(f"/proc/{pid}/ns/{NAMESPACE_FILES[name]}", os.O_RDONLY | os.O_CLOEXEC), kind)
-                )
-    except BaseException:
-        for fd, _ in found:
-            os.close(fd)
-        raise
-    return found
+    wanted = [(name, kind) for name, kind in NAMESPACES.items() if name in declared]
+    return open_namespaces([(f"/proc/{pid}/ns/{NAMESPACE_FILES[name]}", kind) for name, kind in wanted])
 
 
 def write_maps(pid: int, spec: dict[str, Any]) -> None:
@@ -121,6 +111,28 @@ def write_maps(pid: int, spec: dict[str, Any]) -> None:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
+
+
+def open_namespaces(paths: list[tuple[str, int]]) -> list[tuple[int, int]]:
+    """(descriptor, kind) for each (path, kind); raises OSError, and nothing is open then."""
+    found: list[tuple[int, int]] = []
+    try:
+        for path, kind in paths:
+            found.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
+    except BaseException:
+        for fd, _ in found:
+            os.close(fd)
+        raise
+    return found
+
+
+def guest_owner(config: dict[str, Any], process: dict[str, Any]) -> tuple[int, int]:
+    """The (uid, gid) of a process of the container, as the guest sees them."""
+    linux, user = config.get("linux") or {}, process.get("user") or {}
+    return (
+        guest_id(int(user.get("uid") or 0), linux.get("uidMappings") or []),
+        guest_id(int(user.get("gid") or 0), linux.get("gidMappings") or []),
+    )
 
 
 def guest_id(container_id: int, mappings: list[dict[str, Any]]) -> int:

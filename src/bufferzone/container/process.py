@@ -1,235 +1,221 @@
-"""The last steps of a container process, in the child: stdio, credentials, filters, execve.
+"""A process of a container as the agent keeps it: state, streams, its end. Children run `child.py`.
 
-`check` runs while the container is created, `execute` once it is started. Source: runtime-spec config.md
-"process", runc libcontainer/init_linux.go (finalizeNamespace) and standard_init_linux.go, capabilities(7),
-seccomp(2).
+process: creating -> created -> starting -> running -> stopped     (an exec goes through created alone)
+a failure at any step: the child reports it and dies; the answer is given once it is reaped.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from bufferzone.container import channel as ch
-from bufferzone.container import executable
-from bufferzone.errors import GuestError, SpecError
-from bufferzone.linux import capabilities, limits, terminal
-from bufferzone.linux import process as lp
+from bufferzone.container import launch, process_limits
+from bufferzone.container.mounts import describe
+from bufferzone.errors import BufferzoneError, CallerError, GuestError, StateError
+from bufferzone.wire import agent as wire
+from bufferzone.wire import ttrpc
+from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from collections.abc import Callable
 
-    from bufferzone.container.channel import ChildEnd
-    from bufferzone.container.child_spec import Task
-
-PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
-
-
-class Program:
-    """What `check` found: the file to execute, argv, environment, and the process section it came from."""
-
-    __slots__ = ("args", "environment", "path", "process", "terminal")
-
-    def __init__(self, process: dict[str, Any], path: str, environment: dict[str, str]) -> None:
-        self.process, self.path, self.environment = process, path, environment
-        self.args = [str(arg) for arg in process["args"]]
-        self.terminal = bool(process.get("terminal"))
+    from bufferzone.container.cgroup import Cgroup
+    from bufferzone.container.child_spec import ChildSpec
+    from bufferzone.container.loop import Loop
+    from bufferzone.container.reply import Reply
+    from bufferzone.container.stdio import Streams
+    from bufferzone.container.zygote import ZygoteSlot
 
 
-def check(process: dict[str, Any]) -> Program:
-    """Go to the working directory and find the program, as the container's user would.
+class Process:
+    """One process of a container.
 
-    Raises `SpecError`, `GuestError` (working directory) or `ExecError`. The current directory is
-    process.cwd afterwards.
+    `discard(callback)` frees it when it never came to run its program, and then calls `callback`. `streams`
+    are owned from now on, whatever happens. `listen(fd)` gets what hears of its calls for file locks, if
+    it has volumes.
     """
-    args = process.get("args") or []
-    if not args:
-        raise SpecError("process.args: must not be empty")
-    environment = _environment(process)
-    cwd = str(process.get("cwd") or "/")
-    as_root = _chdir(cwd) is None
-    _become_effective(process)
-    try:
-        if not as_root:
-            problem = _chdir(cwd)
-            if problem is not None:
-                text = os.strerror(problem.errno or 0).lower()
-                raise GuestError(f'chdir to cwd ("{cwd}") set in config.json failed: {text}', code="bad-cwd")
-        path = executable.find(str(args[0]), environment.get("PATH"))
-    finally:
-        _become_root()
-    return Program(process, path, environment)
 
-
-def execute(program: Program, channel: ChildEnd, task: Task) -> NoReturn:
-    """Take on the identity of `program` and become it. Failures are reported through `channel`."""
-    process = program.process
-    persona = (task.spec.get("linux") or {}).get("personality")
-    try:
-        if "HOME" not in program.environment:
-            program.environment["HOME"] = _home_of(int((process.get("user") or {}).get("uid") or 0))
-        channel.ask(ch.SETTLE)
+    def __init__(
+        self,
+        loop: Loop,
+        child_spec: ChildSpec,
+        streams: Streams,
+        cgroup: Cgroup,
+        zygotes: ZygoteSlot,
+        reply: Reply,
+        discard: Callable[[Callable[[], None]], None],
+        listen: Callable[[int], None],
+    ) -> None:
+        self._loop, self._child_spec, self._cgroup, self._discard = loop, child_spec, cgroup, discard
+        self.streams, self._listen = streams, listen
+        self._pending: Reply | None = reply
+        self._failure: BufferzoneError | None = None
+        self._exit_replies: list[Reply] = []
+        self._oom_before = cgroup.oom_kills()
+        self.exit: wire.WaitResponse | None = None
+        self.state = "creating"
         try:
-            lp.new_session_keyring(f"_ses.{task.id}")
+            self.pid, self._sock = launch.begin(child_spec, zygotes)
+        except BaseException:
+            streams.close()
+            raise
+        loop.watch(self._sock.fileno(), 1, self._heard)
+
+    def _heard(self, events: int) -> None:
+        while self._sock.fileno() >= 0:
+            packet = ch.receive(self._sock)
+            if packet is None:
+                return
+            try:
+                self._receive(*packet)
+            except BufferzoneError as error:
+                self._abort(error)
+            except OSError as error:
+                self._abort(GuestError(describe(error)))
+
+    def _receive(self, tag: bytes, body: bytes, fd: int) -> None:
+        if tag in (ch.MAP, ch.PID, ch.LIMITS):
+            self._serve_child(tag, body)
+            self._sock.send(ch.DONE)
+        elif tag == ch.TERMINAL:
+            self.streams.use_terminal(fd)
+        elif tag == ch.LOCKS:
+            self._listen(fd)
+        elif tag == ch.READY:
+            self.state = "created"
+            if self._child_spec.init_pid:
+                self._run_program()
+            elif self._pending is not None:
+                self._pending.ok(wire.PidResponse(pid=self.pid))
+                self._pending = None
+        elif tag == ch.ERROR:
+            self._failure = ttrpc.error_of(ttrpc.Status.decode(body), GuestError)
+        else:
+            self._end_of_channel()
+
+    def _serve_child(self, tag: bytes, body: bytes) -> None:
+        """What the child cannot do or know itself."""
+        if tag == ch.MAP:
+            launch.write_maps(self.pid, self._child_spec.config)
+        elif tag == ch.PID:
+            self.pid = int(body)
+        else:
+            process_limits.apply(self.pid, self._child_spec.process)
+
+    def _end_of_channel(self) -> None:
+        """The program runs, or the child is gone: then `reaped` follows."""
+        self._loop.unwatch(self._sock.fileno())
+        self._sock.close()
+        if self.state == "starting" and self._failure is None:
+            self.state = "running"
+            self._answer(wire.PidResponse(pid=self.pid) if self._child_spec.init_pid else Empty())
+
+    def _answer(self, message: wire.PidResponse | Empty) -> None:
+        if self._pending is not None:
+            self._pending.ok(message)
+            self._pending = None
+
+    def _abort(self, error: BufferzoneError) -> None:
+        self._failure = error
+        os.kill(self.pid, 9)
+
+    def start(self, reply: Reply) -> None:
+        """Let the created process run its program; answered when it does."""
+        if self.state != "created":
+            raise StateError(f"cannot start a container in the {self.state} state")
+        self._pending = reply
+        self._run_program()
+
+    def _run_program(self) -> None:
+        self.state = "starting"
+        try:
+            self._sock.send(ch.START)
         except OSError:
-            pass  # a kernel without keyrings, or the user's quota of them: runc goes on too
-        if persona:
-            limits.set_personality(PERSONALITIES[str(persona.get("domain") or "LINUX")])
-        if task.locks:
-            _have_locks_heard(channel)
-        take_identity(process, task.seccomp, task.seccomp_flags)
-        os.execve(program.path, program.args, program.environment)
-    except OSError as error:
-        if error.filename == program.path:
-            failure = executable.exec_error(program.path, error)
-            channel.die(failure, 127 if failure.code == "exec-not-found" else 126)
-        channel.die(
-            GuestError(
-                f"cannot become the container process: {error.strerror} {error.filename or ''}".rstrip()
-            )
-        )
-    except BaseException as error:
-        channel.die(error)
+            pass  # it died meanwhile: `reaped` follows
 
+    def reaped(self, pid: int, status: int) -> bool:
+        """The kernel's last word on `pid`. False if that was only the helper of a user namespace."""
+        self._heard(0)
+        if self.pid != pid:
+            return False
+        if self._sock.fileno() >= 0:
+            self._end_of_channel()
+        before, self.state = self.state, "stopped"
+        self.exit = self._describe_exit(status)
+        self.streams.process_ended()
+        for reply in self._exit_replies:
+            reply.ok(self.exit)
+        self._exit_replies.clear()
+        self._report_failure(before)
+        return True
 
-def use_stdio(fds: tuple[int, int, int]) -> None:
-    """Make `fds` 0, 1 and 2, inherited by the program. They must all be above 2."""
-    for number, fd in enumerate(fds):
-        os.dup2(fd, number)
-
-
-def use_terminal(slave: int, process: dict[str, Any]) -> None:
-    """Make the slave our stdio and controlling terminal, of the size asked for, owned by the container's
-    user.
-    """
-    use_stdio((slave, slave, slave))
-    os.close(slave)
-    terminal.make_controlling(0)
-    size = process.get("consoleSize") or {}
-    if size.get("width") and size.get("height"):
-        terminal.resize(0, int(size["width"]), int(size["height"]))
-    uid = int((process.get("user") or {}).get("uid") or 0)
-    if uid:
-        os.fchown(0, uid, -1)
-
-
-def _have_locks_heard(channel: ChildEnd) -> None:
-    """Let the agent hear of every call for a file lock, see container/locks."""
-    from bufferzone.container.lockcalls import COMMANDS
-    from bufferzone.linux import usernotif
-
-    listener = usernotif.listen(COMMANDS)
-    channel.send(ch.LOCKS, fd=listener)
-    os.close(listener)
-
-
-def take_identity(process: dict[str, Any], seccomp: bytes, seccomp_flags: int) -> None:
-    """Groups, user, capabilities, no_new_privs, seccomp: the filter goes in as late as its own rights
-    allow.
-    """
-    user = process.get("user") or {}
-    available = capabilities.permitted()
-    sets = {
-        name: _mask(process, name) & available
-        for name in ("effective", "permitted", "inheritable", "ambient")
-    }
-    no_new_privileges = bool(process.get("noNewPrivileges"))
-    _chdir_again(process)
-    lp.drop_bounding(_mask(process, "bounding"))
-    lp.keep_capabilities(True)
-    os.setgroups([int(gid) for gid in user.get("additionalGids") or []])
-    gid, uid = int(user.get("gid") or 0), int(user.get("uid") or 0)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    umask = user.get("umask")
-    os.umask(0o022 if umask is None else int(umask))
-    if no_new_privileges:
-        lp.set_no_new_privileges()
-    elif seccomp:  # needs CAP_SYS_ADMIN, so it comes before the capabilities go
-        lp.set_capabilities(effective=available, permitted=available, inheritable=0)
-        lp.load_seccomp(seccomp, seccomp_flags)
-    lp.set_capabilities(
-        effective=sets["effective"] & sets["permitted"],
-        permitted=sets["permitted"],
-        inheritable=sets["inheritable"],
-    )
-    lp.set_ambient(sets["ambient"] & sets["permitted"] & sets["inheritable"])
-    if no_new_privileges and seccomp:
-        lp.load_seccomp(seccomp, seccomp_flags)
-
-
-def _mask(process: dict[str, Any], name: str) -> int:
-    """A capability set as a mask.
-
-    Names that no kernel knows are ignored, as runc does (newer host, older guest).
-    """
-    names = (process.get("capabilities") or {}).get(name) or []
-    return lp.capability_mask([name for name in names if name in lp.CAPABILITIES])
-
-
-def _environment(process: dict[str, Any]) -> dict[str, str]:
-    """process.env as a mapping; a later entry wins."""
-    environment = {}
-    for entry in process.get("env") or []:
-        key, equals, value = str(entry).partition("=")
-        if not equals or not key:
-            raise SpecError(f"process.env: invalid environment variable: {str(entry)!r}")
-        environment[key] = value
-    return environment
-
-
-def _become_effective(process: dict[str, Any]) -> None:
-    """Effective ids and capabilities of the container's user, for checks of access; the real ids stay
-    root.
-    """
-    user = process.get("user") or {}
-    os.setgroups([int(gid) for gid in user.get("additionalGids") or []])
-    os.setegid(int(user.get("gid") or 0))
-    if user.get("uid"):
-        os.seteuid(int(user["uid"]))
-    else:
-        permitted = capabilities.permitted()
-        lp.set_capabilities(
-            effective=_mask(process, "effective") & permitted, permitted=permitted, inheritable=0
+    def _describe_exit(self, status: int) -> wire.WaitResponse:
+        code = os.waitstatus_to_exitcode(status)
+        kills = self._cgroup.oom_kills()
+        return wire.WaitResponse(
+            exit_status=code if code >= 0 else 128 - code,
+            signal=max(0, -code),
+            exited_at_ns=time.time_ns(),
+            oom=code == -9 and kills > self._oom_before,
+            oom_kills=kills,
         )
 
-
-def _become_root() -> None:
-    """Back to full rights."""
-    os.seteuid(0)
-    permitted = capabilities.permitted()
-    lp.set_capabilities(effective=permitted, permitted=permitted, inheritable=0)
-    os.setegid(0)
-    os.setgroups([])
-
-
-def _chdir(path: str) -> OSError | None:
-    try:
-        os.chdir(path)
-    except OSError as error:
-        return error
-    return None
-
-
-def _chdir_again(process: dict[str, Any]) -> None:
-    """The directory was checked at create; a startContainer hook may have moved things since
-    (CVE-2024-21626).
-    """
-    if not os.getcwd().startswith("/"):
-        raise GuestError(
-            "current working directory is outside of container mount namespace root", code="bad-cwd"
+    def _report_failure(self, before: str) -> None:
+        """Answer a Create, Start or Exec that its process did not live to see the end of."""
+        reply, self._pending = self._pending, None
+        if reply is None and before != "creating":
+            return
+        failure = self._failure or GuestError(
+            f"the container process died while {before}: {_describe_end(self.exit)}"
         )
 
+        def answer() -> None:
+            if reply is not None:
+                reply.fail(failure)
 
-def _home_of(uid: int) -> str:
-    """The home directory that the image's /etc/passwd gives `uid`, else `/`."""
-    try:
-        with open("/etc/passwd", "rb") as file:
-            lines = file.read(1 << 20).split(b"\n")
-    except OSError:
-        return "/"
-    for line in lines:
-        parts = line.split(b":")
-        if len(parts) >= 6 and parts[2] == str(uid).encode():
-            return os.fsdecode(parts[5]) or "/"
-    return "/"
+        if before == "creating" or self._child_spec.init_pid:
+            self._discard(answer)
+        else:
+            answer()
+
+    def wait(self, reply: Reply) -> None:
+        """Answer once it has ended."""
+        if self.exit is not None:
+            reply.ok(self.exit)
+        else:
+            self._exit_replies = [other for other in self._exit_replies if other.awaited]
+            self._exit_replies.append(reply)
+
+    def signal(self, number: int) -> None:
+        """kill(2); raises `StateError` `process-finished`."""
+        if self.exit is not None:
+            raise StateError("process already finished", code="process-finished")
+        if not 0 <= number <= 64:
+            raise CallerError(f"unknown signal: {number}")
+        os.kill(self.pid, number)
+
+    def read(self, stream: int, limit: int, reply: Reply) -> None:
+        """Answer with the next bytes of a stream; raises `CallerError` or `StateError`."""
+        if self.streams.read(stream, limit, reply):
+            return
+        if self.state == "creating":
+            raise StateError("the process is being created")
+        reply.ok(wire.ReadResponse())  # stderr of a terminal
+
+    def close(self) -> None:
+        """Give up every descriptor; waiting reads get end of file."""
+        self.streams.close()
+        if self._sock.fileno() >= 0:
+            self._loop.unwatch(self._sock.fileno())
+            self._sock.close()
+
+
+def _describe_end(exit: wire.WaitResponse | None) -> str:
+    """The end of a process that nobody expected to end."""
+    if exit is None:
+        return "gone"
+    if exit.oom:
+        return "out of memory: linux.resources.memory.limit is too small"
+    return f"killed by signal {exit.signal}" if exit.signal else f"exit status {exit.exit_status}"

@@ -36,7 +36,7 @@ SCHEDULER_FLAGS = {
 IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 
 
-def settle(pid: int, process: dict[str, Any]) -> None:
+def apply(pid: int, process: dict[str, Any]) -> None:
     """Apply it all to `pid`; raises `SpecError`, or `GuestError` naming what was refused."""
     if process.get("oomScoreAdj") is not None:
         score = int(process["oomScoreAdj"])

@@ -1,7 +1,7 @@
 """What a container shares with another one of this VM: `container:ID` in place of a path in its config.json.
 
-A namespace of that name is the other container's own; a mount of the type `neighbour` is what the other one
-has at the same place (its /dev/shm, which belongs to a shared IPC namespace).
+A namespace of that name is the other container's own; a mount of the type `shared-mount` is what the
+other one has at the same place (its /dev/shm, which belongs to a shared IPC namespace).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MOUNT = "neighbour"
+MOUNT = "shared-mount"
 _NAME = "container:"
 
 

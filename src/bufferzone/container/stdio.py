@@ -11,8 +11,9 @@ import errno
 import os
 
 from bufferzone.container.loop import READ, WRITE
-from bufferzone.errors import GuestError, StateError
-from bufferzone.wire.agent import CHUNK, ReadResponse
+from bufferzone.errors import CallerError, GuestError, StateError
+from bufferzone.linux import terminal as tty
+from bufferzone.wire.agent import CHUNK, STDERR, STDOUT, ReadResponse
 from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ class Output:
         self._pending = (reply, min(limit or CHUNK, CHUNK))
         self._ready(0)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Somebody may be waiting for bytes that were left while the connection was held."""
         if self._fd >= 0 and self._pending is not None:
             self._ready(0)
@@ -163,6 +164,96 @@ class Input:
         reply.ok(Empty())
         if self._closing:
             self.close()
+
+
+class Streams:
+    """The standard streams of one process: pipes from the beginning, or a terminal once it is open.
+
+    `child_ends` are what the process gets, None for a terminal; who launches the process closes them. `owner`
+    is the (uid, gid), as the guest counts, that pipes belong to, like runc's.
+    """
+
+    def __init__(self, loop: Loop, *, terminal: bool, owner: tuple[int, int]) -> None:
+        self._loop = loop
+        self._outputs: dict[int, Output] = {}
+        self._input: Input | None = None
+        self._master = -1
+        self.child_ends = None if terminal else self._make_pipes(owner)
+
+    def _make_pipes(self, owner: tuple[int, int]) -> tuple[int, int, int]:
+        (stdin, ours), pairs = make_pipe(), [make_pipe(), make_pipe()]
+        self._input = Input(self._loop, ours, terminal=False)
+        for stream, (ours, _) in zip((STDOUT, STDERR), pairs, strict=True):
+            self._outputs[stream] = Output(self._loop, ours)
+        theirs = (stdin, pairs[0][1], pairs[1][1])
+        for fd in theirs:
+            if any(owner):
+                os.fchown(fd, *owner)
+        return theirs
+
+    def use_terminal(self, master: int) -> None:
+        """The process has opened its terminal; `master` is ours from now on."""
+        self._master = master
+        self._outputs[STDOUT] = Output(self._loop, os.dup(master))
+        self._input = Input(self._loop, os.dup(master), terminal=True)
+
+    def read(self, stream: int, limit: int, reply: Reply) -> bool:
+        """Read one stream; False where there is none: not yet, or never (a terminal's stderr).
+
+        Raises `CallerError` for a number that no stream has.
+        """
+        if stream not in (STDOUT, STDERR):
+            raise CallerError(f"no such stream: {stream}")
+        if stream not in self._outputs:
+            return False
+        self._outputs[stream].read(limit, reply)
+        return True
+
+    def write(self, data: bytes, reply: Reply) -> None:
+        """See `Input.write`."""
+        if self._input is None:
+            raise GuestError("standard input is closed", code="stdin-closed")
+        self._input.write(data, reply)
+
+    def close_stdin(self) -> None:
+        """End of file for the process."""
+        if self._input is not None:
+            self._input.finish()
+
+    def close_output(self, stream: int) -> None:
+        """Nobody reads `stream` any more: who writes to it gets EPIPE."""
+        if stream in self._outputs:
+            self._outputs[stream].close()
+
+    def resize(self, width: int, height: int) -> None:
+        """The terminal's size in characters; raises `StateError` without a terminal."""
+        if self._master < 0:
+            raise StateError("the process has no terminal", code="no-terminal")
+        if max(width, height) > 0xFFFF:
+            raise CallerError(f"impossible terminal size: {width}x{height}")
+        tty.resize(self._master, width, height)
+
+    def resume(self) -> None:
+        """The connection is held no longer."""
+        for output in self._outputs.values():
+            output.resume()
+
+    def process_ended(self) -> None:
+        """No more input; what was written can still be read."""
+        if self._input is not None:
+            self._input.close()
+        for output in self._outputs.values():
+            output.drain()
+
+    def close(self) -> None:
+        """Give up every descriptor; waiting reads get end of file."""
+        for output in self._outputs.values():
+            output.close()
+        if self._input is not None:
+            self._input.close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
 
 
 def make_pipe() -> tuple[int, int]:

@@ -10,13 +10,13 @@ from bufferzone.container.jsontext import loads
 from bufferzone.container.loop import Loop, warn
 from bufferzone.container.mounts import describe
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import adopt, block, mac, nic, processes
+from bufferzone.guest import adopt, block, mac, nic, process_table
 from bufferzone.guest.clock import set_wall_clock
-from bufferzone.guest.containers import Sandbox
+from bufferzone.guest.containers import Containers
 from bufferzone.guest.modprobe import begin
 from bufferzone.guest.network import take_over
 from bufferzone.guest.server import Server
-from bufferzone.guest.template_prep import scrub, settle_down
+from bufferzone.guest.template_prep import prepare, zero_free_memory
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
@@ -28,10 +28,12 @@ from bufferzone.wire.proto import Empty, Message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from bufferzone.guest.server import Reply
 
     Phases = list[tuple[str, int]]
+    Handler = Callable[[Any, Reply], Message | None]
 
 _MIN_ENTROPY = 32
 
@@ -46,26 +48,67 @@ class Agent:
     def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, hosted: bool) -> None:
         self._phases, self._hosted = phases, hosted
         self._loop = Loop(self._reap)
-        self._sandbox = Sandbox(self._loop, cgroup_root, self._oom)
-        self._oom_waiter: Reply | None = None
+        self._containers = Containers(self._loop, cgroup_root, self._oom)
+        self._oom_reply: Reply | None = None
         self._oom_ids: list[str] = []
+        self._handlers = self._table()
         self._server = Server(self._loop, fd, self.handle, persistent=not hosted)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the methods it has."""
+        return tuple(self._handlers)
 
     def serve(self) -> None:
         """Serve until the end, then leave no container behind."""
         self._loop.run()
-        for container in list(self._sandbox.containers.values()):
-            self._sandbox.end(container, lambda: None)
-        while self._sandbox.containers:
+        for container in list(self._containers.containers.values()):
+            self._containers.end(container, lambda: None)
+        while self._containers.containers:
             self._loop.run_once()
 
     def handle(self, method: str, request: Message, reply: Reply) -> Message | None:
         """Run one method; OSErrors of ours become `GuestError`."""
-        function: Callable[[Message, Reply], Message | None] = getattr(self, "_" + method.lower())
         try:
-            return function(request, reply)
+            return self._handlers[method](request, reply)
         except OSError as error:
             raise GuestError(f"{method}: {describe(error)}") from error
+
+    def _table(self) -> dict[str, Handler]:
+        """A handler for each of `wire.METHODS`."""
+        return {
+            "Hello": self._hello,
+            "Clock": self._clock,
+            "PrepareSnapshot": self._prepare_snapshot,
+            "ZeroFreeMemory": self._zero_free_memory,
+            "Mount": self._mount,
+            "Network": self._network,
+            "Root": self._root,
+            "File": self._file,
+            "Prefork": self._prefork,
+            "Create": self._create,
+            "Hold": self._hold,
+            "Release": self._release,
+            "Adopt": self._adopt,
+            "Start": self._start,
+            "Exec": self._exec,
+            "Signal": self._signal,
+            "Wait": self._wait,
+            "Delete": self._delete,
+            "Read": self._read,
+            "Write": self._write,
+            "CloseStdin": self._close_stdin,
+            "CloseOutput": self._close_output,
+            "Resize": self._resize,
+            "Pause": self._pause,
+            "Resume": self._resume,
+            "Update": self._update,
+            "Stats": self._stats,
+            "Pids": self._pids,
+            "WaitOom": self._wait_oom,
+            "Locks": self._locks,
+            "Shutdown": self._shutdown,
+        }
 
     def _reap(self) -> None:
         """Every child that has ended: processes of containers, helpers, and orphans that came to PID 1."""
@@ -76,7 +119,7 @@ class Agent:
                 return
             if pid == 0:
                 return
-            self._sandbox.reaped(pid, status)
+            self._containers.reaped(pid, status)
 
     def _hello(self, request: wire.HelloRequest, reply: Reply) -> None:
         if not self._hosted:
@@ -87,7 +130,7 @@ class Agent:
                 import _socket
 
                 _socket.sethostname(request.hostname)
-            mac.disguise_all()
+            mac.randomize_all()
         answer = wire.HelloResponse(
             kernel=os.uname().release,
             version=__version__,
@@ -103,13 +146,13 @@ class Agent:
             set_wall_clock(request.offset_ns)
         return wire.ClockResponse(monotonic_ns=time.monotonic_ns())
 
-    def _settle(self, request: Message, reply: Reply) -> Message:
+    def _prepare_snapshot(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
-        return wire.SettleResponse(free=0 if self._hosted else settle_down())
+        return wire.PrepareSnapshotResponse(free=0 if self._hosted else prepare())
 
-    def _scrub(self, request: Message, reply: Reply) -> Message:
+    def _zero_free_memory(self, request: Message, reply: Reply) -> Message:
         if not self._hosted:
-            scrub()
+            zero_free_memory()
         return Empty()
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
@@ -131,13 +174,13 @@ class Agent:
         block.put_file(request)
         return Empty()
 
-    def _prepare(self, request: Message, reply: Reply) -> None:
-        self._sandbox.nursery.when_ready(lambda: reply.ok(Empty()))
+    def _prefork(self, request: Message, reply: Reply) -> None:
+        self._containers.zygotes.when_ready(lambda: reply.ok(Empty()))
 
     def _create(self, request: wire.CreateRequest, reply: Reply) -> None:
-        spec = loads(request.spec, "config.json")
+        config = loads(request.spec, "config.json")
         seccomp = request.seccomp, request.seccomp_flags
-        self._sandbox.create(request.id, spec, seccomp, request.locks, reply)
+        self._containers.create(request.id, config, seccomp, request.locks, reply)
 
     def _hold(self, request: Message, reply: Reply) -> None:
         reply.hold()
@@ -145,114 +188,116 @@ class Agent:
     def _release(self, request: Message, reply: Reply) -> Message:
         """Go on as if nothing had been: reads that found bytes meanwhile are answered now."""
         self._server.release()
-        for container in self._sandbox.containers.values():
+        for container in self._containers.containers.values():
             for process in container.processes():
-                process.go_on()
-        self._tell_oom()
+                process.streams.resume()
+        self._report_oom()
         return Empty()
 
     def _adopt(self, request: wire.AdoptRequest, reply: Reply) -> Message:
-        container = self._sandbox.adopt(request.id, request.new_id)
-        pid = container.init.pid if container.init is not None else 0
-        if request.hostname and pid:
+        container = self._containers.adopt(request.id, request.new_id)
+        pid = container.init.pid
+        if request.hostname:
             adopt.set_hostname(pid, request.hostname)
         if not self._hosted:
             nic.unbind_all()
         return wire.PidResponse(pid=pid)
 
     def _start(self, request: wire.ProcessRef, reply: Reply) -> None:
-        self._sandbox.process(request.id, request.exec_id).start(reply)
+        self._containers.process(request.id, request.exec_id).start(reply)
         if not self._hosted:
             begin("virtio_balloon")  # there in a restored VM; it gives back memory, and no start waits for it
 
     def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
         process = loads(request.process, "process.json")
-        self._sandbox.execute(
+        self._containers.execute(
             request.id, request.exec_id, process, (request.seccomp, request.seccomp_flags), reply
         )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:
         if request.all:
-            self._sandbox.container(request.id).cgroup.signal(request.signal)
+            self._containers.container(request.id).cgroup.signal(request.signal)
         else:
-            self._sandbox.process(request.id, request.exec_id).signal(request.signal)
+            self._containers.process(request.id, request.exec_id).signal(request.signal)
         return Empty()
 
     def _wait(self, request: wire.ProcessRef, reply: Reply) -> None:
-        self._sandbox.process(request.id, request.exec_id).wait(reply)
+        self._containers.process(request.id, request.exec_id).wait(reply)
 
     def _delete(self, request: wire.ProcessRef, reply: Reply) -> None:
-        self._sandbox.delete(request.id, request.exec_id, lambda: reply.ok(Empty()))
+        self._containers.delete(request.id, request.exec_id, lambda: reply.ok(Empty()))
 
     def _read(self, request: wire.ReadRequest, reply: Reply) -> None:
-        self._sandbox.process(request.id, request.exec_id).read(request.stream, request.limit, reply)
+        self._containers.process(request.id, request.exec_id).read(request.stream, request.limit, reply)
 
     def _write(self, request: wire.WriteRequest, reply: Reply) -> None:
-        self._sandbox.process(request.id, request.exec_id).write(request.data, reply)
+        self._containers.process(request.id, request.exec_id).streams.write(request.data, reply)
 
-    def _closeoutput(self, request: wire.ReadRequest, reply: Reply) -> Message:
-        self._sandbox.process(request.id, request.exec_id).close_output(request.stream)
+    def _close_output(self, request: wire.ReadRequest, reply: Reply) -> Message:
+        self._containers.process(request.id, request.exec_id).streams.close_output(request.stream)
         return Empty()
 
-    def _closestdin(self, request: wire.ProcessRef, reply: Reply) -> Message:
-        self._sandbox.process(request.id, request.exec_id).close_stdin()
+    def _close_stdin(self, request: wire.ProcessRef, reply: Reply) -> Message:
+        self._containers.process(request.id, request.exec_id).streams.close_stdin()
         return Empty()
 
     def _resize(self, request: wire.ResizeRequest, reply: Reply) -> Message:
-        self._sandbox.process(request.id, request.exec_id).resize(request.width, request.height)
+        self._containers.process(request.id, request.exec_id).streams.resize(request.width, request.height)
         return Empty()
 
     def _pause(self, request: wire.ProcessRef, reply: Reply) -> None:
-        self._sandbox.pause(request.id, True, lambda: reply.ok(Empty()))
+        self._containers.pause(request.id, True, lambda: reply.ok(Empty()))
 
     def _resume(self, request: wire.ProcessRef, reply: Reply) -> None:
-        self._sandbox.pause(request.id, False, lambda: reply.ok(Empty()))
+        self._containers.pause(request.id, False, lambda: reply.ok(Empty()))
 
     def _update(self, request: wire.UpdateRequest, reply: Reply) -> Message:
-        self._sandbox.update(request.id, loads(request.resources, "resources"))
+        self._containers.update(request.id, loads(request.resources, "resources"))
         return Empty()
 
     def _stats(self, request: wire.ProcessRef, reply: Reply) -> Message:
-        counters = self._sandbox.container(request.id).cgroup.counters()
+        counters = self._containers.container(request.id).cgroup.counters()
         return wire.StatsResponse(counters=[wire.Counter(name=name, value=value) for name, value in counters])
 
     def _pids(self, request: wire.ProcessRef, reply: Reply) -> Message:
-        return wire.PidsResponse(processes=processes.table(self._sandbox.container(request.id).cgroup.pids()))
+        return wire.PidsResponse(
+            processes=process_table.table(self._containers.container(request.id).cgroup.pids())
+        )
 
-    def _waitoom(self, request: Message, reply: Reply) -> None:
-        if self._oom_waiter is not None:
-            self._oom_waiter.fail(CallerError("replaced by a later WaitOom", code="replaced"))
-        self._oom_waiter = reply
-        self._tell_oom()
+    def _wait_oom(self, request: Message, reply: Reply) -> None:
+        if self._oom_reply is not None:
+            self._oom_reply.fail(CallerError("replaced by a later WaitOom", code="replaced"))
+        self._oom_reply = reply
+        self._report_oom()
 
     def _oom(self, id: str) -> None:
         if id not in self._oom_ids:
             self._oom_ids.append(id)
-        self._tell_oom()
+        self._report_oom()
 
-    def _tell_oom(self) -> None:
-        if self._oom_ids and self._oom_waiter is not None and self._oom_waiter.awaited:
+    def _report_oom(self) -> None:
+        if self._oom_ids and self._oom_reply is not None and self._oom_reply.awaited:
             ids, self._oom_ids = self._oom_ids, []
-            self._oom_waiter.ok(wire.OomEvents(ids=ids))
-            self._oom_waiter = None
+            self._oom_reply.ok(wire.OomEvents(ids=ids))
+            self._oom_reply = None
 
     def _locks(self, request: LocksRequest, reply: Reply) -> None:
-        self._sandbox.locks.serve(request, reply)
+        self._containers.locks.serve(request, reply)
 
     def _shutdown(self, request: Message, reply: Reply) -> None:
         """Kill every container; when the last is gone: sync, answer, and end once the answer has left."""
-        left = list(self._sandbox.containers.values())
+        left = list(self._containers.containers.values())
 
-        def one_less() -> None:
-            if not self._sandbox.containers:
+        def finish_after_the_last() -> None:
+            if not self._containers.containers:
                 os.sync()
                 reply.ok(Empty())
                 self._server.finish(self._stop)
 
         for container in left:
-            self._sandbox.end(container, one_less)
+            self._containers.end(container, finish_after_the_last)
         if not left:
-            one_less()
+            finish_after_the_last()
 
     def _stop(self) -> None:
         self._loop.running = False

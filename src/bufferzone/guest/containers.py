@@ -10,10 +10,12 @@ import os
 
 from bufferzone.container import devices, launch, resources, shared_namespaces, submounts
 from bufferzone.container.cgroup import Cgroup
-from bufferzone.container.child_spec import Task, namespaces
-from bufferzone.container.container import Container, Process
+from bufferzone.container.child_spec import ChildSpec, namespaces
+from bufferzone.container.container import Container
 from bufferzone.container.locks import Broker
-from bufferzone.container.zygote import Nursery
+from bufferzone.container.process import Process
+from bufferzone.container.stdio import Streams
+from bufferzone.container.zygote import ZygoteSlot
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
 
 TYPE_CHECKING = False
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
-class Sandbox:
+class Containers:
     """All containers. `on_oom(id)` is called whenever the OOM killer has hit one."""
 
     def __init__(self, loop: Loop, cgroup_root: str, on_oom: Callable[[str], None]) -> None:
         self._loop, self._cgroup_root, self._on_oom = loop, cgroup_root, on_oom
         self.containers: dict[str, Container] = {}
-        self.nursery = Nursery(loop)
+        self.zygotes = ZygoteSlot(loop)
         self.locks = Broker(loop)
 
     def container(self, id: str) -> Container:
@@ -54,7 +56,7 @@ class Sandbox:
         return found
 
     def create(
-        self, id: str, spec: dict[str, Any], seccomp: tuple[bytes, int], locks: list[str], reply: Reply
+        self, id: str, config: dict[str, Any], seccomp: tuple[bytes, int], locks: list[str], reply: Reply
     ) -> None:
         """Make a container; `reply` gets the pid once its process waits for start.
 
@@ -63,37 +65,32 @@ class Sandbox:
         check_id(id)
         if id in self.containers:
             raise ExistsError(f"container with given ID already exists: {id}")
-        shared_namespaces.resolve(spec, self._pid_of)
-        task = Task(id, spec, spec.get("process") or {})
-        task.seccomp, task.seccomp_flags = seccomp
-        task.unshares, joins = namespaces(spec)
-        container = Container(id, spec, self._make_cgroup(id))
-        self.containers[id] = container
+        shared_namespaces.resolve(config, self._pid_of)
+        unshares, joined = namespaces(config)
+        cgroup = self._make_cgroup(id)
         try:
-            container.cgroup.apply(resources.settings(container.resources))
-            container.cgroup.filter_devices(devices.program(container.resources.get("devices") or []))
-            submounts.hold(spec)
+            limits = (config.get("linux") or {}).get("resources") or {}
+            cgroup.apply(resources.settings(limits))
+            cgroup.filter_devices(devices.program(limits.get("devices") or []))
+            submounts.hold(config)
             if locks:
-                task.locks = container.locks = True
-                self.locks.volumes.add(locks, str((spec.get("root") or {}).get("path") or "/"))
-            for path, kind in joins:
-                task.joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind))
-            task.procs = container.cgroup.open_procs()
-            container.init = Process(
-                self._loop,
-                task,
-                container.cgroup,
-                self.nursery,
+                self.locks.volumes.add(locks, str((config.get("root") or {}).get("path") or "/"))
+            init = self._launch(
+                (id, config, config.get("process") or {}),
                 reply,
-                lambda then: self.end(container, then),
-                self.locks.listen,
+                lambda callback: self.end(container, callback),
+                cgroup=cgroup,
+                joins=launch.open_namespaces(joined),
+                unshares=unshares,
+                init_pid=0,
+                seccomp=seccomp,
+                locks=bool(locks),
             )
         except BaseException:
-            self._forget(container)
+            cgroup.remove()
             raise
-        finally:
-            _close(task)
-        container.cgroup.watch_oom(lambda: self._oom(container))
+        container = self.containers[id] = Container(id, config, cgroup, init, locks=bool(locks))
+        cgroup.watch_oom(lambda: self._oom(container))
 
     def _pid_of(self, id: str) -> int:
         """The init of a container whose namespaces another one wants."""
@@ -110,30 +107,72 @@ class Sandbox:
         A failure leaves nothing behind.
         """
         container = self.container(id)
-        if container.state != "running" or container.init is None:
+        if container.state != "running":
             raise StateError(
                 f"cannot exec in a {container.state} container", code=f"container-{container.state}"
             )
         if not exec_id or exec_id in container.execs:
             raise ExistsError(f"exec with given ID already exists: {exec_id}")
         if process.get("capabilities") is None:
-            process["capabilities"] = (container.spec.get("process") or {}).get("capabilities")
-        task = Task(id, container.spec, process)
-        task.seccomp, task.seccomp_flags = seccomp
-        task.init_pid, task.locks = container.init.pid, container.locks
+            process["capabilities"] = (container.config.get("process") or {}).get("capabilities")
+
+        def discard(callback: Callable[[], None]) -> None:
+            self._forget_exec(container, exec_id)
+            callback()
+
+        container.execs[exec_id] = self._launch(
+            (id, container.config, process),
+            reply,
+            discard,
+            cgroup=container.cgroup,
+            joins=launch.namespaces_of(container.init.pid, container.config),
+            unshares=0,
+            init_pid=container.init.pid,
+            seccomp=seccomp,
+            locks=container.locks,
+        )
+
+    def _launch(
+        self,
+        wanted: tuple[str, dict[str, Any], dict[str, Any]],
+        reply: Reply,
+        discard: Callable[[Callable[[], None]], None],
+        *,
+        cgroup: Cgroup,
+        joins: list[tuple[int, int]],
+        unshares: int,
+        init_pid: int,
+        seccomp: tuple[bytes, int],
+        locks: bool,
+    ) -> Process:
+        """Fork the process `wanted`: container id, config, process. The rest is as in `ChildSpec`; `joins`
+        are closed here.
+        """
+        id, config, process = wanted
+        opened = [fd for fd, _ in joins]
         try:
-            task.joins = launch.namespaces_of(task.init_pid, container.spec)
-            task.procs = container.cgroup.open_procs(task.init_pid)
-
-            def failed(then: Callable[[], None]) -> None:
-                self._forget_exec(container, exec_id)
-                then()
-
-            container.execs[exec_id] = Process(
-                self._loop, task, container.cgroup, self.nursery, reply, failed, self.locks.listen
+            procs = cgroup.open_procs(init_pid)
+            opened.append(procs)
+            owner = launch.guest_owner(config, process)
+            streams = Streams(self._loop, terminal=bool(process.get("terminal")), owner=owner)
+            opened += streams.child_ends or ()
+            child_spec = ChildSpec(
+                id,
+                config,
+                process,
+                joins=joins,
+                unshares=unshares,
+                stdio=streams.child_ends,
+                procs=procs,
+                init_pid=init_pid,
+                seccomp=seccomp,
+                locks=locks,
             )
+            listen = self.locks.listen
+            return Process(self._loop, child_spec, streams, cgroup, self.zygotes, reply, discard, listen)
         finally:
-            _close(task)
+            for fd in opened:
+                os.close(fd)
 
     def reaped(self, pid: int, status: int) -> None:
         """A child has ended; orphans of containers are nobody's."""
@@ -145,8 +184,8 @@ class Sandbox:
                         self._emptied(container)
                     return
 
-    def pause(self, id: str, frozen: bool, then: Callable[[], None]) -> None:
-        """Freeze or thaw; `then` is called once it is done."""
+    def pause(self, id: str, frozen: bool, callback: Callable[[], None]) -> None:
+        """Freeze or thaw; `callback` is called once it is done."""
         container = self.container(id)
         wanted = "running" if frozen else "paused"
         if container.state != wanted:
@@ -158,7 +197,7 @@ class Sandbox:
 
         def done() -> None:
             container.paused = frozen
-            then()
+            callback()
 
         container.cgroup.when("frozen", "1" if frozen else "0", done)
 
@@ -186,8 +225,8 @@ class Sandbox:
         container.id = new_id
         return container
 
-    def delete(self, id: str, exec_id: str, then: Callable[[], None]) -> None:
-        """Free a container that is stopped or was never started, or a finished exec; `then` is called
+    def delete(self, id: str, exec_id: str, callback: Callable[[], None]) -> None:
+        """Free a container that is stopped or was never started, or a finished exec; `callback` is called
         when it is gone.
         """
         container = self.container(id)
@@ -195,16 +234,16 @@ class Sandbox:
             if self.process(id, exec_id).exit is None:
                 raise StateError(f"cannot delete exec {exec_id} that is not stopped")
             self._forget_exec(container, exec_id)
-            then()
+            callback()
             return
         if container.state not in ("stopped", "created"):
             raise StateError(f'cannot delete container "{id}" that is not stopped: {container.state}')
-        self.end(container, then)
+        self.end(container, callback)
 
-    def end(self, container: Container, then: Callable[[], None]) -> None:
-        """Kill whatever is left of a container, whatever its state, and free it."""
+    def end(self, container: Container, callback: Callable[[], None]) -> None:
+        """Kill whatever is left of a container, whatever its state, free it, and call `callback`."""
         container.deleting = True
-        container.when_gone.append(then)
+        container.when_gone.append(callback)
         if len(container.when_gone) == 1:
             container.cgroup.signal(9)
             container.cgroup.when("populated", "0", lambda: self._emptied(container))
@@ -214,8 +253,8 @@ class Sandbox:
         container.empty = True
         if all(process.exit is not None for process in container.processes()):
             self._forget(container)
-            for then in container.when_gone:
-                then()
+            for callback in container.when_gone:
+                callback()
 
     def _make_cgroup(self, id: str) -> Cgroup:
         try:
@@ -245,10 +284,3 @@ def check_id(id: str) -> None:
     """Raises `CallerError` unless it can name a container and its cgroup."""
     if not id or len(id) > 255 or not _NAME.issuperset(id) or id in (".", ".."):
         raise CallerError(f"invalid container id: {id!r}")
-
-
-def _close(task: Task) -> None:
-    """The agent's copies of what the child got."""
-    for fd in [task.procs, *(fd for fd, _ in task.joins)]:
-        if fd >= 0:
-            os.close(fd)

@@ -22,8 +22,8 @@ _HEAD, _LENGTH = 64, 256
 _BAR, _PLACE, _DATA = 4, 8, 16
 
 _nics: list[Nic] | None = None
-#: the MAC that a NIC shows -> what its back end calls it
-_names: dict[str, str] = {}
+#: the MAC that a NIC shows -> the one it had, by which the host knows it
+_originals: dict[str, str] = {}
 
 
 class Nic:
@@ -57,15 +57,15 @@ class Nic:
         return bytes([self._bar, 0, 0, 0]) + place + length.to_bytes(4, "little")
 
 
-def disguise_all() -> None:
+def randomize_all() -> None:
     """Give every NIC that has no driver a random MAC, locally administered; a failure is a warning."""
     try:
-        _disguise_all()
+        _randomize_all()
     except (OSError, LookupError) as error:
         warn(f"a NIC keeps the MAC of its template: {error}")
 
 
-def _disguise_all() -> None:
+def _randomize_all() -> None:
     global _nics
     if _nics is None:
         _nics = _find()
@@ -73,12 +73,12 @@ def _disguise_all() -> None:
         if not os.path.exists(f"{nic.directory}/driver"):
             mac = bytes([0x02]) + os.urandom(5)
             before = _text(nic.change(mac))
-            _names[_text(mac)] = _names.pop(before, before)
+            _originals[_text(mac)] = _originals.pop(before, before)
 
 
-def true_name(mac: str) -> str:
-    """The MAC by which the host knows the NIC that shows `mac`."""
-    return _names.get(mac, mac)
+def original(mac: str) -> str:
+    """The MAC that a NIC had before it showed `mac`: the host knows it by that."""
+    return _originals.get(mac, mac)
 
 
 def _text(mac: bytes) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.container.cgroup import read, write
-from bufferzone.guest.mac import true_name
+from bufferzone.guest.mac import original
 from bufferzone.guest.modprobe import modprobe
 
 TYPE_CHECKING = False
@@ -68,5 +68,5 @@ def by_mac() -> dict[str, tuple[int, str]]:
     for name in os.listdir("/sys/class/net"):
         path = f"/sys/class/net/{name}"
         if os.path.exists(f"{path}/device"):
-            found[true_name(read(f"{path}/address").strip())] = int(read(f"{path}/ifindex")), name
+            found[original(read(f"{path}/address").strip())] = int(read(f"{path}/ifindex")), name
     return found

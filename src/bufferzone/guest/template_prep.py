@@ -21,11 +21,11 @@ _DISK_MODULES = ("virtio_blk", "erofs")
 _VIRTIO, _BLOCK_DEVICE = "/sys/bus/virtio/devices", "0x0002"
 #: modules that Python code of ours imports inside functions
 _IMPORTS = ("_socket", "_posixsubprocess", "errno", "fcntl", "resource", "termios", "select")
-#: what `scrub` leaves alone: below this the kernel looks for memory to take back
+#: what `zero_free_memory` leaves alone: below this the kernel looks for memory to take back
 _KEPT_PAGES = 1024
 
 
-def settle_down() -> int:
+def prepare() -> int:
     """Load modules and imports, then drop caches; returns the bytes of memory that are free."""
     for name in _IMPORTS:
         try:
@@ -45,7 +45,7 @@ def settle_down() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def scrub() -> None:
+def zero_free_memory() -> None:
     """Overwrite what is free with zeros: what lies there was used once, and would be in every clone's memory.
 
     Meant for the moment when a balloon holds nearly everything that is free.

@@ -1,4 +1,4 @@
-"""The door to libc: one `call` for functions, one `syscall` for what glibc does not wrap. Retries EINTR."""
+"""libc: one `call` for functions, one `syscall` for what glibc does not wrap. Retries EINTR."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""The gate between a guest and a container's network, where there is an egress policy.
+"""The bridge between a guest and a container's network that enforces an egress policy.
 
     guest -- tap [bridge, rules] outside == far end -- tc -- interface, in the container's namespace
 
 Tap, bridge and rules are in a network namespace of their own, which belongs to the shim: neither the guest
 nor who may enter the container's namespace gets at them, and with the shim all of it is gone, the far end
-too. The far end is made there as well, and moved as a tap is (`wire.move`). The namespace routes nothing and
-listens to nothing; it has addresses only to say no from. Where the rules cannot be loaded nothing comes up.
+too. The far end is made there as well, and moved as a tap is (`tcfilter.move`). The namespace routes
+nothing and listens to nothing; it has addresses only to say no from. Where the rules cannot be loaded
+nothing comes up.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ _SYSCTLS = (
 )
 
 
-class Gates:
-    """The gates of one sandbox, one per interface. `rules` are what may be reached; nothing else may."""
+class EgressBridges:
+    """The egress bridges of one sandbox, one per interface. Only what `rules` say may be reached."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
@@ -52,7 +53,7 @@ class Gates:
         self._lock = threading.Lock()
 
     def follow(self, number: int, where: int, interface: Interface) -> None:
-        """Make gate `number` around the tap that is parked in the namespace `where`, for `interface`; where
+        """Make bridge `number` around the tap that is parked in the namespace `where`, for `interface`; where
         it is made already, follow the interface's MAC, addresses and MTU. Raises `HostError`.
         """
         with self._lock:

@@ -48,7 +48,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-class Sieve:
+class FrameFilter:
     """Two connected stream sockets, the guest's and passt's, owned. `address` is the guest's own."""
 
     def __init__(self, guest: socket.socket, passt: socket.socket, address: str) -> None:
@@ -59,7 +59,7 @@ class Sieve:
     def start(self) -> None:
         """Let frames through from now on, until either side ends; then both do."""
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name="sieve", daemon=True)
+            threading.Thread(target=self._run, args=(work,), name="frame filter", daemon=True)
             for work in (self._out, self._back)
         ]
         for thread in self._threads:

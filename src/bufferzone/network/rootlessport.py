@@ -1,15 +1,15 @@
-"""A door from a container's network namespace into its VM, for who calls the container from within there.
+"""Routes from a container's network namespace into its VM, for who calls the container from within there.
 
 What arrives at an interface from outside goes to the VM. What a process in the namespace itself sends to the
 interface's address does not arrive anywhere: the kernel takes it for its own, and nobody listens there.
 Podman's port handler for ordinary users (rootlessport) is such a process. So the address stops being local
 for the kernel, and is routed over the tap instead, from an address that nobody else has:
 
-    process -- DOOR ADDRESS, tap -- guest        the answers: guest -- tap, filter for DOOR ADDRESS -- process
+    process -- LINK ADDRESS, tap -- guest        the answers: guest -- tap, filter for LINK ADDRESS -- process
 
-Only packets for the door's own address come in by it; everything else a guest sends goes its usual way, out
-of the interface. IPv4 only, as rootlessport is. All but `rows` are for a thread that is in the namespace.
-Source: ip-route(8), tc-u32(8), rtnetlink(7).
+Only packets for that link-local address come in here; everything else a guest sends goes its usual way, out
+of the interface. IPv4 only, as rootlessport is. All but `guest_routes` are for a thread in the
+namespace. Source: ip-route(8), tc-u32(8), rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STATIC = 4  # RTPROT_STATIC
 _ACCEPT_LOCAL = nested(26, nested(_socket.AF_INET, nested(1, number(23, 1))))  # IPV4_DEVCONF_ACCEPT_LOCAL
 
 
-def open(interface: Interface, tap_name: str, nic: int) -> bool:
+def add_routes(interface: Interface, tap_name: str, nic: int) -> bool:
     """Let who is in the namespace reach the interface's IPv4 addresses in the VM behind the joined tap.
 
     `nic` is the number of the VM's NIC. May be called again, after changes. False: there is nothing to reach.
@@ -63,14 +63,14 @@ def open(interface: Interface, tap_name: str, nic: int) -> bool:
     return True
 
 
-def close(interface: Interface) -> None:
+def remove_routes(interface: Interface) -> None:
     """Make the addresses the kernel's own again; what is gone is fine. Raises OSError."""
     with Netlink() as netlink:
         for address in _own(interface):
             _set_local(netlink, interface.index, address, local=True)
 
 
-def rows(nic: int) -> tuple[rtnetlink.Route, rtnetlink.Neighbour]:
+def guest_routes(nic: int) -> tuple[rtnetlink.Route, rtnetlink.Neighbour]:
     """What the guest has to know to answer."""
     return _route(_address(nic)), rtnetlink.Neighbour(address=_address(nic), mac=_mac(nic))
 

@@ -1,4 +1,4 @@
-"""An egress policy as nftables rules: what a gate's network namespace is loaded with, as JSON.
+"""An egress policy as nftables rules: what an egress bridge's network namespace is loaded with, as JSON.
 
 Pure. Three families, since each sees what the others do not: `netdev` every frame as it arrives, before the
 kernel has looked into it; `inet` connections, IPv4 and IPv6 in one; `bridge` whatever is about to leave. They

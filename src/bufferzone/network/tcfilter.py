@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 PARKED = "bz0"
-#: how long the far end of a gate may outlive the shim it belonged to: the kernel takes namespaces down later
+#: how long the far end of an egress bridge may outlive its shim: the kernel removes namespaces later
 _DYING_S = 3.0
 
 
@@ -153,7 +153,7 @@ def _check_free(netlink: Netlink, interface: rtnetlink.Link, own: int) -> None:
         while others := tc.targets(netlink, interface.index) - {own}:
             kinds = {link.kind for link in rtnetlink.links(netlink) if link.index in others}
             left = end - time.monotonic()
-            # a tap goes with its VMM; the far end of a gate may be on its way out
+            # a tap goes with its VMM; the far end of an egress bridge may be on its way out
             if kinds - {"veth"} or left <= 0 or not changes.await_message(left):
                 raise HostError(
                     f"interface {interface.name}: already used by another VM",

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
             return daemon.keep(parsed)
         from bufferzone.pool import worker
 
-        return worker.wait(parsed)
+        return worker.run(parsed)
     except BufferzoneError as error:
         print(f"bufferzone-pool: {error.line()}", file=sys.stderr)
         return error.exit_status

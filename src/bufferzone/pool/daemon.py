@@ -34,7 +34,7 @@ _MOST_LOG = 64 << 10
 
 
 def _spawn(root: str) -> Callable[[Settings, str], tuple[int, socket.socket]]:
-    """Starts waiters for the state root `root`."""
+    """Starts workers for the state root `root`."""
 
     def spawn(settings: Settings, directory: str) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -122,7 +122,7 @@ def _keep(arguments: Arguments, ready: Ready) -> int:
 
 
 def _remove_old(directory: str) -> None:
-    """What a keeper that was killed has left: its waiters died with it."""
+    """What a keeper that was killed has left: its workers died with it."""
     for entry in os.scandir(directory):
         if entry.name.isdigit():
             try:

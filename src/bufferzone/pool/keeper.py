@@ -18,7 +18,7 @@ import time
 from bufferzone import config, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import identity, namespaces, pidfd
-from bufferzone.pool.listener import MOST_REQUEST, Door, receive
+from bufferzone.pool.listener import MOST_REQUEST, Listener, receive
 from bufferzone.pool.waiting_vm import sized
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
 
-#: shapes that VMs wait for; the one that was not asked for longest gives way
+#: shapes that VMs wait for; the one not requested for longest gives way
 _MOST_SHAPES = 4
 #: a container that has just got its VM is left alone for so long before the next VM is made
 QUIET_S = 0.5
@@ -37,11 +37,11 @@ _RETRY_S, _MOST_RETRY_S = 5.0, 320.0
 _END_S = 10.0
 #: the longest time without a look at whether callers still find us, where no event tells
 _LOOK_S = 60.0
-#: what of a claim its waiter is told; the rest has been looked at here
+#: what of a claim its worker gets; the rest has been checked here
 _PASSED_ON = ("id", "bundle", "oom_score_adj", "nice", "containerd")
 
 
-class Waiter:
+class Worker:
     """A process of `pool.worker`: `state` is filling, waiting, taken or dismissed. Owns `pidfd` and
     `control`. `directory` is gone already when it was taken.
     """
@@ -72,23 +72,23 @@ class Waiter:
 
 
 class Shape:
-    """The waiters for one set of settings that nobody took, and when the next may be made."""
+    """The workers for one set of settings that nobody took, and when the next may be made."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.waiters: list[Waiter] = []
+        self.workers: list[Worker] = []
         self.not_before = 0.0
         self.retry_s = _RETRY_S
         self.note = ""  # why there are none, as the last one said that tried
 
-    def is_asked_for(self) -> None:
+    def was_requested(self) -> None:
         """What kept us from making one may be over soon: a start makes a template."""
         self.retry_s = _RETRY_S
         self.not_before = min(self.not_before, time.monotonic() + self.retry_s)
 
 
 class Keeper:
-    """The pool below `directory`. `load` reads the settings, `spawn(settings, directory)` starts a waiter and
+    """The pool below `directory`. `load` reads the settings, `spawn(settings, directory)` starts a worker and
     returns its pid and our end of the socket to it.
     """
 
@@ -100,14 +100,14 @@ class Keeper:
         log: Callable[[str], None],
     ) -> None:
         self._directory, self._load, self._spawn, self._log = directory, load, spawn, log
-        self._shapes: dict[str, Shape] = {}  # the one asked for last is last
-        self._parting: list[Waiter] = []  # taken or dismissed: to be reaped
+        self._shapes: dict[str, Shape] = {}  # the one requested last is last
+        self._leaving: list[Worker] = []  # taken or dismissed: to be reaped
         self._serial = 0
         self._used = time.monotonic()
         self._ending = False
-        self._stoppers: list[socket.socket] = []
+        self._stop_connections: list[socket.socket] = []
         self._namespaces = namespaces.shared()
-        self._door = Door(directory)
+        self._listener = Listener(directory)
 
     def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
         """Fill up from now on with VMs of the size that `spec`, what decides it of a config.json, needs."""
@@ -120,7 +120,7 @@ class Keeper:
     def run(self) -> None:
         """Until the pool is disabled, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
         while not self._ending:
-            if not self._door.is_there():
+            if not self._listener.is_there():
                 self._log("the socket was removed or moved: the pool ends")
                 break
             settings = self._load()
@@ -128,23 +128,23 @@ class Keeper:
                 break
             self._shrink(settings.pool_size)
             wake = self._fill(settings.pool_size)
-            self._listen_to_all(min(wake, self._used + settings.pool_idle_s) - time.monotonic())
+            self._await_events(min(wake, self._used + settings.pool_idle_s) - time.monotonic())
 
     def close(self) -> None:
         """End those that wait, and those only. Who asked for the stop learns that it is done."""
-        self._door.shut()
+        self._listener.shut()
         for shape in self._shapes.values():
-            self._dismiss(shape, shape.waiters)
+            self._dismiss(shape, shape.workers)
         end = time.monotonic() + _END_S
-        for waiter in self._parting:
-            if waiter.state == "dismissed":
-                _await_end(waiter, end)
-                self._reap(waiter)
+        for worker in self._leaving:
+            if worker.state == "dismissed":
+                _await_end(worker, end)
+                self._reap(worker)
             else:
-                waiter.let_go()
-        for asker in self._stoppers:
-            asker.close()
-        self._door.close()
+                worker.let_go()
+        for connection in self._stop_connections:
+            connection.close()
+        self._listener.close()
 
     # ---- filling up
 
@@ -152,23 +152,23 @@ class Keeper:
         """Let go of shapes and VMs beyond what is wanted."""
         while len(self._shapes) > _MOST_SHAPES:
             oldest = self._shapes.pop(next(iter(self._shapes)))
-            self._dismiss(oldest, oldest.waiters)
+            self._dismiss(oldest, oldest.workers)
         for shape in self._shapes.values():
-            self._dismiss(shape, shape.waiters[size:])
+            self._dismiss(shape, shape.workers[size:])
 
-    def _dismiss(self, shape: Shape, waiters: list[Waiter]) -> None:
-        for waiter in list(waiters):
-            shape.waiters.remove(waiter)
-            waiter.dismiss()
-            self._parting.append(waiter)
+    def _dismiss(self, shape: Shape, workers: list[Worker]) -> None:
+        for worker in list(workers):
+            shape.workers.remove(worker)
+            worker.dismiss()
+            self._leaving.append(worker)
 
     def _fill(self, size: int) -> float:
-        """Start the next waiter if one is missing and none is on its way; when to look again."""
+        """Start the next worker if one is missing and none is on its way; when to look again."""
         wake = float("inf")
-        if any(w.state == "filling" for shape in self._shapes.values() for w in shape.waiters):
+        if any(w.state == "filling" for shape in self._shapes.values() for w in shape.workers):
             return wake
         for shape in reversed(self._shapes.values()):
-            if len(shape.waiters) >= size:
+            if len(shape.workers) >= size:
                 continue
             if shape.not_before > time.monotonic():
                 wake = min(wake, shape.not_before)
@@ -180,7 +180,7 @@ class Keeper:
     def _start(self, shape: Shape) -> None:
         self._serial += 1
         name = str(self._serial)
-        directory = os.path.join(self._door.place, name)
+        directory = os.path.join(self._listener.place, name)
         try:
             os.mkdir(directory, 0o711)
             pid, control = self._spawn(shape.settings, os.path.join(self._directory, name))
@@ -189,7 +189,7 @@ class Keeper:
             self._remove(directory, error)
             self._later(shape)
         else:
-            shape.waiters.append(Waiter(pid, control, directory))
+            shape.workers.append(Worker(pid, control, directory))
 
     def _remove(self, directory: str, reason: OSError | None = None) -> None:
         """What is in the way of nobody may stay: it is said, and the next keeper tries again."""
@@ -200,9 +200,9 @@ class Keeper:
         except HostError as error:
             self._log(error.line())
 
-    def _reap(self, waiter: Waiter) -> None:
-        waiter.reap()
-        self._remove(waiter.directory)
+    def _reap(self, worker: Worker) -> None:
+        worker.reap()
+        self._remove(worker.directory)
 
     def _later(self, shape: Shape) -> None:
         shape.not_before = time.monotonic() + shape.retry_s
@@ -210,55 +210,55 @@ class Keeper:
 
     # ---- listening
 
-    def _listen_to_all(self, timeout_s: float) -> None:
+    def _await_events(self, timeout_s: float) -> None:
         poll = select.poll()
-        poll.register(self._door.listener, select.POLLIN)
-        if self._door.watch >= 0:
-            poll.register(self._door.watch, select.POLLIN)
-        waiters = [(shape, waiter) for shape in self._shapes.values() for waiter in shape.waiters]
-        everybody = [*waiters, *((None, waiter) for waiter in self._parting)]
-        for _, waiter in everybody:
-            poll.register(waiter.pidfd, select.POLLIN)
-            if waiter.control.fileno() >= 0:
-                poll.register(waiter.control, select.POLLIN)
+        poll.register(self._listener.listener, select.POLLIN)
+        if self._listener.watch >= 0:
+            poll.register(self._listener.watch, select.POLLIN)
+        workers = [(shape, worker) for shape in self._shapes.values() for worker in shape.workers]
+        every = [*workers, *((None, worker) for worker in self._leaving)]
+        for _, worker in every:
+            poll.register(worker.pidfd, select.POLLIN)
+            if worker.control.fileno() >= 0:
+                poll.register(worker.control, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(min(max(0.0, timeout_s), _LOOK_S) * 1000 + 1)}
-        for shape, waiter in everybody:
-            if waiter.control.fileno() in ready:
-                self._heard(shape, waiter)
-            if waiter.pidfd in ready:
-                self._ended(shape, waiter)
-        if self._door.listener.fileno() in ready:
+        for shape, worker in every:
+            if worker.control.fileno() in ready:
+                self._heard(shape, worker)
+            if worker.pidfd in ready:
+                self._ended(shape, worker)
+        if self._listener.listener.fileno() in ready:
             self._accept()
 
-    def _heard(self, shape: Shape | None, waiter: Waiter) -> None:
-        """A waiter said that it waits, or why it cannot; or closed the socket: it ends, or is a shim now."""
+    def _heard(self, shape: Shape | None, worker: Worker) -> None:
+        """A worker said that it waits, or why it cannot; or closed the socket: it ends, or is a shim now."""
         try:
-            word = waiter.control.recv(MOST_REQUEST)
+            word = worker.control.recv(MOST_REQUEST)
         except OSError:
             word = b""
         if shape is not None and word == b"waiting":
-            waiter.state = "waiting"
+            worker.state = "waiting"
             shape.retry_s, shape.note = _RETRY_S, ""
         elif word:
             text = word.decode("utf-8", "replace")
-            self._log(f"waiter {waiter.pid}: {text}")
+            self._log(f"worker {worker.pid}: {text}")
             if shape is not None:
                 shape.note = text
         else:
-            waiter.control.close()
+            worker.control.close()
 
-    def _ended(self, shape: Shape | None, waiter: Waiter) -> None:
+    def _ended(self, shape: Shape | None, worker: Worker) -> None:
         if shape is None:
-            self._parting.remove(waiter)
+            self._leaving.remove(worker)
         else:
-            shape.waiters.remove(waiter)
-            if waiter.state == "filling":
+            shape.workers.remove(worker)
+            if worker.state == "filling":
                 self._later(shape)
-        self._reap(waiter)
+        self._reap(worker)
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._door.listener.accept()
+            connection, _ = self._listener.listener.accept()
         except OSError as error:
             self._log(f"cannot accept a connection: {error.strerror}")
             return
@@ -278,21 +278,21 @@ class Keeper:
         """Do what is asked; True when the connection is kept."""
         if request["do"] == "stop":
             self._ending = True
-            self._stoppers.append(connection)
+            self._stop_connections.append(connection)
             return True
         if request["do"] == "list":
             connection.sendall(json.dumps(self.listing()).encode() + b"\n")
             return False
         if request["namespaces"] != self._namespaces:
-            self._refuse_stranger(request["namespaces"])
+            self._refuse_other_namespaces(request["namespaces"])
         self._used = time.monotonic()
         shape = self.add_shape(request["settings"], request["spec"])
         self._hand_over(shape, request, connection, fds)
-        shape.is_asked_for()
+        shape.was_requested()
         shape.not_before = max(shape.not_before, time.monotonic() + QUIET_S)
         return False
 
-    def _refuse_stranger(self, theirs: str) -> None:
+    def _refuse_other_namespaces(self, theirs: str) -> None:
         """Raise; and give way where an ordinary user's containers have moved to another user namespace."""
         mine, others = (
             {kind for kind in text.split() if "user:" in kind} for text in (self._namespaces, theirs)
@@ -309,14 +309,14 @@ class Keeper:
         if len(fds) != 1:
             raise ValueError("a claim must come with one descriptor")
         message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
-        for waiter in [waiter for waiter in shape.waiters if waiter.state == "waiting"]:
+        for worker in [worker for worker in shape.workers if worker.state == "waiting"]:
             try:
-                socket.send_fds(waiter.control, [message], [connection.fileno(), fds[0]])
+                socket.send_fds(worker.control, [message], [connection.fileno(), fds[0]])
             except OSError:
                 continue  # it has just ended
-            waiter.state = "taken"
-            shape.waiters.remove(waiter)
-            self._parting.append(waiter)
+            worker.state = "taken"
+            shape.workers.remove(worker)
+            self._leaving.append(worker)
             return
 
     def listing(self) -> dict[str, Any]:
@@ -324,19 +324,19 @@ class Keeper:
         now = time.monotonic()
         rows = [
             {
-                "pid": waiter.pid,
-                "state": waiter.state,
+                "pid": worker.pid,
+                "state": worker.state,
                 "vcpus": shape.settings.vcpus,
                 "memory_mib": shape.settings.memory_mib,
-                "age_s": round(now - waiter.since, 1),
+                "age_s": round(now - worker.since, 1),
             }
             for shape in self._shapes.values()
-            for waiter in shape.waiters
+            for worker in shape.workers
         ]
         notes = [f"no VM waits: {shape.note}" for shape in self._shapes.values() if shape.note]
         return {"pid": os.getpid(), "size": self._load().pool_size, "vms": rows, "notes": notes}
 
 
-def _await_end(waiter: Waiter, end: float) -> None:
+def _await_end(worker: Worker, end: float) -> None:
     """Wait for it; one that takes too long is killed."""
-    pidfd.end(waiter.pidfd, end - time.monotonic())
+    pidfd.end(worker.pidfd, end - time.monotonic())

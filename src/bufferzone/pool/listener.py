@@ -1,4 +1,4 @@
-"""The keeper's door: the socket that callers look for, and the notice that it is no longer where they look.
+"""The keeper's socket, which callers look for, and the notice that it is no longer where they look.
 
 Knows the form of a request, one JSON object on one line, and not what is asked.
 """
@@ -23,7 +23,7 @@ MOST_REQUEST = 1 << 16
 _REQUEST_S = 1.0
 
 
-class Door:
+class Listener:
     """`state.POOL_SOCKET` in `directory`, listening. `place` is the directory wherever it is moved, `watch` a
     descriptor
     that is readable when `is_there` may have changed, or -1. Raises `HostError`.
@@ -88,8 +88,8 @@ def receive(connection: socket.socket, fds: list[int]) -> dict[str, Any]:
     connection.settimeout(_REQUEST_S)
     data = b""
     while not data.endswith(b"\n"):
-        chunk, more, _, _ = socket.recv_fds(connection, MOST_REQUEST, 4, socket.MSG_CMSG_CLOEXEC)
-        fds += more
+        chunk, received, _, _ = socket.recv_fds(connection, MOST_REQUEST, 4, socket.MSG_CMSG_CLOEXEC)
+        fds += received
         data += chunk
         if not chunk or len(data) > MOST_REQUEST:
             raise ValueError("not one line")

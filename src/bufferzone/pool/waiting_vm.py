@@ -86,7 +86,7 @@ def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], 
         client = AgentClient(started.vmm.agent)
         stack.callback(client.close)
         vm = WaitingVm(machine, starter, started, client, tree, tap, (stack, later), (directory, root), log)
-        vm.rehearse_and_freeze()
+        vm.warm_up_and_stop()
         yield vm
 
 
@@ -111,11 +111,11 @@ class WaitingVm:
         self._directory, self._root = places
         self._greeting: Pending | None = None
 
-    def rehearse_and_freeze(self) -> None:
+    def warm_up_and_stop(self) -> None:
         """Wake the guest, run a first container in it, stop it."""
         say_hello(self._agent, "pool", _ANSWER_S)
         mount_share(self._agent, _ANSWER_S, plugged=True)
-        warmup.rehearse(self._agent, self._tree, self._directory)
+        warmup.run_first_container(self._agent, self._tree, self._directory)
         warmup.warm_host()
         self._started.vmm.stop()
 

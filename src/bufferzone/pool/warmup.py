@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from bufferzone.storage.share import Tree
     from bufferzone.vm.agent_client import AgentClient
 
-_ID = "rehearsal"
+_ID = "warmup"
 _ROUNDS = 2
 _ANSWER_S = 60.0
 _STREAMS = (agent.STDOUT, agent.STDERR)
-_WORD = b"ready\n"
+_TEXT = b"ready\n"
 _BASE = 0x400000
-# x86-64: write(1, word, 6), exit(0); the word comes right behind
+# x86-64: write(1, text, 6), exit(0); the text comes right behind
 _CODE = bytes.fromhex(
     "b801000000"  # mov eax, 1
     "bf01000000"  # mov edi, 1
@@ -49,11 +49,11 @@ _ALLOW = struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)
 
 
 def program() -> bytes:
-    """A static ELF program of one segment that writes a word and exits: no image has to bring one.
+    """A static ELF program of one segment that writes a line and exits: no image has to bring one.
 
     Source: elf(5); System V ABI, AMD64 supplement.
     """
-    body = _CODE + _WORD
+    body = _CODE + _TEXT
     size = 64 + 56 + len(body)
     identity = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
     header = struct.pack("<16sHHIQQQIHHHHHH", identity, 2, 62, 1, _BASE + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)
@@ -61,24 +61,24 @@ def program() -> bytes:
     return header + segment + body
 
 
-def rehearse(client: AgentClient, tree: Tree, directory: str) -> None:
+def run_first_container(client: AgentClient, tree: Tree, directory: str) -> None:
     """Create, run, read, wait for and delete a container whose rootfs is made below `directory`.
 
     Raises `VmmError` or `GuestError`: then this VM is not one to give to anybody.
     """
-    rootfs = os.path.join(directory, "rehearsal")
+    rootfs = os.path.join(directory, _ID)
     try:
         _make_rootfs(rootfs)
         tree.add(Bind(source=rootfs, name=_ID))
         try:
             for _ in range(_ROUNDS):
                 _run(client)
-                client.call("Prepare", Empty(), Empty, timeout_s=_ANSWER_S)
+                client.call("Prefork", Empty(), Empty, timeout_s=_ANSWER_S)
         finally:
             tree.remove(_ID)
             shutil.rmtree(rootfs)
     except OSError as error:
-        raise HostError(f"cannot prepare a rehearsal: {error.strerror}: {error.filename}") from error
+        raise HostError(f"cannot prepare the warm-up: {error.strerror}: {error.filename}") from error
 
 
 def _make_rootfs(rootfs: str) -> None:
@@ -98,23 +98,23 @@ def _run(client: AgentClient) -> None:
     spec = json.dumps(_spec(), separators=(",", ":")).encode()
     request = agent.CreateRequest(id=_ID, spec=spec, seccomp=_ALLOW)
     reads = [agent.ReadRequest(id=_ID, stream=stream, limit=agent.CHUNK) for stream in _STREAMS]
-    asked = [("Read", read) for read in reads]
+    requests = [("Read", read) for read in reads]
     created, *outputs, closed, wait = client.send(
-        ("Create", request), *asked, ("CloseStdin", ref), ("Wait", ref), timeout_s=_ANSWER_S
+        ("Create", request), *requests, ("CloseStdin", ref), ("Wait", ref), timeout_s=_ANSWER_S
     )
     created.result(agent.PidResponse)
     closed.result(Empty)
     client.call("Start", ref, Empty, timeout_s=_ANSWER_S)
-    said = b""
+    output = b""
     for read, pending in zip(reads, outputs, strict=True):
         data = pending.result(agent.ReadResponse).data
-        while data and len(said) <= len(_WORD):
-            said += data
+        while data and len(output) <= len(_TEXT):
+            output += data
             data = client.call("Read", read, agent.ReadResponse, timeout_s=_ANSWER_S).data
     ended = wait.result(agent.WaitResponse)
     client.call("Delete", ref, Empty, timeout_s=_ANSWER_S)
-    if ended.exit_status != 0 or said != _WORD:
-        raise GuestError(f"the rehearsal ended with status {ended.exit_status}, said {said[:40]!r}")
+    if ended.exit_status != 0 or output != _TEXT:
+        raise GuestError(f"the warm-up ended with status {ended.exit_status}, wrote {output[:40]!r}")
 
 
 def _spec() -> dict[str, Any]:

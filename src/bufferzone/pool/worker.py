@@ -60,7 +60,7 @@ class Claim:
         os.close(self.mount_namespace)
 
 
-def wait(arguments: Arguments) -> int:
+def run(arguments: Arguments) -> int:
     """Make a VM in the directory -bundle, wait until it is taken or the keeper ends; the exit status.
 
     -shape is `config.shape_of` as JSON, -ready-fd the socket to the keeper.
@@ -69,14 +69,14 @@ def wait(arguments: Arguments) -> int:
     control = socket.socket(fileno=int(arguments.ready_fd))
     control.set_inheritable(False)
     daemon.be_a_shim()
-    stepped_back = _step_back()
+    niced = _lower_priority()
     try:
         settings = config.Settings(**json.loads(arguments.shape))
         with waiting_vm.prepare(settings, arguments.bundle, arguments.state_root, daemon.log) as vm:
             control.send(b"waiting")
             claim = _await_claim(control, vm)
             if claim is not None:
-                _be_taken(arguments, vm, claim, control, stepped_back)
+                _be_taken(arguments, vm, claim, control, niced)
     except (BufferzoneError, OSError) as error:
         line = error.line() if isinstance(error, BufferzoneError) else str(error)
         daemon.log(line)
@@ -89,7 +89,7 @@ def wait(arguments: Arguments) -> int:
     return 0
 
 
-def _step_back() -> bool:
+def _lower_priority() -> bool:
     """Let others run first, where that can be undone; says so. CAP_SYS_NICE: setpriority(2)."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         mask = next(line for line in file if line.startswith("CapEff:")).split()[1]
@@ -112,9 +112,7 @@ def _await_claim(control: socket.socket, vm: WaitingVm) -> Claim | None:
     return Claim(data, fds)
 
 
-def _be_taken(
-    arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket.socket, stepped_back: bool
-) -> None:
+def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket.socket, niced: bool) -> None:
     """From the claim to the end of the container."""
     request = claim.request
     arguments.id, arguments.bundle = request["id"], request["bundle"]
@@ -125,7 +123,7 @@ def _be_taken(
         settings = settings_of(spec)
         if not vm.fits(settings, spec):
             raise HostError("the waiting VM does not match the current settings or image", code="pool-stale")
-        _be_like(request, (os.getpid(), *vm.helpers), renice=stepped_back)
+        _be_like(request, (os.getpid(), *vm.helpers), renice=niced)
         claim.say(b"ready %d\n" % os.getpid())
         if claim.connection.recv(8) != b"go\n":
             raise HostError("the caller gave up", code="pool-late")
@@ -133,19 +131,21 @@ def _be_taken(
         control.close()
         directory = state.directory(arguments.state_root, arguments.id)
         sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid)
-        asked = request.get("containerd")
-        listener = pool_start.be_containerds(arguments, asked) if asked else daemon.listen(directory)
+        containerd = request.get("containerd")
+        listener = (
+            pool_start.become_containerds(arguments, containerd) if containerd else daemon.listen(directory)
+        )
         state.write_owner(directory, os.getpid())
-        arguments.socket = asked["socket"] if asked else ""
+        arguments.socket = containerd["socket"] if containerd else ""
     except BaseException:
         claim.close()
         raise
 
-    def tell() -> None:
+    def announce() -> None:
         claim.say(b"listening\n")
         claim.close()
 
-    daemon.run_sandbox(arguments, sandbox, listener, tell, cli=not asked)
+    daemon.run_sandbox(arguments, sandbox, listener, announce, cli=not containerd)
 
 
 def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:

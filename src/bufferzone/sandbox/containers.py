@@ -18,7 +18,7 @@ from bufferzone.oci.host import network_entry
 from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
-from bufferzone.sandbox.pods import Tenancy
+from bufferzone.sandbox.pods import Pod
 from bufferzone.snapshot import compatible
 from bufferzone.vm import cgroups
 from bufferzone.wire import agent
@@ -40,27 +40,36 @@ _NO_FILTER = libseccomp.Filter(program=b"", flags=0)
 
 
 class Container:
-    """What the host holds for one container; `undo` gives all of it back."""
+    """What the host holds for one container; `undo` gives all of it back.
 
-    def __init__(self, container_id: str, bundle: str, pid: int, *, foreground: bool = False) -> None:
-        """`foreground`: the process `pid` is a verb that goes on after the container has ended."""
-        self.id = container_id
-        self.bundle = bundle
-        self.spec: dict[str, Any] = {}
-        self.pod: dict[str, str] = {}  # see `Spec.pod`
-        self.pid = pid
-        #: whether `pid` does nothing else, so that the container's cgroup is where it belongs
-        self.stands_in = pid != os.getpid() and not foreground
+    `pid` is the host's process that stands for it. `joined`: it came into the VM of another container. `pod`
+    is what containerd or CRI-O says of its pod, see `Spec.pod`. `adopted`: from a checkpoint, so it ran
+    before, and is frozen until it is started. `namespace` is a descriptor of its network namespace, -1: none
+    to attach. `cgroup` is that of the host's process, empty: none.
+    """
+
+    def __init__(
+        self,
+        container_id: str,
+        bundle: str,
+        pid: int,
+        *,
+        spec: dict[str, Any],
+        pod: dict[str, str],
+        seccomp: libseccomp.Filter,
+        hooks: dict[str, Any],
+        copies: Copies,
+        joined: bool,
+        adopted: bool,
+        namespace: int,
+        cgroup: str,
+        undo: ExitStack,
+    ) -> None:
+        self.id, self.bundle, self.pid = container_id, bundle, pid
+        self.spec, self.pod, self.seccomp, self.hooks = spec, pod, seccomp, hooks
+        self.copies, self.joined, self.adopted = copies, joined, adopted
+        self.namespace, self.cgroup, self.undo = namespace, cgroup, undo
         self.created_ns = time.time_ns()
-        self.seccomp = _NO_FILTER
-        self.hooks: dict[str, Any] = {}
-        self.undo = ExitStack()
-        self.joined = False  # it came into the VM of another container
-        self.cgroup = ""  # of what stands for it on the host, empty: none
-        self.adopted = False  # from a checkpoint: it ran before, and is frozen until it is started
-        self.copies = Copies()
-        self.asked: list[Pending] = []  # what was sent along with the request that made it
-        self.namespace = -1  # its network namespace, -1: none to wire
 
     @property
     def namespace_path(self) -> str:
@@ -86,7 +95,7 @@ class Containers:
         """`directory`: the state directory of the first, for a sandbox that others may join."""
         self._sandbox = sandbox
         self._containerd = not directory
-        self._tenancy = Tenancy(sandbox, directory)
+        self._pod = Pod(sandbox, directory)
         self._state_text = state_text
         self._made: dict[str, Container] = {}
         self.agent = sandbox.agent
@@ -97,93 +106,123 @@ class Containers:
         bundle: str,
         rootfs: list[Mount],
         pid: int,
-        also: Sequence[tuple[str, Message]] = (),
+        followups: Sequence[tuple[str, Message]] = (),
         *,
         foreground: bool = False,
-    ) -> Container:
+    ) -> tuple[Container, list[Pending]]:
         """Everything up to (not including) the process: binds, cgroup, hooks, the guest's half.
 
-        `also` are requests about the process that are sent along; `asked` of the container are the answers to
-        come, none for one that is adopted. `foreground` as in `Container`. After a failure nothing of the
-        container is left, on the host or in the guest.
+        `followups` are requests about the process that are sent along; the second value are the answers to
+        come, none for a container that is adopted. `foreground`: the process `pid` is a verb that goes on
+        after the container has ended. After a failure nothing of the container is left, on the host or in
+        the guest.
         """
-        container = Container(container_id, bundle, pid, foreground=foreground)
-        with container.undo as undo:
-            self._tenancy.move_in(undo, container)
-            see = self._tenancy.look_from(undo, pid) if container.joined else _here
-            decided = self._decide(container, rootfs, see)
-            container.hooks = decided.hooks
-            if decided.seccomp is not None:
-                container.seccomp = libseccomp.compile_profile(decided.seccomp)
-            self._reserve_network(container)
+        with ExitStack() as failed:
+            undo = failed.enter_context(ExitStack())
+            #: whether `pid` does nothing else, so that the container's cgroup is where it belongs
+            stands_in = pid != os.getpid() and not foreground
+            joined = self._pod.add(undo, container_id)
+            see = self._pod.in_callers_mounts(undo, pid) if joined else _here
+            spec, decided = self._decide(undo, container_id, bundle, rootfs, see, joined=joined)
+            seccomp = _NO_FILTER if decided.seccomp is None else libseccomp.compile_profile(decided.seccomp)
+            namespace = self._own_network(undo, spec.raw, pid, joined=joined)
             self._sandbox.wait_ready()
+            copies = Copies()
             if not self._sandbox.adopts:
-                self._give_files(container, decided, rootfs, see)
-            self._limit_host(container)
+                self._give_files(undo, copies, container_id, decided, rootfs, see)
+            container = Container(
+                container_id,
+                bundle,
+                pid,
+                spec=spec.raw,
+                pod=spec.pod,
+                seccomp=seccomp,
+                hooks=decided.hooks,
+                copies=copies,
+                joined=joined,
+                adopted=bool(self._sandbox.adopts),
+                namespace=namespace,
+                cgroup=self._join_cgroup(
+                    undo, container_id, spec.raw, pid if stands_in else 0, joined=joined
+                ),
+                undo=undo,
+            )
+            if not joined:
+                self._limit(container, container.spec)
             for name in ("prestart", "createRuntime", "createContainer"):
                 self.run_hooks(container, name, self._state_text(container, "creating"))
-            self._make(container, decided, also)
-            if container.namespace >= 0 and not self._tenancy.reserved.is_wired(container.namespace):
+            pending = self._make(container, decided, followups)
+            if namespace >= 0 and not self._pod.netns_owner.is_attached(namespace):
                 # most callers have made the network by now, and take their time until they start
-                self._sandbox.network.prepare(container.namespace, container.namespace_path)
+                self._sandbox.network.prepare(namespace, container.namespace_path)
             self._made[container_id] = container
-            container.undo = undo.pop_all()
-        return container
+            failed.pop_all()
+        return container, pending
 
-    def _decide(self, container: Container, rootfs: list[Mount], see: See) -> plan.ContainerPlan:
+    def _decide(
+        self,
+        undo: ExitStack,
+        container_id: str,
+        bundle: str,
+        rootfs: list[Mount],
+        see: See,
+        *,
+        joined: bool,
+    ) -> tuple[oci.Spec, plan.ContainerPlan]:
         """Read the spec and plan the container; what it names is looked for with `see`."""
-        spec = see(partial(oci.load, container.bundle, containerd=self._containerd))
-        container.spec, container.pod = spec.raw, spec.pod
-        if container.joined:
-            self._tenancy.check(spec)
+        spec: oci.Spec = see(partial(oci.load, bundle, containerd=self._containerd))
+        if joined:
+            self._pod.check(spec)
         block = self._sandbox.disk is not None
         if not block:
-            rootmounts.mount(rootfs, os.path.join(container.bundle, "rootfs"), container.undo)
-        name = self._tenancy.share_name(container)
-        neighbour = self._neighbour if container.joined else None
-        made = partial(sources.plan_of, spec.raw, name, container.bundle, block=block, neighbour=neighbour)
+            rootmounts.mount(rootfs, os.path.join(bundle, "rootfs"), undo)
+        name = self._pod.share_name(container_id, joined=joined)
+        other_container = self._container_of if joined else None
+        made = partial(sources.plan_of, spec.raw, name, bundle, block=block, other_container=other_container)
         decided: plan.ContainerPlan = see(made)
-        return decided
+        return spec, decided
 
-    def _neighbour(self, pid: int) -> str:
+    def _container_of(self, pid: int) -> str:
         """The container that this process of the host stands for, or empty."""
         return next((found.id for found in list(self._made.values()) if found.pid == pid), "")
 
-    def _reserve_network(self, container: Container) -> None:
-        """Open its network namespace, if it has one to wire, and make it this VM's alone."""
-        container.namespace = namespace_of(container.spec, container.pid)
-        if container.namespace < 0:
-            return
-        container.undo.callback(os.close, container.namespace)
-        self._tenancy.reserved.take(container.namespace, joining=container.joined)
-        container.undo.callback(self._leave_network, container.namespace)
+    def _own_network(self, undo: ExitStack, spec: dict[str, Any], pid: int, *, joined: bool) -> int:
+        """Open the container's network namespace, if it has one to attach, and make it this VM's alone."""
+        fd = namespace_of(spec, pid)
+        if fd >= 0:
+            undo.callback(os.close, fd)
+            self._pod.netns_owner.take(fd, joining=joined)
+            undo.callback(self._leave_network, fd)
+        return fd
 
     def _leave_network(self, fd: int) -> None:
-        if self._tenancy.reserved.drop(fd):
+        if self._pod.netns_owner.drop(fd):
             self._sandbox.network.leave(fd)
 
-    def _limit_host(self, container: Container) -> None:
-        """The cgroups of the host: of the VM with its first container, of a waiter alone where it joined."""
-        sandbox = self._sandbox
-        container.cgroup = sandbox.cgroup
-        if container.joined:
-            container.cgroup = limits.cgroup_of(container.spec, container.id)
-            self._tenancy.join_cgroup(container.undo, container)
-            return
-        if sandbox.cgroup and container.stands_in:
-            cgroups.join(sandbox.cgroup, container.pid)
-        self._limit(container, container.spec)
+    def _join_cgroup(
+        self, undo: ExitStack, container_id: str, spec: dict[str, Any], pid: int, *, joined: bool
+    ) -> str:
+        """The cgroups of the host: of the VM with its first container, of a waiter alone where it joined.
+
+        `pid` is 0 where nothing stands for the container alone.
+        """
+        if joined:
+            cgroup = limits.cgroup_of(spec, container_id)
+            self._pod.join_cgroup(undo, cgroup, pid)
+            return cgroup
+        if self._sandbox.cgroup and pid:
+            cgroups.join(self._sandbox.cgroup, pid)
+        return self._sandbox.cgroup
 
     def _make(
-        self, container: Container, decided: plan.ContainerPlan, also: Sequence[tuple[str, Message]]
-    ) -> None:
+        self, container: Container, decided: plan.ContainerPlan, followups: Sequence[tuple[str, Message]]
+    ) -> list[Pending]:
         """The guest's half: made anew, or taken over from the VM of a checkpoint, frozen still."""
-        if self._sandbox.adopts:
+        if container.adopted:
             hostname = str(container.spec.get("hostname") or "")
             adopted = agent.AdoptRequest(id=self._sandbox.adopts, new_id=container.id, hostname=hostname)
             self.agent.call("Adopt", adopted, agent.PidResponse)
-            container.adopted = True
-            return
+            return []
         request = agent.CreateRequest(
             id=container.id,
             spec=decided.guest_spec,
@@ -193,18 +232,18 @@ class Containers:
         )
         if decided.locks:
             self._sandbox.serve_locks()
-        container.asked = self._call("Create", request, also)
+        return self._call("Create", request, followups)
 
-    def _call(self, method: str, request: Message, also: Sequence[tuple[str, Message]]) -> list[Pending]:
-        """Make a process, and send `also` with it; returns what answers that."""
-        first, *asked = self.agent.send((method, request), *also)
+    def _call(self, method: str, request: Message, followups: Sequence[tuple[str, Message]]) -> list[Pending]:
+        """Make a process, and send `followups` with it; returns what answers them."""
+        first, *pending = self.agent.send((method, request), *followups)
         try:
             first.result(agent.PidResponse)
         except BaseException:
-            for pending in asked:
-                self.agent.forget(pending.stream)
+            for answer in pending:
+                self.agent.forget(answer.stream)
             raise
-        return asked
+        return pending
 
     def checkpoint(
         self, container: Container, directory: str, *, frozen: bool, ended: Callable[[], None] | None
@@ -241,43 +280,49 @@ class Containers:
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
         self._sandbox.network.begin()
-        reserved = self._tenancy.reserved
-        if container.namespace >= 0 and not reserved.is_wired(container.namespace):
+        netns_owner = self._pod.netns_owner
+        if container.namespace >= 0 and not netns_owner.is_attached(container.namespace):
             try:
                 self._sandbox.network.attach(container.namespace, container.namespace_path)
             except HostError as error:
                 words = f"{container.id}: {error.message}"
                 raise HostError(words, hint=error.hint, code=error.code) from error
             if self._sandbox.network.is_joined:
-                reserved.set_wired(container.namespace)  # another look would disturb who uses it by now
+                netns_owner.set_attached(container.namespace)  # another look would disturb who uses it by now
         container.copies.renew(self._give_file)
         method = "Resume" if container.adopted else "Start"
         self.agent.call(method, agent.ProcessRef(id=container.id), Empty)
 
     def _give_files(
-        self, container: Container, decided: plan.ContainerPlan, rootfs: list[Mount], see: See
+        self,
+        undo: ExitStack,
+        copies: Copies,
+        container_id: str,
+        decided: plan.ContainerPlan,
+        rootfs: list[Mount],
+        see: See,
     ) -> None:
         """Root file system and volumes: shared, or on the disk with copies of single files."""
         disk, share = self._sandbox.disk, self._sandbox.share
         if disk is not None:
-            disk.give_to(container.id)
+            disk.give_to(container_id)
             rootdisk.take_mounts(disk, rootfs)
             self._sandbox.mount_root(disk)
-            container.copies.give(decided.files, self._give_file, container.undo)
+            copies.give(decided.files, self._give_file, undo)
         for bind in decided.binds:
             if share is None:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
             share.add(bind, see)
-            container.undo.callback(share.remove, bind.name)
+            undo.callback(share.remove, bind.name)
 
     def _give_file(self, request: agent.FileRequest) -> None:
         self.agent.call("File", request, Empty)
 
     def exec(
-        self, ref: agent.ProcessRef, process: bytes, pid: int, also: Sequence[tuple[str, Message]] = ()
+        self, ref: agent.ProcessRef, process: bytes, pid: int, followups: Sequence[tuple[str, Message]] = ()
     ) -> list[Pending]:
-        """Run one more process in a container, under the container's seccomp filter; `also` as in `create`,
-        and what answers it.
+        """Run one more process in a container, under the container's seccomp filter; `followups` as in
+        `create`, and what answers them.
         """
         container = self._made.get(ref.id)
         if container is not None and container.cgroup and pid != os.getpid():
@@ -290,7 +335,7 @@ class Containers:
             seccomp=seccomp.program,
             seccomp_flags=seccomp.flags,
         )
-        return self._call("Exec", request, also)
+        return self._call("Exec", request, followups)
 
     def update(self, container: Container, changes: dict[str, Any]) -> None:
         """Change limits, in the guest and on the host; after an error all are as they were.
@@ -300,7 +345,7 @@ class Containers:
         """
         old = (container.spec.get("linux") or {}).get("resources") or {}
         if container.joined:
-            self._tenancy.check_resources(old, changes)
+            self._pod.check_resources(old, changes)
         else:
             limits.check_update(old, changes, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
         merged = limits.merge(old, changes)
@@ -344,7 +389,7 @@ class Containers:
     def stopped(self, alone: bool) -> None:
         """An init is gone; when it was `alone` in its sandbox, the VM is needed no longer."""
         if alone:
-            self._tenancy.reserved.close()
+            self._pod.netns_owner.close()
         self._sandbox.container_stopped(alone)
 
     def delete(self, container: Container) -> None:
@@ -354,7 +399,7 @@ class Containers:
 
     def close(self) -> None:
         """The sandbox ends, whatever is in it."""
-        self._tenancy.reserved.close()
+        self._pod.netns_owner.close()
 
 
 def _here(work: Callable[[], Any]) -> Any:

@@ -27,10 +27,10 @@ class _Entry:
     def __init__(self, claimed: socket.socket, path: str) -> None:
         self.claimed, self.path = claimed, path
         self.users = 1
-        self.wired = False
+        self.attached = False
 
 
-class Reserved:
+class NetnsOwner:
     """Thread-safe. `directory` is the state directory with the socket, empty: nothing is published."""
 
     def __init__(self, directory: str, sandbox: Sandbox) -> None:
@@ -74,17 +74,17 @@ class Reserved:
             _release(entry)
             return True
 
-    def is_wired(self, fd: int) -> bool:
+    def is_attached(self, fd: int) -> bool:
         """Whether the interfaces in there are the VM's, and in use: they are not looked at again."""
         with self._lock:
             entry = self._entries.get(_identity(fd))
-            return entry is not None and entry.wired
+            return entry is not None and entry.attached
 
-    def set_wired(self, fd: int) -> None:
+    def set_attached(self, fd: int) -> None:
         """A container runs on the interfaces in there."""
         with self._lock:
             if entry := self._entries.get(_identity(fd)):
-                entry.wired = True
+                entry.attached = True
 
     def close(self) -> None:
         """The VM has ended: others may have the namespaces, and nobody joins it any more."""

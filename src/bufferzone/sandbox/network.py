@@ -64,7 +64,7 @@ def idle(stack: ExitStack, machine: Machine) -> int:
 
 
 def namespace_of(spec: dict[str, Any], pid: int) -> int:
-    """A descriptor of the network namespace of `spec`'s container, -1 where it has none to wire.
+    """A descriptor of the network namespace of `spec`'s container, -1 where it has none to attach.
 
     A namespace without a path is that of the process `pid` that stands for the container, or nobody's.
     Raises `SpecError` for the host's and for one that cannot be opened.
@@ -87,7 +87,8 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
 
 
 class Network:
-    """Taps and wires of a sandbox. `record(identity, path, taps)` notes what a killed shim would leave.
+    """The taps of a sandbox and what they are joined with. `record(identity, path, taps)` notes what a killed
+    shim would leave.
 
     The first namespace with an interface in it is the sandbox's, and what is in there at `attach` counts.
     `tap` (None: this machine has none) is owned; `close` gives everything back. `rules` are the egress
@@ -106,7 +107,7 @@ class Network:
         self._agent, self._record = agent_client, record
         self._lock = threading.Lock()
         self._namespace = -1
-        self._told: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
+        self._configured: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
         self._waiting: dict[threading.Thread, int] = {}  # namespaces that nobody has looked into yet
         self._started = self._parted = False
 
@@ -166,18 +167,18 @@ class Network:
         Restored with a NIC in use, QEMU 7.2 died by SIGSEGV when the guest ran. Raises what the guest says.
         """
         with self._lock:
-            before = self._told
+            before = self._configured
             if before is None or not before.interfaces:
                 yield
                 return
-            self._told = None
+            self._configured = None
             self._agent.call("Network", messages.NetworkRequest(), Empty)
             try:
                 yield
             finally:
                 with suppress(VmmError):  # it has ended meanwhile
                     self._agent.call("Network", before, Empty)
-                    self._told = before
+                    self._configured = before
 
     def part(self) -> None:
         """Take the interfaces and the VM apart, for good."""
@@ -193,7 +194,7 @@ class Network:
         self._nics.close()
 
     def refused(self) -> dict[str, int]:
-        """Packets refused, as `gate.Gates.counters` has them; empty where there is no policy."""
+        """Packets refused, as `EgressBridges.counters` has them; empty where there is no policy."""
         try:
             return self._nics.refused()
         except (OSError, BufferzoneError):
@@ -226,7 +227,7 @@ class Network:
             if self._namespace >= 0:
                 seen = os.fstat(fd)
                 self._nics.follow(fd, found, partial(self._record, [seen.st_dev, seen.st_ino], path))
-                self._tell(found)
+                self._configure_guest(found)
         except (BufferzoneError, OSError) as error:
             if not self._started:
                 self._part()
@@ -247,19 +248,19 @@ class Network:
         finally:
             os.close(fd)
 
-    def _tell(self, found: tuple[Interface, ...]) -> None:
+    def _configure_guest(self, found: tuple[Interface, ...]) -> None:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
         macs = self._nics.macs
         request = messages.NetworkRequest(
-            interfaces=[_message(macs[i.name], i) for i in self._nics.with_doors(found)]
+            interfaces=[_message(macs[i.name], i) for i in self._nics.with_port_routes(found)]
         )
-        if request == self._told:
+        if request == self._configured:
             return
-        self._told, end = None, time.monotonic() + _PLUG_S
+        self._configured, end = None, time.monotonic() + _PLUG_S
         while True:
             try:
                 self._agent.call("Network", request, Empty)
-                self._told = request
+                self._configured = request
                 return
             except GuestError as error:
                 if error.code != "no-nic" or time.monotonic() > end:

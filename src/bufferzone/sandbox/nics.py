@@ -1,7 +1,7 @@
 """The NICs of one VM: which interface of the container's namespace each of them is at the moment.
 
-A NIC stays with the VM; what is joined with it may change. Its tap, or the far end of the gate around the
-tap, is in the container's namespace while it is of use there, and at home, where it was made, else.
+A NIC stays with the VM; what is joined with it may change. Its tap, or the far end of the egress bridge
+around the tap, is in the container's namespace while it is of use there, else at home, where it was made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Nic:
         self.number, self.name, self.home = number, name, home
         self.mac = nic_mac(number)
         self.interface: Interface | None = None
-        self.placed = self.has_door = False
+        self.placed = self.has_port_route = False
 
 
 class Nics:
@@ -42,11 +42,11 @@ class Nics:
     """
 
     def __init__(self, first: tcfilter.Tap | None, vmm: Vmm, rules: tuple[Rule, ...] | None) -> None:
-        self._gates = None if rules is None else egress_bridge.Gates(rules)
-        self._end = tcfilter.PARKED if self._gates is None else egress_bridge.FAR
+        self._bridges = None if rules is None else egress_bridge.EgressBridges(rules)
+        self._end = tcfilter.PARKED if self._bridges is None else egress_bridge.FAR
         self._vmm = vmm
         # Podman's port handler for ordinary users calls from inside the namespace
-        self._doors = identity.is_namespace_root()
+        self._port_routes = identity.is_namespace_root()
         # not from our pid: that may be somebody else's by the time a clean-up looks for the name
         self._token = secrets.token_hex(4)
         self._all: list[Nic] = []
@@ -88,16 +88,18 @@ class Nics:
             namespace.inside(fd, partial(tcfilter.join, interface.name, nic.name))
             nic.interface = interface
         self._take_home(fd, free)
-        for nic in self._all if self._doors else ():
+        for nic in self._all if self._port_routes else ():
             self._open(fd, nic)
 
-    def with_doors(self, found: Sequence[Interface]) -> tuple[Interface, ...]:
-        """The interfaces, as followed last, with what the guest needs to answer who comes in by a door."""
-        numbers = {nic.interface.name: nic.number for nic in self._all if nic.interface and nic.has_door}
+    def with_port_routes(self, found: Sequence[Interface]) -> tuple[Interface, ...]:
+        """The interfaces, as followed last, with what the guest needs for `rootlessport`."""
+        numbers = {
+            nic.interface.name: nic.number for nic in self._all if nic.interface and nic.has_port_route
+        }
         told = []
         for interface in found:
             if interface.name in numbers:
-                route, neighbour = rootlessport.rows(numbers[interface.name])
+                route, neighbour = rootlessport.guest_routes(numbers[interface.name])
                 more = (*interface.neighbours, neighbour)
                 interface = replace(interface, routes=(*interface.routes, route), neighbours=more)
             told.append(interface)
@@ -111,12 +113,12 @@ class Nics:
         """Forget the namespaces the taps were made in."""
         while self._all:
             os.close(self._all.pop().home)
-        if self._gates is not None:
-            self._gates.close()
+        if self._bridges is not None:
+            self._bridges.close()
 
     def refused(self) -> dict[str, int]:
-        """Packets refused, as `gate.Gates.counters` has them; empty where there is no policy."""
-        return {} if self._gates is None else self._gates.counters()
+        """Packets refused, as `EgressBridges.counters` has them; empty where there is no policy."""
+        return {} if self._bridges is None else self._bridges.counters()
 
     def _name(self, number: int) -> str:
         return f"bz{self._token}.{number}"
@@ -145,35 +147,35 @@ class Nics:
         return self._all[-1]
 
     def _place(self, fd: int, nic: Nic, interface: Interface) -> None:
-        """Have the tap itself in the container's namespace, or the far end of its gate."""
+        """Have the tap itself in the container's namespace, or the far end of its egress bridge."""
         if nic.placed:
             self._fit(fd, nic, interface)
             return
-        if self._gates is not None:
-            self._gates.follow(nic.number, nic.home, interface)
+        if self._bridges is not None:
+            self._bridges.follow(nic.number, nic.home, interface)
         tcfilter.move(nic.home, fd, nic.name, interface.mtu, end=self._end)
         nic.placed = True
 
     def _fit(self, fd: int, nic: Nic, interface: Interface) -> None:
         """Follow what has changed of an interface."""
-        if self._gates is not None:
-            self._gates.follow(nic.number, nic.home, interface)
+        if self._bridges is not None:
+            self._bridges.follow(nic.number, nic.home, interface)
         namespace.inside(fd, partial(tcfilter.resize, nic.name, interface.mtu))
 
     def _open(self, fd: int, nic: Nic) -> None:
-        nic.has_door = False
+        nic.has_port_route = False
         if nic.interface is not None:
             with suppress(OSError):  # a kernel that cannot: then nobody calls from inside
-                nic.has_door = namespace.inside(
-                    fd, partial(rootlessport.open, nic.interface, nic.name, nic.number)
+                nic.has_port_route = namespace.inside(
+                    fd, partial(rootlessport.add_routes, nic.interface, nic.name, nic.number)
                 )
 
     def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
         for nic in nics:
-            if nic.has_door and nic.interface is not None:
+            if nic.has_port_route and nic.interface is not None:
                 with suppress(OSError):  # they go with the namespace
-                    namespace.inside(fd, partial(rootlessport.close, nic.interface))
-            nic.has_door = False
+                    namespace.inside(fd, partial(rootlessport.remove_routes, nic.interface))
+            nic.has_port_route = False
         placed = {nic.name: (nic.home, self._end) for nic in nics if nic.placed}
         for nic in nics:
             nic.interface, nic.placed = None, False

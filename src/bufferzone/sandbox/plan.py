@@ -179,12 +179,12 @@ def plan_container(
     bundle: str,
     tmpfs_size: Callable[[str], int],
     is_small: Callable[[str], bool] | None = None,
-    neighbour: Callable[[int], str] | None = None,
+    other_container: Callable[[int], str] | None = None,
 ) -> ContainerPlan:
     """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path,
-    or 0. `neighbour(pid)` is the id of the container of the same VM that this process stands for, or empty;
-    None: there is no other. With `is_small`, which says whether a path is a small regular file, the root
-    file system is on a disk.
+    or 0. `other_container(pid)` is the id of the container of the same VM that this process stands for, or
+    empty; None: there is no other. With `is_small`, which says whether a path is a small regular file, the
+    root file system is on a disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
@@ -205,7 +205,7 @@ def plan_container(
         else:
             guest["mounts"].append(_mount(entry, index, container_id, binds, bundle, tmpfs_size))
     linux = guest.setdefault("linux", {})
-    linux["namespaces"] = _namespaces(linux.get("namespaces") or [], neighbour)
+    linux["namespaces"] = _namespaces(linux.get("namespaces") or [], other_container)
     _share_memory(guest, spec.get("mounts") or [])
     linux.pop("cgroupsPath", None)
     seccomp = linux.pop("seccomp", None)
@@ -317,7 +317,7 @@ def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], i
 
 
 def _namespaces(
-    entries: list[dict[str, Any]], neighbour: Callable[[int], str] | None
+    entries: list[dict[str, Any]], other_container: Callable[[int], str] | None
 ) -> list[dict[str, Any]]:
     """Namespaces as the guest makes them. A host path means nothing in a VM, unless it is that of the process
     which stands for a container of the same VM: then that container's own is meant.
@@ -334,7 +334,7 @@ def _namespaces(
             made.append({"type": kind})
             continue
         pid = _process_of(entry["path"], kind)
-        other = neighbour(pid) if pid and neighbour is not None else ""
+        other = other_container(pid) if pid and other_container is not None else ""
         if not other:
             raise SpecError(
                 f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace"
@@ -359,7 +359,7 @@ def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
         if _is_bind(entry) and made["type"] == "tmpfs":
             kept = [option for option in made["options"] if "=" not in option]
-            made.update(type="neighbour", source=path, options=kept)
+            made.update(type="shared-mount", source=path, options=kept)
 
 
 def _hooks(guest: dict[str, Any], *, on_disk: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bufferzone.errors import CallerError, HostError
 from bufferzone.linux import apart
 from bufferzone.oci import overrides
 from bufferzone.sandbox import limits
-from bufferzone.sandbox.netns_owner import Reserved
+from bufferzone.sandbox.netns_owner import NetnsOwner
 from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone import oci
-    from bufferzone.sandbox.containers import Container
     from bufferzone.sandbox.sandbox import Sandbox
 
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
@@ -34,36 +33,37 @@ _LOGS = ("shim.log", "console.log", "virtiofsd.log")
 _OF_THE_VM = ("image", "kernel", "initrd", "kernel_arguments", "rootfs", "rootfs_image", "publish")
 
 
-class Tenancy:
-    """Who lives in one VM. `directory` is the state directory of its first container; empty for containerd's,
-    whose sandboxes are pods and joined by their own rules. Thread-safe.
+class Pod:
+    """The containers of one VM. `directory` is the state directory of the first; empty for containerd's
+    sandboxes, which are joined by their own rules. Thread-safe.
     """
 
     def __init__(self, sandbox: Sandbox, directory: str) -> None:
         self._sandbox = sandbox
         self._root = os.path.dirname(directory)
         self._lock = threading.Lock()
-        self._homes: list[str] = []  # state directories
-        self._joined = 0
-        self._first = directory
-        self.reserved = Reserved(directory, sandbox)
+        self._directories: list[str] = []  # state directories of the containers
+        self._serial = 0
+        self._shared = bool(directory)
+        self.netns_owner = NetnsOwner(directory, sandbox)
 
-    def move_in(self, undo: ExitStack, container: Container) -> None:
-        """Note whether it joins one that is there before; its state directory is to know of everything."""
-        if not self._first:
-            return
-        home = os.path.join(self._root, container.id)
+    def add(self, undo: ExitStack, container_id: str) -> bool:
+        """Whether it joins one that is there before; its state directory gets to know of everything."""
+        if not self._shared:
+            return False
+        directory = os.path.join(self._root, container_id)
         with self._lock:
-            container.joined = bool(self._homes)
-            if container.joined:
+            joined = bool(self._directories)
+            if joined:
                 for name in _LOGS:
                     with suppress(OSError):  # they help a person, no more
-                        os.link(os.path.join(self._homes[0], name), os.path.join(home, name))
-                self._sandbox.left.add_directory(home)
-            self._homes.append(home)
-        undo.callback(self._move_out, home)
+                        os.link(os.path.join(self._directories[0], name), os.path.join(directory, name))
+                self._sandbox.left.add_directory(directory)
+            self._directories.append(directory)
+        undo.callback(self._remove, directory)
+        return joined
 
-    def look_from(self, undo: ExitStack, pid: int) -> Any:
+    def in_callers_mounts(self, undo: ExitStack, pid: int) -> Any:
         """A caller of functions in the mount namespace of the process `pid`: what was mounted after the shim
         started is not to be seen in ours, unless the host's mounts are shared. Raises `HostError`.
         """
@@ -93,9 +93,9 @@ class Tenancy:
             ("vCPUs", wanted.vcpus, here.vcpus, self._sandbox.vcpus),
             ("MiB of memory", wanted.memory_mib, here.memory_mib, self._sandbox.memory_mib),
         )
-        for name, asked, default, there in sizes:
-            if asked != default and asked > there:
-                raise self._refusal(f"its VM has {there} {name}, this container asks for {asked}")
+        for name, requested, default, there in sizes:
+            if requested != default and requested > there:
+                raise self._refusal(f"its VM has {there} {name}, this container asks for {requested}")
         other = [key for key in _OF_THE_VM if getattr(wanted, key) != getattr(here, key)]
         runs_on = facts["bufferzone.accelerator"]
         if wanted.accelerator not in (here.accelerator, runs_on) or (wanted.kvm, runs_on) == (
@@ -123,41 +123,41 @@ class Tenancy:
         text = f"cannot run in the VM of container {self._sandbox.id}, whose network it names: {reason}"
         return CallerError(text, hint=hint, code="vm-shared")
 
-    def share_name(self, container: Container) -> str:
+    def share_name(self, container_id: str, *, joined: bool) -> str:
         """What names in the shared tree begin with: never twice the same, since the guest remembers them."""
-        if not container.joined:
-            return container.id
+        if not joined:
+            return container_id
         with self._lock:
-            self._joined += 1
-            return f"{container.id}@{self._joined}"
+            self._serial += 1
+            return f"{container_id}@{self._serial}"
 
-    def _move_out(self, home: str) -> None:
+    def _remove(self, directory: str) -> None:
         with self._lock:
-            self._homes.remove(home)
-            self._sandbox.left.drop_directory(home)
+            self._directories.remove(directory)
+            self._sandbox.left.drop_directory(directory)
             tree = self._sandbox.share
-            if tree is None or not self._homes or os.path.dirname(tree.path) != home:
+            if tree is None or not self._directories or os.path.dirname(tree.path) != directory:
                 return
-            path = os.path.join(self._homes[0], "share")
+            path = os.path.join(self._directories[0], "share")
             try:
                 os.makedirs(path, 0o711, exist_ok=True)
                 tree.move(path)
             except (OSError, HostError) as error:
                 self._sandbox.log(f"cannot share another directory with the VM: {error}")
 
-    def join_cgroup(self, undo: ExitStack, container: Container) -> None:
+    def join_cgroup(self, undo: ExitStack, cgroup: str, pid: int) -> None:
         """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""
-        if not container.cgroup:
+        if not cgroup:
             return
-        if not container.stands_in:
+        if not pid:
             return
-        joined = cgroups.join(container.cgroup, container.pid)
-        if container.cgroup == self._sandbox.cgroup:
+        joined = cgroups.join(cgroup, pid)
+        if cgroup == self._sandbox.cgroup:
             return  # the VM is in it, and removes it
         left = self._sandbox.left
         left.add_cgroups(joined)
         undo.callback(left.drop_cgroups, joined)
-        undo.callback(_leave, joined, container.pid)
+        undo.callback(_leave, joined, pid)
 
 
 def _leave(directories: list[str], pid: int) -> None:

@@ -27,7 +27,7 @@ def plan_of(
     bundle: str,
     *,
     block: bool,
-    neighbour: Callable[[int], str] | None = None,
+    other_container: Callable[[int], str] | None = None,
 ) -> plan.ContainerPlan:
     """The container that `spec` describes, as `plan.plan_container` does, with the facts of this host."""
     return plan.plan_container(
@@ -36,7 +36,7 @@ def plan_of(
         bundle=bundle,
         tmpfs_size=_tmpfs_size,
         is_small=_is_small if block else None,
-        neighbour=neighbour,
+        other_container=other_container,
     )
 
 

@@ -46,7 +46,7 @@ def wanted(spec: dict[str, Any], settings: Settings, restored: Saved | None) -> 
 
 
 class Link:
-    """passt, and `fd`, the VMM's end of the connection to it, by way of a sieve. `note` gets passt's pid;
+    """passt, and `fd`, the VMM's end of the connection to it, behind a frame filter. `note` gets passt's pid;
     `stack` gives all back.
     """
 
@@ -66,8 +66,8 @@ class Link:
         self._socket, to_guest = frame_filter.pair()
         self.fd = self._socket.fileno()
         stack.callback(self._socket.close)
-        self.sieve = frame_filter.Sieve(to_guest, to_passt, passt.ADDRESS)
-        stack.callback(self.sieve.close)
+        self.frame_filter = frame_filter.FrameFilter(to_guest, to_passt, passt.ADDRESS)
+        stack.callback(self.frame_filter.close)
         note(self.child.pid)
 
     def handed_over(self) -> None:
@@ -94,7 +94,7 @@ def of(
 
 
 class UserNetwork(Network):
-    """In place of wires to a namespace."""
+    """In place of taps that are joined with a namespace."""
 
     def __init__(self, link: Link, vmm: Vmm, agent_client: AgentClient) -> None:
         super().__init__(None, vmm, agent_client, lambda *_: None, None)
@@ -119,7 +119,7 @@ class UserNetwork(Network):
         if not self._reading:
             self._reading = True
             self._link.log.start()
-            self._link.sieve.start()
+            self._link.frame_filter.start()
         check(self._link.child, self._link.log)
         self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
         self._begun = True

@@ -59,10 +59,10 @@ def serve(arguments: Arguments) -> int:
         state.write_owner(directory, os.getpid())
         _run(arguments, directory, listener, ready, cli=True)
     except BufferzoneError as error:
-        _say(ready, error)
+        _report(ready, error)
         return 1
     except OSError as error:
-        _say(ready, HostError(f"cannot start the shim: {error}"))
+        _report(ready, HostError(f"cannot start the shim: {error}"))
         return 1
     return 0
 
@@ -73,10 +73,10 @@ def start(arguments: Arguments) -> int:
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = _socket_path(arguments, bundle)
-    from bufferzone.shim.pool_start import Taking  # which knows us
+    from bufferzone.shim.pool_start import PoolStart  # which knows us
 
-    taking = None if _answers(path) else Taking(arguments, bundle)
-    if taking is None or taking.take(path):
+    pool = None if _answers(path) else PoolStart(arguments, bundle)
+    if pool is None or pool.take(path):
         print(f"unix://{path}", end="", flush=True)
         return 0
     read_end, write_end = os.pipe()
@@ -89,7 +89,7 @@ def start(arguments: Arguments) -> int:
     os.close(read_end)
     if line != b"ready":
         raise handshake.error_from(line) if line else _silent_death()
-    taking.begin_pool()
+    pool.begin_pool()
     print(f"unix://{path}", end="", flush=True)
     return 0
 
@@ -113,9 +113,9 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
         state.remove(directory)
         return 0
     except BufferzoneError as error:
-        _say(ready, error)
+        _report(ready, error)
     except OSError as error:
-        _say(ready, HostError(f"cannot start the shim: {error}"))
+        _report(ready, HostError(f"cannot start the shim: {error}"))
     return 1
 
 
@@ -124,7 +124,7 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
     be_a_shim()
     spec = oci.load(arguments.bundle, containerd=not cli)
 
-    def tell() -> None:
+    def announce() -> None:
         os.write(ready, b"ready\n")
         os.close(ready)
 
@@ -132,7 +132,7 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
     with boot(arguments.id, spec, directory, log, restored) as sandbox:
         if restored is not None:
             restored.close()
-        run_sandbox(arguments, sandbox, listener, tell, cli=cli)
+        run_sandbox(arguments, sandbox, listener, announce, cli=cli)
 
 
 def be_a_shim() -> None:
@@ -143,10 +143,15 @@ def be_a_shim() -> None:
 
 
 def run_sandbox(
-    arguments: Arguments, sandbox: Sandbox, listener: socket.socket, tell: Callable[[], None], *, cli: bool
+    arguments: Arguments,
+    sandbox: Sandbox,
+    listener: socket.socket,
+    on_serving: Callable[[], None],
+    *,
+    cli: bool,
 ) -> None:
-    """From the first thread to the end of a sandbox; `tell` is called once it is served. Closes nothing of
-    the VM.
+    """From the first thread to the end of a sandbox; `on_serving` is called once it is served. Closes
+    nothing of the VM.
     """
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
@@ -159,7 +164,7 @@ def run_sandbox(
     server.start()
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
-    tell()
+    on_serving()
     sandbox.settle()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
     containers.close()
@@ -263,7 +268,7 @@ def log(text: str) -> None:
         os.write(2, f"{stamp} {line}\n".encode())
 
 
-def _say(ready: int, error: BufferzoneError) -> None:
+def _report(ready: int, error: BufferzoneError) -> None:
     """Hand an error to whoever waits for `ready`."""
     log(error.line())
     with contextlib.suppress(OSError):  # told ready already, or the verb is gone

@@ -33,7 +33,7 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _PERSIST = ("--persist-dir", "-0")
 
 
-class OomTeller:
+class OomReporter:
     """One per shim. Thread-safe."""
 
     def __init__(self, table: Table, publisher: Publisher) -> None:
@@ -42,7 +42,7 @@ class OomTeller:
         self._counts: dict[str, int] = {}
 
     def watch(self, client: AgentClient) -> None:
-        """Tell what the guest reports until the VM ends; runs in a thread of its own."""
+        """Publish what the guest reports until the VM ends; runs in a thread of its own."""
         try:
             while True:
                 for container_id in set(client.call("WaitOom", Empty(), agent.OomEvents).ids):
@@ -52,12 +52,12 @@ class OomTeller:
             pass  # the sandbox has ended
 
     def ended(self, process: Process) -> None:
-        """The container's init ended: a kill that nobody was told of yet is told now, before the exit."""
+        """The container's init ended: a kill that was not published yet is published now, before the exit."""
         with self._changed:
             known = self._counts.get(process.ref.id, 0)
             self._changed.notify_all()
         if process.oom_kills and not known:
-            self._tell(process)
+            self._publish(process)
 
     def forget(self, container_id: str) -> None:
         """The container is deleted."""
@@ -79,13 +79,13 @@ class OomTeller:
 
     def _hit(self, container_id: str) -> None:
         processes = [p for p in self._table.of(container_id) if not p.ref.exec_id]
-        if processes:  # else it ended, and `ended` has told, or the guest invents names
-            self._tell(processes[0])
+        if processes:  # else it ended, and `ended` has published it, or the guest invents names
+            self._publish(processes[0])
 
-    def _tell(self, process: Process) -> None:
+    def _publish(self, process: Process) -> None:
         leave_file(process.pid, process.bundle)
         self._events.publish(task.TaskOOM(container_id=process.ref.id))
-        with self._changed:  # last: `ended` takes it for told
+        with self._changed:  # last: `ended` takes it for published
             self._counts[process.ref.id] = self._counts.get(process.ref.id, 0) + 1
             self._changed.notify_all()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bufferzone.shim.arguments import Arguments
 
 
-class Taking:
+class PoolStart:
     """One start by containerd, below whose -id nothing lives. Raises what is wrong with the bundle."""
 
     def __init__(self, arguments: Arguments, bundle: str) -> None:
@@ -42,13 +42,13 @@ class Taking:
         directory = os.path.join(self._arguments.state_root, state.check_id(self._arguments.id))
         state.remove(directory)
         state.create(self._arguments.state_root, self._arguments.id)
-        more = {
+        containerd = {
             "namespace": self._arguments.namespace,
             "socket": path,
             "publish": os.environ.get("TTRPC_ADDRESS", ""),
         }
         try:
-            if pool_claim.claim(directory, self._spec, self._settings, {"containerd": more}):
+            if pool_claim.claim(directory, self._spec, self._settings, {"containerd": containerd}):
                 return True
         except pool_claim.NoKeeper:
             self._keeper_wanted = True
@@ -64,12 +64,12 @@ class Taking:
             start.start_keeper(self._arguments.state_root, shape, "")
 
 
-def be_containerds(arguments: Arguments, asked: dict[str, Any]) -> socket.socket:
+def become_containerds(arguments: Arguments, requested: dict[str, Any]) -> socket.socket:
     """Become the shim that `take` asked for: its log and its socket, which listens. Raises OSError."""
-    arguments.namespace = str(asked["namespace"])
-    os.environ["TTRPC_ADDRESS"] = str(asked["publish"])
+    arguments.namespace = str(requested["namespace"])
+    os.environ["TTRPC_ADDRESS"] = str(requested["publish"])
     daemon.log_to_containerd(arguments.bundle)
-    return daemon.listen_at(str(asked["socket"]))
+    return daemon.listen_at(str(requested["socket"]))
 
 
 def leave(path: str, directory: str) -> None:

@@ -37,27 +37,30 @@ ALLOWED = {
 class Process:
     """A container's init (`exec_id` empty) or one of its execs.
 
-    `pid` is the host process that stands for it; `exited` is set once the status is final, the output
-    delivered and the stdio closed.
+    `pid` is the host process that stands for it, `spec` an exec's process section until it is started.
+    `exited` is set once the status is final, the output delivered and the stdio closed.
     """
 
     def __init__(
-        self, ref: agent.ProcessRef, *, bundle: str, terminal: bool, uris: tuple[str, str, str]
+        self,
+        ref: agent.ProcessRef,
+        *,
+        bundle: str,
+        terminal: bool,
+        uris: tuple[str, str, str],
+        stdio: Stdio,
+        pid: int,
+        spec: bytes = b"",
     ) -> None:
-        self.ref = ref
-        self.bundle = bundle
-        self.terminal = terminal
-        self.uris = uris
-        self.stdio: Stdio | None = None
-        self.pid = 0
+        self.ref, self.bundle, self.terminal, self.uris = ref, bundle, terminal, uris
+        self.stdio, self.pid, self.spec = stdio, pid, spec
         self.status = task.CREATED
         self.exit_status = 0
         self.exited_at_ns = 0
         self.oom_kills = 0  # of the whole container, by the time of the end
         self.exited = threading.Event()
-        self.transition = threading.Lock()  # held while the status changes and the change is told
+        self.transition = threading.Lock()  # held while the status changes and the change is published
         self.saved = False  # it ends because it goes on from a checkpoint
-        self.spec = b""  # an exec's process, until it is started
 
     @property
     def name(self) -> str:
@@ -86,22 +89,20 @@ class Process:
         raise StateError(f"cannot {verb} {self.name}: it is {now}")
 
     def first_requests(self) -> list[tuple[str, Message]]:
-        """What `attend` will ask at once; it may follow the request that makes the process."""
-        assert self.stdio is not None
+        """What `attend` asks first; it may follow the request that makes the process."""
         return [*self.stdio.first_requests(self.ref, terminal=self.terminal), ("Wait", self.ref)]
 
     def attend(
-        self, client: AgentClient, asked: Sequence[Pending], finished: Callable[[Process, str], None]
+        self, client: AgentClient, pending: Sequence[Pending], finished: Callable[[Process, str], None]
     ) -> None:
         """Copy its stdio and wait for its end in threads of their own; then `finished(process, failure)`
         before `exited` is set.
 
-        `asked`: the answers to `first_requests`, or none if they were not sent. `failure` is empty unless the
-        VM went down with the process.
+        `pending`: the answers to `first_requests`, or none if they were not sent. `failure` is empty unless
+        the VM went down with the process.
         """
-        assert self.stdio is not None
-        self.stdio.start(client, self.ref, terminal=self.terminal, asked=asked[:-1])
-        wait = asked[-1] if asked else None
+        self.stdio.start(client, self.ref, terminal=self.terminal, pending=pending[:-1])
+        wait = pending[-1] if pending else None
         threading.Thread(
             target=self._watch, args=(client, wait, finished), name=f"wait {self.name}", daemon=True
         ).start()
@@ -121,13 +122,12 @@ class Process:
         self.end(status, failure, finished)
 
     def end(self, status: int, failure: str, finished: Callable[[Process, str], None]) -> None:
-        """Make `status` final: deliver the rest of the output, tell of a `failure`, close, announce."""
+        """Make `status` final: deliver the rest of the output, print a `failure`, close, publish."""
         try:
-            if self.stdio is not None:
-                if failure:
-                    self.stdio.tell(f"bufferzone: {self.ref.id}: {failure}\n")
-                    self.stdio.hurry()  # nothing more will come, and the end is no reader's to hold back
-                self.stdio.finish()
+            if failure:
+                self.stdio.print_line(f"bufferzone: {self.ref.id}: {failure}\n")
+                self.stdio.hurry()  # nothing more will come, and the end is no reader's to hold back
+            self.stdio.finish()
             with self.transition:
                 self.exit_status, self.exited_at_ns = status, time.time_ns()
                 self.status = task.STOPPED
@@ -137,8 +137,7 @@ class Process:
 
     def killed(self, timeout_s: float) -> bool:
         """SIGKILL was sent: wait at most `timeout_s` for the end, and for its reader no longer than that."""
-        if self.stdio is not None:
-            self.stdio.hurry()
+        self.stdio.hurry()
         return self.exited.wait(timeout_s)
 
     def exited_at(self) -> Timestamp | None:

@@ -44,7 +44,7 @@ class Stdio:
         self._hurried = False
 
     def first_requests(self, ref: agent.ProcessRef, *, terminal: bool) -> list[tuple[str, Message]]:
-        """What `start` will ask at once. It may follow the request that makes the process: each costs the
+        """What `start` asks first. It may follow the request that makes the process: each costs the
         guest a wake-up of its own otherwise. A terminal's streams are not there so early.
         """
         if terminal:
@@ -57,19 +57,19 @@ class Stdio:
         return requests
 
     def start(
-        self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool, asked: Sequence[Pending] = ()
+        self, client: AgentClient, ref: agent.ProcessRef, *, terminal: bool, pending: Sequence[Pending] = ()
     ) -> None:
         """Start copying; stdin ends by end of file or `close_stdin`, the others when the guest ends them.
 
-        `asked`: `first_requests`, if they were sent.
+        `pending`: the answers to `first_requests`, if they were sent.
         """
         streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
         for at, (stream, fd) in enumerate(streams):
-            request, first = _read_request(ref, stream), asked[at] if asked else None
+            request, first = _read_request(ref, stream), pending[at] if pending else None
             thread = threading.Thread(target=_copy_out, args=(client, request, fd, first), daemon=True)
             self._outputs.append((thread, fd))
             thread.start()
-        if len(asked) > len(streams):
+        if len(pending) > len(streams):
             return  # CloseStdin was sent too
         _widen(self.stdin)
         self._input = threading.Thread(target=self._copy_in, args=(client, ref), daemon=True)
@@ -93,7 +93,7 @@ class Stdio:
         """The process was killed: its last words do not wait for a reader that has stopped reading."""
         self._hurried = True
 
-    def tell(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Write one line of ours where the person looks (stderr, else the terminal), if it takes it at
         once.
         """

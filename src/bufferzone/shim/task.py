@@ -13,7 +13,7 @@ import threading
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
 from bufferzone.shim import events
 from bufferzone.shim.checkpoint import Checkpoints
-from bufferzone.shim.oom import OomTeller
+from bufferzone.shim.oom import OomReporter
 from bufferzone.shim.process import Process, check_spec, parse_resources
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bufferzone.shim.server import Handler, Peer, Service
 
 _SIGKILL = 9
-_OBEY_S = 10.0
+_KILL_S = 10.0
 
 
 class TaskService:
@@ -54,7 +54,7 @@ class TaskService:
         self._events = publisher
         self._ended = ended
         self._table = Table()
-        self.oom = OomTeller(self._table, publisher)
+        self.oom = OomReporter(self._table, publisher)
         self._checkpoints = Checkpoints(self._table, containers, publisher)
 
     def methods(self) -> Service:
@@ -87,13 +87,18 @@ class TaskService:
         stdio = open_stdio(request.stdin, request.stdout, request.stderr, peer.take_fds())
         ref = agent.ProcessRef(id=request.id)
         uris = (request.stdin, request.stdout, request.stderr)
-        process = Process(ref, bundle=request.bundle, terminal=request.terminal, uris=uris)
-        process.stdio = stdio
         attended = request.stdin.startswith("fd:") or request.stdout.startswith("fd:")
-        process.pid = peer.pid if attended else os.getpid()
+        process = Process(
+            ref,
+            bundle=request.bundle,
+            terminal=request.terminal,
+            uris=uris,
+            stdio=stdio,
+            pid=peer.pid if attended else os.getpid(),
+        )
         try:
             self._table.reserve(process)
-            container = self._sandbox.create(
+            container, pending = self._sandbox.create(
                 request.id,
                 request.bundle,
                 request.rootfs,
@@ -108,7 +113,7 @@ class TaskService:
             raise
         self._table.add_container(container)
         with process.transition:
-            process.attend(self._sandbox.agent, container.asked, self._finished)
+            process.attend(self._sandbox.agent, pending, self._finished)
             self._records.changed(process, container)
             self._events.publish(events.created(request, process.pid))
         if attended:
@@ -161,22 +166,22 @@ class TaskService:
             return Empty()  # runc kill --all of a stopped container is not an error
         process.require("kill")
         if request.signal == _SIGKILL:
-            self._insist(process)
+            self._enforce_kill(process)
         try:
             self._signal(process, request.signal, everyone=request.all)
         except VmmError:
-            if request.signal != _SIGKILL or not process.exited.wait(_OBEY_S):
+            if request.signal != _SIGKILL or not process.exited.wait(_KILL_S):
                 raise  # else it went down with its VM, which is what was asked for
         return Empty()
 
-    def _insist(self, process: Process) -> None:
+    def _enforce_kill(self, process: Process) -> None:
         """SIGKILL is not a request: a guest that does not carry it out in time goes down as a whole."""
         if self._single and not process.ref.exec_id:
-            threading.Thread(target=self._see_to_it, args=(process,), name="insist", daemon=True).start()
+            threading.Thread(target=self._await_kill, args=(process,), name="kill", daemon=True).start()
 
-    def _see_to_it(self, process: Process) -> None:
-        if not process.killed(_OBEY_S):
-            self._sandbox.give_up(f"the guest did not end the container within {_OBEY_S:g} s of SIGKILL")
+    def _await_kill(self, process: Process) -> None:
+        if not process.killed(_KILL_S):
+            self._sandbox.give_up(f"the guest did not end the container within {_KILL_S:g} s of SIGKILL")
 
     def wait(self, peer: Peer, request: task.WaitRequest) -> task.WaitResponse:
         """Block until the process ended and its output is delivered."""
@@ -193,9 +198,15 @@ class TaskService:
         stdio = open_stdio(request.stdin, request.stdout, request.stderr, fds)
         ref = agent.ProcessRef(id=request.id, exec_id=request.exec_id)
         uris = (request.stdin, request.stdout, request.stderr)
-        process = Process(ref, bundle=init.bundle, terminal=request.terminal, uris=uris)
-        process.stdio = stdio
-        process.spec = request.spec.value if request.spec else b""
+        process = Process(
+            ref,
+            bundle=init.bundle,
+            terminal=request.terminal,
+            uris=uris,
+            stdio=stdio,
+            pid=peer.pid if fds else os.getpid(),
+            spec=request.spec.value if request.spec else b"",
+        )
         try:
             init.require("exec")
             check_spec(process.spec)
@@ -204,17 +215,14 @@ class TaskService:
             stdio.close()
             raise
         if fds:
-            process.pid = peer.pid
             peer.when_gone(lambda: self._abandoned(process))
-        else:
-            process.pid = os.getpid()
         self._events.publish(task.TaskExecAdded(container_id=request.id, exec_id=request.exec_id))
         return Empty()
 
     def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
         self._table.find(process.ref.id, "").require("exec")
         try:
-            asked = self._sandbox.exec(process.ref, process.spec, process.pid, process.first_requests())
+            pending = self._sandbox.exec(process.ref, process.spec, process.pid, process.first_requests())
         except BaseException:
             # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted
             process.spec = b""
@@ -225,7 +233,7 @@ class TaskService:
             container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid
         )
         self._events.publish(started)
-        process.attend(self._sandbox.agent, asked, self._finished)
+        process.attend(self._sandbox.agent, pending, self._finished)
         return task.StartResponse(pid=process.pid)
 
     # ---- the smaller verbs
@@ -264,7 +272,7 @@ class TaskService:
 
     def close_io(self, peer: Peer, request: task.CloseIORequest) -> Empty:
         process = self._table.find(request.id, request.exec_id)
-        if request.stdin and process.stdio is not None and process.status != task.STOPPED:
+        if request.stdin and process.status != task.STOPPED:
             process.stdio.close_stdin()
         return Empty()
 
@@ -335,7 +343,7 @@ class TaskService:
             if process.ref.exec_id:  # it was told the status, and left the rest to us
                 self._free(process)
             return
-        self._insist(process)
+        self._enforce_kill(process)
         with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
             self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
         if process.ref.exec_id:  # nobody is left to delete it

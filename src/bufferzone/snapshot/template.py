@@ -230,11 +230,13 @@ def _boot_once(machine: Machine, directory: str, run_directory: str, *, carries:
         vmm.greet()
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
         client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
-        settled = client.call("Settle", Empty(), agent.SettleResponse, timeout_s=60)
+        prepared = client.call("PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=60)
         with (
-            vmm.squeezed(memory=size, free=min(settled.free, size)) if vmm.features.balloon else nullcontext()
+            vmm.squeezed(memory=size, free=min(prepared.free, size))
+            if vmm.features.balloon
+            else nullcontext()
         ):
-            client.call("Scrub", Empty(), Empty, timeout_s=60)
+            client.call("ZeroFreeMemory", Empty(), Empty, timeout_s=60)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC  # not the first try, perhaps
         state_fd = os.open(os.path.join(directory, template_store.STATE), flags, 0o600)
         stack.callback(os.close, state_fd)

@@ -66,8 +66,8 @@ class ClockResponse(Message):
     monotonic_ns: int = uint(1)
 
 
-class SettleResponse(Message):
-    """Bytes of memory that nobody uses."""
+class PrepareSnapshotResponse(Message):
+    """The guest is ready to be saved as a template: bytes of its memory that nobody uses."""
 
     free: int = uint(1)
 
@@ -239,13 +239,13 @@ class OomEvents(Message):
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
     "Clock": (ClockRequest, ClockResponse),
-    "Settle": (Empty, SettleResponse),
-    "Scrub": (Empty, Empty),
+    "PrepareSnapshot": (Empty, PrepareSnapshotResponse),
+    "ZeroFreeMemory": (Empty, Empty),
     "Mount": (MountRequest, Empty),
     "Network": (NetworkRequest, Empty),
     "Root": (RootRequest, Empty),
     "File": (FileRequest, Empty),
-    "Prepare": (Empty, Empty),  # answered when the next process has a child ready to become it
+    "Prefork": (Empty, Empty),  # answered once a child is forked that can become the next process
     "Create": (CreateRequest, PidResponse),
     "Hold": (Empty, Empty),
     "Release": (Empty, Empty),

@@ -1,4 +1,4 @@
-"""The gate, on namespaces without a VM: what passes, what is refused and how, what is counted."""
+"""The egress bridge, on namespaces without a VM: what passes, what is refused and how, what is counted."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_what_the_rules_do_not_see_does_not_pass(fresh, host, name):
         with open(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "w") as file:
             file.write("0")
 
-    namespace.inside(fresh.gate, look_away)
+    namespace.inside(fresh.bridge, look_away)
     sniffer = fresh.frames(fresh.outside, "out")
     client.send(b"not seen")
     marker = fresh.frames(fresh.guest, "eth0")
@@ -183,14 +183,14 @@ def test_a_gate_that_cannot_be_made_leaves_nothing(fresh, monkeypatch):
     with pytest.raises(HostError, match="no"):
         fresh.build(*RULES)
     assert fresh.ip("container", "-o", "link") == before
-    assert "bz0" in fresh.ip("gate", "-o", "link")
-    assert "bz1" not in fresh.ip("gate", "-o", "link")
+    assert "bz0" in fresh.ip("bridge", "-o", "link")
+    assert "bz1" not in fresh.ip("bridge", "-o", "link")
 
 
 def test_rules_that_the_kernel_refuses_are_one_line_with_its_words(fresh):
     broken = {"nftables": [{"add": {"table": {"family": "nonsense", "name": "x"}}}]}
     with pytest.raises(HostError) as caught:
-        namespace.inside(fresh.gate, lambda: nft.load(broken))
+        namespace.inside(fresh.bridge, lambda: nft.load(broken))
     assert caught.value.code == "nft-failed"
     assert "nonsense" in caught.value.message
     assert "\n" not in caught.value.line()
@@ -205,11 +205,11 @@ def test_a_machine_without_nft_is_told_what_is_missing(fresh, monkeypatch):
 
 def test_with_the_last_descriptor_the_gate_and_its_far_end_are_gone(fresh):
     parked = tcfilter.park()
-    gates = egress_bridge.Gates(())
-    gates.follow(0, parked.namespace_fd, fresh.interface)
+    bridges = egress_bridge.EgressBridges(())
+    bridges.follow(0, parked.namespace_fd, fresh.interface)
     tcfilter.move(parked.namespace_fd, fresh.container, "bzfar", 1500, end=egress_bridge.FAR)
     assert "bzfar" in fresh.ip("container", "-o", "link")
-    gates.close()
+    bridges.close()
     os.close(parked.namespace_fd)
     os.close(parked.fd)
     fresh.await_links(fresh.container, lambda: "bzfar" not in fresh.ip("container", "-o", "link"))
@@ -266,11 +266,11 @@ def test_a_gate_follows_the_interface_to_another_mtu(fresh):
         ("container", "bzfar"),
     ):
         fresh.ip(name, "link", "set", device, "mtu", "9000")
-    fresh.gates.follow(0, fresh.gate, dataclasses.replace(fresh.interface, mtu=9000))
+    fresh.bridges.follow(0, fresh.bridge, dataclasses.replace(fresh.interface, mtu=9000))
     client = fresh.udp(fresh.guest, peer=("192.0.2.7", 53))
     client.send(bytes(8900))
     assert len(server.recv(9000)) == 8900
-    fresh.gates.follow(0, fresh.gate, fresh.interface)
+    fresh.bridges.follow(0, fresh.bridge, fresh.interface)
     client.send(bytes(8900))
     client.send(b"small")
     assert server.recv(9000) == b"small"
@@ -283,7 +283,7 @@ def test_a_gate_follows_the_interface_to_another_address(fresh):
     with pytest.raises(ConnectionRefusedError):
         fresh.connect(fresh.guest, "192.0.2.7", 80)
     other = rtnetlink.Address(local=socket.inet_pton(socket.AF_INET, "10.99.0.9"), prefix=24)
-    fresh.gates.follow(0, fresh.gate, dataclasses.replace(fresh.interface, addresses=(other,)))
+    fresh.bridges.follow(0, fresh.bridge, dataclasses.replace(fresh.interface, addresses=(other,)))
     assert fresh.counters()["denied"] == 1
     for name in ("guest", "container"):
         fresh.ip(name, "address", "add", "10.99.0.9/24", "dev", "eth0")
