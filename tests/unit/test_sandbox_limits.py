@@ -9,7 +9,8 @@ import pytest
 from bufferzone.errors import CallerError, GuestError, HostError
 from bufferzone.linux import libseccomp
 from bufferzone.sandbox import limits
-from bufferzone.sandbox.containers import Container, Containers
+from bufferzone.sandbox.container import Container
+from bufferzone.sandbox.containers import Containers
 from bufferzone.sandbox.copies import Copies
 from bufferzone.vm import cgroups
 

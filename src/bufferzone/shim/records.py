@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bufferzone.sandbox.containers import Container
+    from bufferzone.sandbox.container import Container
     from bufferzone.shim.process import Process
 
 

@@ -9,7 +9,7 @@ from bufferzone.wire import task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.sandbox.containers import Container
+    from bufferzone.sandbox.container import Container
     from bufferzone.shim.process import Process
 
 

@@ -24,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bufferzone.sandbox.containers import Container, Containers
+    from bufferzone.sandbox.container import Container
+    from bufferzone.sandbox.containers import Containers
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.records import Records
     from bufferzone.shim.server import Handler, Peer, Service
