@@ -44,9 +44,10 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
             found = _join_container(child_spec, channel)
         else:
             found = _make_container(child_spec, channel)
+        wanted = _start_hooks(child_spec)
         channel.send(ch.READY)
         channel.expect(ch.START)
-        _run_hooks(child_spec)
+        _run_hooks(child_spec, wanted)
         program.execute(found, channel, child_spec)
     except BufferzoneError as error:
         channel.fail(error)
@@ -203,8 +204,14 @@ def _set_sysctls(sysctls: dict[str, Any]) -> None:
             ) from error
 
 
-def _run_hooks(child_spec: ChildSpec) -> None:
-    wanted = [] if child_spec.init_pid else (child_spec.config.get("hooks") or {}).get("startContainer") or []
+def _start_hooks(child_spec: ChildSpec) -> list[dict[str, Any]]:
+    """The startContainer hooks of a container's first process."""
+    if child_spec.init_pid:
+        return []
+    return (child_spec.config.get("hooks") or {}).get("startContainer") or []
+
+
+def _run_hooks(child_spec: ChildSpec, wanted: list[dict[str, Any]]) -> None:
     if wanted:
         state = {
             "ociVersion": child_spec.config.get("ociVersion") or "1.0.2",
