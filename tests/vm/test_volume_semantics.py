@@ -1,0 +1,95 @@
+"""docs/volumes.md says for each kind of volume what holds on it; here each thing is tried in real VMs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vm.podman import ROOT
+from vm.test_podman_volumes import PYTHON
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
+
+PROBE = (Path(__file__).parent / "probe.py").read_text()
+PAGE = ROOT / "docs" / "volumes.md"
+#: column of the page's table -> (container, directory in it)
+PLACES = {
+    "volume": ("semantics-shared", "/l/probe"),
+    "root file system": ("semantics-shared", "/srv/probe"),
+    "tmpfs": ("semantics-shared", "/t/probe"),
+}
+#: waits until something happens in directory argv[1], at most 2 s: prints what, or `nothing`
+LISTEN = """
+import ctypes, os, select, sys
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+libc.inotify_add_watch(fd, os.fsencode(sys.argv[1]), 0x100)
+print("listening", flush=True)
+print("heard" if select.select([fd], [], [], 2)[0] else "nothing")
+"""
+
+
+@pytest.fixture(scope="module")
+def volume(podman):
+    directory: Path = podman.directory / "semantics"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def boxes(podman, nothing_left, volume):
+    common = ["--detach", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host", "--tmpfs", "/t:size=64m"]
+    common += ["--volume", f"{volume}:/l", "--security-opt", "seccomp=unconfined"]
+    names = {name for name, _ in PLACES.values()}
+    for name in names:
+        podman("run", *common, "--name", name, podman.image, "sleep", "1000000")
+    yield names
+    for name in names:
+        podman("rm", "--force", "--time", "0", name)
+
+
+def table() -> dict[str, dict[str, str]]:
+    """column -> thing -> what the page says."""
+    lines = PAGE.read_text().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("| on a | "))
+    columns = [cell.strip() for cell in lines[start].strip("|").split("|")][1:]
+    found: dict[str, dict[str, str]] = {column: {} for column in columns}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        thing, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for column, cell in zip(columns, cells, strict=True):
+            found[column][thing] = cell
+    return found
+
+
+@pytest.mark.parametrize("column", PLACES)
+def test_what_the_page_says_of_a_kind_of_volume_is_what_it_does(podman, boxes, column):
+    box, place = PLACES[column]
+    podman("exec", box, "mkdir", "-p", place)
+    said = podman("exec", box, *PYTHON, PROBE, place)
+    seen = dict(line.split("\t") for line in said.lines)
+    assert seen == table()[column]
+
+
+def test_changes_of_the_host_are_not_heard_of(podman, boxes, volume):
+    argv = podman.argv("exec", "semantics-shared", *PYTHON, LISTEN, "/l")
+    with subprocess.Popen(argv, env=podman.environment(), stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout.readline() == "listening\n"
+        (volume / "made-by-host").touch()
+        assert watcher.stdout.readline() == "nothing\n"
+
+
+def test_a_socket_of_the_host_is_seen_and_not_connected_to(podman, boxes, volume):
+    with socket.socket(socket.AF_UNIX) as server:
+        directory = os.open(volume, os.O_PATH)
+        server.bind(f"/proc/self/fd/{directory}/host.sock")
+        server.listen()
+        program = "import socket; socket.socket(socket.AF_UNIX).connect('/l/host.sock')"
+        done = podman("exec", "semantics-shared", *PYTHON, program, status=1)
+        os.close(directory)
+    assert "ConnectionRefusedError" in done.complaint
