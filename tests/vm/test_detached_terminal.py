@@ -17,6 +17,17 @@ from vm.verbs import BOOT_S, Runtime, bundle, config
 
 pytestmark = pytest.mark.vm
 
+#: where a container has its terminal
+TERMINALS = [
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+    {
+        "destination": "/dev/pts",
+        "type": "devpts",
+        "source": "devpts",
+        "options": ["newinstance", "ptmxmode=0666"],
+    },
+]
+
 
 @pytest.fixture
 def runtime(tmp_path, guest_image):
@@ -36,7 +47,8 @@ def test_what_reads_the_verbs_output_to_its_end_goes_on_while_the_container_live
     runtime: Runtime, tmp_path: Path
 ) -> None:
     value = config("echo up; read line; echo got $line")
-    made = bundle(tmp_path / "b", process={**value["process"], "terminal": True})
+    mounts = [*value["mounts"], *TERMINALS]
+    made = bundle(tmp_path / "b", process={**value["process"], "terminal": True}, mounts=mounts)
     console = tmp_path / "console"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(console))
