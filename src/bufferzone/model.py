@@ -93,13 +93,18 @@ class Features:
 class Bind:
     """One host tree placed in the sandbox's share: `source` on the host, `name` below the share's root.
 
-    A regular file, socket or fifo is bound onto a file. Read-only binds are read-only on the host's side too.
+    A regular file, socket or fifo is bound onto a file. Read-only binds are read-only on the host's side too,
+    and what is mounted below them with `read_only_below`. With a `type` it is no tree that is there: a file
+    system to be mounted with `options`, as config.json has them.
     """
 
     source: str
     name: str
     read_only: bool = False
+    read_only_below: bool = False
     recursive: bool = True
+    type: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

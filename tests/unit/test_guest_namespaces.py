@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bufferzone.container import sysctls
 from bufferzone.errors import GuestError, NotFoundError, SpecError, StateError
 from unit.guest_harness import Guest, make_rootfs, make_spec, needs_root, running_guest
 
@@ -67,6 +68,15 @@ def test_namespaced_sysctls_are_set_for_the_container_alone(guest: Guest, rootfs
     }
     assert guest.run(spec)[1] == "77\n22\nby.sysctl\n"
     assert Path("/proc/sys/kernel/shmmni").read_text() == before
+
+
+def test_a_range_of_groups_is_written_as_the_guest_counts_them() -> None:
+    rows = {"gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}]}
+    assert sysctls._of_guest("0 0", rows) == "100000 100000"
+    assert sysctls._of_guest("5 2147483647", rows) == "100005 165535"
+    assert sysctls._of_guest("0\t0", {}) == "0\t0"
+    assert sysctls._of_guest("70000 70001", rows) == "70000 70001"
+    assert sysctls._of_guest("nonsense", rows) == "nonsense"
 
 
 def test_an_unknown_sysctl_names_itself(guest: Guest, rootfs: Path) -> None:

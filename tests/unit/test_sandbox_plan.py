@@ -8,7 +8,7 @@ import pytest
 
 from bufferzone.config import Settings
 from bufferzone.errors import HostError, SpecError
-from bufferzone.sandbox import plan
+from bufferzone.sandbox import mounts, plan
 from bufferzone.vmm import drivers
 
 
@@ -24,12 +24,19 @@ def spec(**changes):
     return base
 
 
+class OneTmpfs(mounts.Host):
+    """A host of which nothing is known but tmpfs."""
+
+    def __init__(self, tmpfs_size):
+        self.tmpfs_size = tmpfs_size
+
+
 def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=None):
     return plan.plan_container(
         value,
         container_id="c1",
         bundle="/b",
-        tmpfs_size=tmpfs_size,
+        host=OneTmpfs(tmpfs_size),
         is_small=is_small,
         other_container=other_container,
     )

@@ -93,18 +93,52 @@ def test_files_without_a_size_are_refused_and_what_is_mounted_below_is_not_there
     apart(check, tmp_path)
 
 
-def test_read_only_reaches_the_mounts_below_and_leaves_the_source_writable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [False, True])
+def test_read_only_reaches_the_mounts_below_only_where_asked(tmp_path: Path, below: bool) -> None:
     (tmp_path / "data" / "inner").mkdir(parents=True)
 
     def check(tree: share.Tree) -> None:
         with share.Tree(str(tmp_path / "data" / "inner")):
-            tree.add(Bind(source=str(tmp_path / "data"), name="ro", read_only=True))
-            for place in ("ro/x", "ro/inner/x"):
+            bind = Bind(source=str(tmp_path / "data"), name="ro", read_only=True, read_only_below=below)
+            tree.add(bind)
+            for place in ("ro/x", "ro/inner/x") if below else ("ro/x",):
                 with pytest.raises(OSError, match="Read-only"):
                     (tmp_path / "tree" / place).write_text("x")
             (tmp_path / "data" / "inner" / "y").write_text("y")
             assert (tmp_path / "tree" / "ro" / "inner" / "y").read_text() == "y"
+            if not below:
+                (tmp_path / "tree" / "ro" / "inner" / "z").write_text("z")
             tree.remove("ro")
+
+    apart(check, tmp_path)
+
+
+def test_an_overlay_is_made_of_host_paths_and_nobody_else_sees_the_mount(tmp_path: Path) -> None:
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower" / "file").write_text("lower")
+    options = tuple(f"{name}dir={tmp_path}/{name}" for name in ("lower", "upper", "work"))
+
+    def check(tree: share.Tree) -> None:
+        before = Path("/proc/self/mountinfo").read_text().count(" overlay ")
+        tree.add(Bind(source="overlay", name="o", type="overlay", options=options))
+        assert (tmp_path / "tree" / "o" / "file").read_text() == "lower"
+        (tmp_path / "tree" / "o" / "new").write_text("new")
+        assert (tmp_path / "upper" / "new").read_text() == "new"
+        assert Path("/proc/self/mountinfo").read_text().count(" overlay ") == before + 1  # in the tree alone
+        tree.remove("o")
+
+    apart(check, tmp_path)
+
+
+def test_a_file_system_that_no_kernel_has_is_one_line(tmp_path: Path) -> None:
+    def check(tree: share.Tree) -> None:
+        with pytest.raises(HostError, match="unknown file system type, here and in the guest: nosuchfs"):
+            tree.add(Bind(source="x", name="x", type="nosuchfs"))
+        missing = ("lowerdir=/nowhere", "upperdir=/nowhere", "workdir=/nowhere")
+        with pytest.raises(HostError, match=r"cannot mount overlay \(overlay\): No such file"):
+            tree.add(Bind(source="overlay", name="x", type="overlay", options=missing))
+        assert os.listdir(tmp_path / "tree") == []
 
     apart(check, tmp_path)
 

@@ -16,7 +16,7 @@ from bufferzone.bench import bundles, programs
 from bufferzone.errors import GuestError, HostError
 from bufferzone.guestimage import template_store
 from bufferzone.model import Share
-from bufferzone.sandbox import network, plan
+from bufferzone.sandbox import mounts, network, plan
 from bufferzone.spawn import Child
 from bufferzone.storage import ram, virtiofs
 from bufferzone.vm.agent_client import AgentClient
@@ -57,7 +57,7 @@ class Floor:
         self._tree = os.path.join(directory, "tree")
         bundles.make_rootfs(os.path.join(self._tree, plan.share_name(_ID, "rootfs")))
         spec = bundles.config("rootfs", {})
-        decided = plan.plan_container(spec, container_id=_ID, bundle=directory, tmpfs_size=lambda path: 0)
+        decided = plan.plan_container(spec, container_id=_ID, bundle=directory, host=mounts.Host())
         self._request = agent.CreateRequest(id=_ID, spec=decided.guest_spec)
         self._firmware, self._firmware_name = self._link_firmware()
         self._log = os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

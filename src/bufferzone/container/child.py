@@ -11,7 +11,7 @@ import _socket
 import os
 
 from bufferzone.container import channel as ch
-from bufferzone.container import hooks, netfilter, program, rootfs, signals
+from bufferzone.container import hooks, netfilter, program, rootfs, signals, sysctls
 from bufferzone.container.jsontext import dumps
 from bufferzone.container.mounts import describe
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
@@ -35,6 +35,7 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
         os.write(child_spec.procs, b"0")
         if not child_spec.init_pid:
             netfilter.load_for(child_spec.process)
+            sysctls.write_network(child_spec.config.get("linux") or {})
         _enter_namespaces(child_spec, channel)
         if child_spec.stdio is not None:
             program.use_stdio(child_spec.stdio)
@@ -73,7 +74,7 @@ def _make_container(child_spec: ChildSpec, channel: ChildEnd) -> program.Program
     """The first process: everything up to and including the new root."""
     spec = child_spec.config
     _set_names(child_spec)
-    _set_sysctls((spec.get("linux") or {}).get("sysctl") or {})
+    sysctls.write_rest(spec.get("linux") or {})
     root = rootfs.prepare(spec)
     if child_spec.process.get("terminal"):
         _use_terminal(child_spec, channel, *rootfs.open_terminal(root))
@@ -186,22 +187,6 @@ def _set_names(child_spec: ChildSpec) -> None:
         _socket.sethostname(hostname)
     if domain:
         limits.set_domain_name(domain)
-
-
-def _set_sysctls(sysctls: dict[str, Any]) -> None:
-    """Written through the guest's /proc, whose namespaced entries show those of the writer."""
-    for key, value in sysctls.items():
-        path = "/proc/sys/" + str(key).replace(".", "/")  # dots become slashes, so no `..` can be left
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, str(value).encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise GuestError(
-                f"linux.sysctl: write sysctl key {key}: {describe(error)}", code="sysctl-failed"
-            ) from error
 
 
 def _start_hooks(child_spec: ChildSpec) -> list[dict[str, Any]]:

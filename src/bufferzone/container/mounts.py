@@ -29,15 +29,27 @@ _CGROUP_ROOT = "/sys/fs/cgroup"
 _LATE = ("tmpfs", "cgroup", "cgroup2", "sysfs")
 
 
-def mount_all(scratch: str, root: int, entries: list[dict[str, Any]]) -> None:
-    """Make every mount of config.json in order; raises `GuestError` with runc's text, naming the mount."""
+def mount_all(scratch: str, root: int, entries: list[dict[str, Any]]) -> list[int]:
+    """Make every mount of config.json in order; raises `GuestError` with runc's text, naming the mount.
+
+    Returns the tmpfs that are to be read-only, for `make_read_only` once everything below them is there.
+    """
+    late: list[int] = []
     for entry in entries:
         destination = str(entry.get("destination", ""))
         try:
-            _mount_one(scratch, root, entry, destination)
+            _mount_one(scratch, root, entry, destination, late)
         except OSError as error:
             what = f'error mounting "{entry.get("source", "")}" to rootfs at "{destination}"'
             raise GuestError(f"{what}: {describe(error)}", code="mount-failed") from error
+    return late
+
+
+def make_read_only(trees: list[int]) -> None:
+    """What `mount_all` left writable; closes `trees`."""
+    for tree in trees:
+        lm.set_attributes(tree, add=lm.MOUNT_ATTR_RDONLY, recursive=False)
+        os.close(tree)
 
 
 def describe(error: OSError) -> str:
@@ -65,7 +77,7 @@ def attach(tree: int, target: int) -> None:
         os.close(target)
 
 
-def _mount_one(scratch: str, root: int, entry: dict[str, Any], destination: str) -> None:
+def _mount_one(scratch: str, root: int, entry: dict[str, Any], destination: str, late: list[int]) -> None:
     options = mountoptions.parse(entry.get("options") or [])
     kind, source = str(entry.get("type") or "none"), str(entry.get("source") or "")
     if options.set & lm.MS_REMOUNT:
@@ -75,19 +87,30 @@ def _mount_one(scratch: str, root: int, entry: dict[str, Any], destination: str)
     if kind == shared_namespaces.MOUNT:
         tree = shared_namespaces.open_tree(source, destination)
     elif bind:
-        tree = lm.open_tree(source, recursive=bool(options.set & lm.MS_REC))
+        tree = _existing(source, recursive=bool(options.set & lm.MS_REC))
     else:
         tree = _new(scratch, root, kind, source, destination, options)
     try:
         target = _target(root, destination, kind, tree)
         if kind == "tmpfs" and options.copy_up and not bind:
             copy_up(target, tree)
+        if kind == "tmpfs" and not bind and options.set & lm.MS_RDONLY:
+            options.set &= ~lm.MS_RDONLY
+            late.append(os.dup(tree))
         _decorate(tree, options, bind, kind)
         attach(tree, target)
         for propagation in options.propagation:
             _propagate(tree, propagation)
     finally:
         os.close(tree)
+
+
+def _existing(source: str, *, recursive: bool) -> int:
+    """A copy of what is at `source` in the guest: of the share, or its own."""
+    try:
+        return lm.open_tree(source, recursive=recursive)
+    except FileNotFoundError as error:
+        raise OSError(error.errno, f"there is no {source} in the guest") from error
 
 
 def _target(root: int, destination: str, kind: str, tree: int) -> int:
@@ -113,12 +136,12 @@ def _target(root: int, destination: str, kind: str, tree: int) -> int:
 
 
 def _new(scratch: str, root: int, kind: str, source: str, destination: str, options: MountOptions) -> int:
-    """A detached new file system. tmpcopyup needs it writable at first; read-only comes with `_decorate`."""
+    """A detached new file system. A tmpfs is writable at first: for tmpcopyup, and for mounts below it."""
     flags, data = options.set & ~lm.MS_REC, list(options.data)
     if kind == "cgroup":
         kind, data = "cgroup2", []  # the guest has the unified hierarchy only; v1 options mean nothing there
     if kind == "tmpfs":
-        flags &= ~lm.MS_RDONLY if options.copy_up else ~0
+        flags &= ~lm.MS_RDONLY
         data = _with_mode_of(root, destination, data)
     if kind == "cgroup2" and not options.clear & lm.MS_RDONLY:
         options.set |= lm.MS_RDONLY

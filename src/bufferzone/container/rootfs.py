@@ -11,7 +11,7 @@ import os
 import stat
 
 from bufferzone.container import in_root
-from bufferzone.container.mounts import attach, describe, detached, mount_all
+from bufferzone.container.mounts import attach, describe, detached, make_read_only, mount_all
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.linux import mount as lm
 from bufferzone.linux import terminal
@@ -57,10 +57,13 @@ def prepare(spec: dict[str, Any]) -> int:
     if propagation & lm.MS_SHARED:
         lm.mount("", path, flags=lm.MS_PRIVATE)
     root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    mount_all(path, root, spec.get("mounts") or [])
+    late = mount_all(path, root, spec.get("mounts") or [])
     if not _dev_is_bound(spec):
-        _make_devices(root, linux.get("devices") or [])
+        _make_devices(path, root, linux.get("devices") or [])
         _make_links(root)
+    if late and (spec.get("process") or {}).get("terminal"):
+        os.close(in_root.file(root, "/dev/console"))
+    make_read_only(late)
     _mask(path, root, linux.get("maskedPaths") or [])
     _make_read_only(root, linux.get("readonlyPaths") or [])
     return root
@@ -130,7 +133,7 @@ def _dev_is_bound(spec: dict[str, Any]) -> bool:
     return False
 
 
-def _make_devices(root: int, devices: list[dict[str, Any]]) -> None:
+def _make_devices(scratch: str, root: int, devices: list[dict[str, Any]]) -> None:
     """The default devices and those of linux.devices, which win over a default of the same path."""
     wanted: dict[str, dict[str, Any]] = {}
     for path, major, minor in _DEFAULT_DEVICES:
@@ -141,39 +144,56 @@ def _make_devices(root: int, devices: list[dict[str, Any]]) -> None:
         if path in ("/dev/ptmx", "/dev/console"):
             continue
         try:
-            _make_device(root, path, device)
+            _make_device(scratch, root, path, device)
         except OSError as error:
             raise GuestError(
                 f"creating device node {path}: {describe(error)}", code="device-failed"
             ) from error
 
 
-def _make_device(root: int, path: str, device: dict[str, Any]) -> None:
+def _make_device(scratch: str, root: int, path: str, device: dict[str, Any]) -> None:
     kind = str(device.get("type") or "c")
     if kind not in _KINDS:
         raise SpecError(f"linux.devices: {path}: unknown type: {kind}")
-    mode = device.get("fileMode")
-    mode = 0o666 if mode is None else int(mode) & 0o7777
-    number = os.makedev(int(device.get("major") or 0), int(device.get("minor") or 0))
     parent, name = in_root.parent_of(root, path)
     try:
-        os.mknod(name, _KINDS[kind] | mode, number, dir_fd=parent)
-        os.chown(
-            name,
-            int(device.get("uid") or 0),
-            int(device.get("gid") or 0),
-            dir_fd=parent,
-            follow_symlinks=False,
-        )
-        os.chmod(name, mode, dir_fd=parent)
+        _make_node(parent, name, device, _KINDS[kind])
     except FileExistsError:
         pass  # as runc: what the image has stays
     except PermissionError:
-        tree = lm.open_tree(path, recursive=False)  # a user namespace cannot mknod: bind the guest's node
-        attach(tree, in_root.file(root, path))
-        os.close(tree)
+        _bind_node(scratch, root, path, device, _KINDS[kind])
     finally:
         os.close(parent)
+
+
+def _make_node(parent: int, name: str, device: dict[str, Any], kind: int) -> None:
+    mode = device.get("fileMode")
+    mode = 0o666 if mode is None else int(mode) & 0o7777
+    number = os.makedev(int(device.get("major") or 0), int(device.get("minor") or 0))
+    os.mknod(name, kind | mode, number, dir_fd=parent)
+    owner = int(device.get("uid") or 0), int(device.get("gid") or 0)
+    os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
+    os.chmod(name, mode, dir_fd=parent)
+
+
+def _bind_node(scratch: str, root: int, path: str, device: dict[str, Any], kind: int) -> None:
+    """A node for a place that can have none, such as a shared root file system, which is the host's: made on
+    a tmpfs of its own. In a user namespace, which cannot mknod, it is the guest's node of that path.
+    """
+    lm.mount("tmpfs", scratch, "tmpfs", lm.MS_NOSUID | lm.MS_NOEXEC, "size=4k,nr_inodes=2,mode=700")
+    try:
+        home = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _make_node(home, "node", device, kind)
+            tree = lm.open_tree("node", at=home, recursive=False)
+        finally:
+            os.close(home)
+    except PermissionError:
+        tree = lm.open_tree(path, recursive=False)
+    finally:
+        lm.unmount(scratch, lm.MNT_DETACH)
+    attach(tree, in_root.file(root, path))
+    os.close(tree)
 
 
 def _make_links(root: int) -> None:

@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 
 def hold(spec: dict[str, Any]) -> None:
-    """Walk into every directory of the share that `spec` names; the rest is left to the mounts."""
+    """Walk into every directory of the share that `spec` names; the rest is left to the mounts.
+
+    `below` of a mount names what the host has mounted below its source: in the guest it is mounted when
+    somebody gets there, with the attributes of the mount that it was reached by. So it is reached here first,
+    where nothing is read-only.
+    """
     sources = [str((spec.get("root") or {}).get("path") or "")]
-    sources += [str(mount.get("source") or "") for mount in spec.get("mounts") or []]
+    for mount in spec.get("mounts") or []:
+        source = str(mount.get("source") or "")
+        sources += [source, *(f"{source}/{part}" for part in mount.get("below") or ())]
     for path in sources:
         if path.startswith(f"{SHARE_PATH}/"):
             try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bufferzone.errors import HostError, SpecError
 from bufferzone.model import Bind, FileCopy, Hook
 from bufferzone.oci import cri
-from bufferzone.sandbox import limits
+from bufferzone.sandbox import limits, mounts
 from bufferzone.wire import agent, ttrpc
 
 TYPE_CHECKING = False
@@ -34,14 +34,6 @@ _POD_LIMITS = ("memory", "cpu-quota", "cpu-period")
 #: of the guest's form of config.json; the rest of the frame is for the seccomp filter
 _MOST_BYTES = ttrpc.MAX_PAYLOAD - (512 << 10)
 
-#: host file systems that only make sense as the guest's own: source of a bind -> type mounted instead
-_GUEST_OWN = {
-    "/proc": "proc",
-    "/sys": "sysfs",
-    "/dev/mqueue": "mqueue",
-    "/sys/fs/cgroup": "cgroup",
-    "/dev/pts": "devpts",
-}
 #: what engines bind into every container, small and written once: with a root disk the guest gets a copy
 _ENGINE_FILES = (
     "/etc/hostname",
@@ -177,14 +169,13 @@ def plan_container(
     *,
     container_id: str,
     bundle: str,
-    tmpfs_size: Callable[[str], int],
+    host: mounts.Host,
     is_small: Callable[[str], bool] | None = None,
     other_container: Callable[[int], str] | None = None,
 ) -> ContainerPlan:
-    """The container `spec` describes. `tmpfs_size(path)` is the size in bytes of the tmpfs mounted at path,
-    or 0. `other_container(pid)` is the id of the container of the same VM that this process stands for, or
-    empty; None: there is no other. With `is_small`, which says whether a path is a small regular file, the
-    root file system is on a disk.
+    """The container `spec` describes. `host` says what its paths are. `other_container(pid)` is the id of the
+    container of the same VM that this process stands for, or empty; None: there is no other. With `is_small`,
+    which says whether a path is a small regular file, the root file system is on a disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
@@ -203,7 +194,10 @@ def plan_container(
             source = f"{agent.FILES_PATH}/{copy.name}"
             guest["mounts"].append({"options": ["bind"], **entry, "type": "bind", "source": source})
         else:
-            guest["mounts"].append(_mount(entry, index, container_id, binds, bundle, tmpfs_size))
+            name = share_name(container_id, str(index))
+            made, bind = mounts.decide(entry, index, bundle=bundle, host=host, name=name)
+            guest["mounts"].append(made)
+            binds += [bind] if bind is not None else []
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], other_container)
     _share_memory(guest, spec.get("mounts") or [])
@@ -256,7 +250,7 @@ def _copy(
     is_small: Callable[[str], bool] | None,
 ) -> FileCopy | None:
     """The copy that stands for a bind of an engine's own file; None for any other mount."""
-    if is_small is None or entry["destination"] not in _ENGINE_FILES or not _is_bind(entry):
+    if is_small is None or entry["destination"] not in _ENGINE_FILES or not mounts.is_bind(entry):
         return None
     source = str(entry.get("source") or "")
     source = source if source.startswith("/") else f"{bundle}/{source}"
@@ -271,49 +265,6 @@ def _lockable(mounts: list[dict[str, Any]]) -> tuple[str, ...]:
         for entry in mounts
         if str(entry.get("source") or "").startswith(prefix) and entry["destination"] not in _ENGINE_FILES
     )
-
-
-def _is_bind(entry: dict[str, Any]) -> bool:
-    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or []))
-
-
-def _mount(
-    entry: dict[str, Any],
-    index: int,
-    container_id: str,
-    binds: list[Bind],
-    bundle: str,
-    tmpfs_size: Callable[[str], int],
-) -> dict[str, Any]:
-    """The guest's form of one mount; a host bind adds a `Bind` and points below the share."""
-    options = list(entry.get("options") or [])
-    if not _is_bind(entry):
-        return entry
-    source = entry.get("source") or ""
-    if not source:
-        raise SpecError(f"config.json: mounts[{index}].source: missing: a bind mount needs a source")
-    if not source.startswith("/"):
-        source = f"{bundle}/{source}"
-    own = _guest_own(entry, source, tmpfs_size)
-    if own is not None:
-        return own
-    name = share_name(container_id, str(index))
-    read_only = "ro" in options and "rw" not in options[options.index("ro") :]
-    recursive = "rbind" in options or "bind" not in options
-    binds.append(Bind(source=source, name=name, read_only=read_only, recursive=recursive))
-    return {**entry, "type": "bind", "source": f"{agent.SHARE_PATH}/{name}", "options": options or ["rbind"]}
-
-
-def _guest_own(entry: dict[str, Any], source: str, tmpfs_size: Callable[[str], int]) -> dict[str, Any] | None:
-    """Kernel file systems and shared memory are the guest's own: no host object can stand for them in a
-    VM.
-    """
-    kept = [o for o in entry.get("options") or [] if o in ("ro", "rw", "nosuid", "nodev", "noexec")]
-    if source in _GUEST_OWN:
-        return {**entry, "type": _GUEST_OWN[source], "source": _GUEST_OWN[source], "options": kept}
-    if entry["destination"].rstrip("/") == "/dev/shm" and (size := tmpfs_size(source)):
-        return {**entry, "type": "tmpfs", "source": "shm", "options": [*kept, "mode=1777", f"size={size}"]}
-    return None
 
 
 def _namespaces(
@@ -357,7 +308,7 @@ def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both."""
     path = next((n.get("path") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), None)
     for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
-        if _is_bind(entry) and made["type"] == "tmpfs":
+        if mounts.is_bind(entry) and made["type"] == "tmpfs":
             kept = [option for option in made["options"] if "=" not in option]
             made.update(type="shared-mount", source=path, options=kept)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from bufferzone.sandbox import plan
+from bufferzone.sandbox import mounts, plan
 from bufferzone.wire import agent
 
 TYPE_CHECKING = False
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone import oci
+
+
+#: mounts below a read-only volume that the guest is told of
+_MOST_BELOW = 256
 
 
 def needs_share(spec: oci.Spec) -> bool:
@@ -34,7 +38,7 @@ def plan_of(
         spec,
         container_id=container_id,
         bundle=bundle,
-        tmpfs_size=_tmpfs_size,
+        host=_Host(),
         is_small=_is_small if block else None,
         other_container=other_container,
     )
@@ -49,13 +53,34 @@ def _is_small(path: str) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_size <= agent.MOST_FILE
 
 
-def _tmpfs_size(path: str) -> int:
-    """Bytes of the tmpfs mounted exactly at `path`, or 0 when something else is there."""
-    real = os.path.realpath(path)
+class _Host(mounts.Host):
+    """This machine, as the calling thread sees it: another mount namespace, other paths."""
+
+    def real(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def below(self, path: str) -> list[str]:
+        prefix = f"{os.path.realpath(path).rstrip('/')}/"
+        found = [point[len(prefix) :] for point, _ in _mount_table() if point.startswith(prefix)]
+        return sorted(dict.fromkeys(found))[:_MOST_BELOW]
+
+    def tmpfs_size(self, path: str) -> int:
+        real = os.path.realpath(path)
+        if (real, "tmpfs") not in _mount_table():
+            return 0
+        facts = os.statvfs(real)
+        return facts.f_blocks * facts.f_frsize
+
+
+def _mount_table() -> list[tuple[str, str]]:
+    """(mount point, file system type) of every mount. Source: proc_pid_mountinfo(5)."""
     with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            if left.split()[4] == real and right.startswith("tmpfs "):
-                facts = os.statvfs(real)
-                return facts.f_blocks * facts.f_frsize
-    return 0
+        rows = [line.partition(" - ") for line in file]
+    return [(_unescaped(left.split()[4]), right.split()[0]) for left, _, right in rows]
+
+
+def _unescaped(text: str) -> str:
+    """The table writes blanks, tabs, line feeds and backslashes as octal numbers."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text

@@ -16,7 +16,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
 from bufferzone.linux import userns
 from bufferzone.linux.process import CLONE_NEWNS, unshare
-from bufferzone.storage import pseudofiles
+from bufferzone.storage import hostmount, pseudofiles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def _pick(bind: Bind) -> Picked:
     """A detached, restricted copy of the source's tree, whether it is a directory, and what of it has to be
     taken off. Raises OSError, `HostError`.
     """
+    if bind.type:
+        return _restricted(hostmount.open_tree(bind), bind), True, []
     source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
     try:
         kind = pseudofiles.kind_of(source)
@@ -180,14 +182,19 @@ def _pick(bind: Bind) -> Picked:
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
         pseudo = pseudofiles.mounted_below(source) if bind.recursive and directory else []
         tree = mnt.open_tree("", at=source, recursive=bind.recursive)
-        try:
-            _restrict(tree, bind)
-        except OSError:
-            os.close(tree)
-            raise
-        return tree, directory, pseudo
+        return _restricted(tree, bind), directory, pseudo
     finally:
         os.close(source)
+
+
+def _restricted(tree: int, bind: Bind) -> int:
+    """`tree`, restricted; closed when that fails."""
+    try:
+        _restrict(tree, bind)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
 
 
 def _restrict(tree: int, bind: Bind) -> None:
@@ -197,8 +204,10 @@ def _restrict(tree: int, bind: Bind) -> None:
     come without these restrictions. On the shared root the bind becomes shared with virtiofsd's namespace
     alone.
     """
-    add = mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOSUID | (mnt.MOUNT_ATTR_RDONLY if bind.read_only else 0)
+    add = mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOSUID
     mnt.set_attributes(tree, add=add, propagation=mnt.MS_PRIVATE, recursive=bind.recursive)
+    if bind.read_only:
+        mnt.set_attributes(tree, add=mnt.MOUNT_ATTR_RDONLY, recursive=bind.read_only_below)
 
 
 def _take_off(target: str, pseudo: list[str]) -> None:
@@ -229,4 +238,5 @@ def _remove_point(target: str) -> None:
 
 
 def _refused(bind: Bind, error: OSError) -> HostError:
-    return HostError(f"cannot share {bind.source}: {os.strerror(error.errno or 0)}", code="share-failed")
+    what = f"mount {bind.source or 'none'} ({bind.type})" if bind.type else f"share {bind.source}"
+    return HostError(f"cannot {what}: {os.strerror(error.errno or 0)}", code="share-failed")

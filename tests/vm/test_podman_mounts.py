@@ -1,0 +1,58 @@
+"""Mounts of `podman run` that are neither plain volumes nor the guest's own, devices, a user namespace."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a tmpfs mounted on `inner`."""
+    (tmp_path / "data" / "inner").mkdir(parents=True)
+    inner = str(tmp_path / "data" / "inner")
+    subprocess.run(["mount", "-t", "tmpfs", "none", inner], check=True)
+    yield tmp_path / "data"
+    subprocess.run(["umount", inner], check=True)
+
+
+def run(podman, script: str, *options: object) -> list[str]:
+    return podman("run", "--rm", *options, podman.image, "sh", "-c", script).lines
+
+
+def test_an_overlay_volume_is_made_on_the_host_and_keeps_its_source_as_it_was(podman, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old\n")
+    script = "cat /o/file; echo new >/o/file; cat /o/file; touch /o/more"
+    assert run(podman, script, "-v", f"{tmp_path}:/o:O") == ["old", "new"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old\n"]
+
+
+def test_a_read_only_volume_is_so_on_top_and_not_below(podman, nested: Path) -> None:
+    script = (
+        "touch /r/x 2>/dev/null || echo refused; echo text >/r/inner/y; grep -c ' /r/inner ' /proc/mounts"
+    )
+    assert run(podman, script, "-v", f"{nested}:/r:ro,rslave") == ["refused", "1"]
+    assert (nested / "inner" / "y").read_text() == "text\n"
+
+
+def test_a_path_of_the_kernel_is_the_guests_however_it_is_spelt(podman, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/sys")
+    options = ["--hostname", "inside", "-v", f"{tmp_path}/link/kernel:/k:ro", "-v", "/dev/shm:/other"]
+    assert run(podman, "cat /k/ostype; grep -c '^tmpfs /other ' /proc/mounts", *options) == ["Linux", "1"]
+
+
+def test_a_device_outside_dev_is_the_guests(podman) -> None:
+    script = "stat -c '%F %t:%T' /null /srv/zero; echo x >/null && echo written"
+    found = run(podman, script, "--device", "/dev/null:/null", "--device", "/dev/zero:/srv/zero")
+    assert found == ["character special file 1:3", "character special file 1:5", "written"]
+
+
+def test_a_user_namespace_has_the_sysctls_of_the_network(podman) -> None:
+    options = ["--uidmap", "0:100000:65536", "--sysctl", "net.ipv4.ping_group_range=0 5"]
+    found = run(podman, "id -u; cat /proc/sys/net/ipv4/ping_group_range /proc/self/uid_map", *options)
+    assert [line.split() for line in found] == [["0"], ["0", "5"], ["0", "100000", "65536"]]
