@@ -62,6 +62,29 @@ def test_two_streams_arrive_whole_and_apart():
     assert got == {"out": hashlib.sha256(out).digest(), "err": hashlib.sha256(err).digest()}
 
 
+def test_a_reader_sees_the_end_when_the_guest_has_closed_and_not_at_the_end_of_the_process():
+    (out, ours), (err, theirs) = os.pipe(), os.pipe()
+    fake = FakeAgent(b"out", b"")
+    stdio = open_stdio("", "fd:0", "fd:1", [ours, theirs])
+    stdio.start(fake, REF, terminal=False)
+    for fd, text in ((out, b"out"), (err, b"")):
+        with open(fd, "rb") as file:
+            assert file.read() == text  # ends, though nobody has called finish
+    stdio.print_line("a line that nobody reads\n")
+    stdio.finish()
+
+
+def test_a_terminal_stays_open_until_the_process_ends():
+    read_end, write_end = os.pipe()
+    stdio = open_stdio("", "fd:0", "", [write_end])
+    stdio.start(FakeAgent(), REF, terminal=True)
+    for thread, _ in stdio._outputs:
+        thread.join(20)
+    assert stdio.stdout >= 0
+    stdio.finish()
+    os.close(read_end)
+
+
 def test_input_is_delivered_and_then_ended():
     read_end, write_end = os.pipe()
     fake = FakeAgent()

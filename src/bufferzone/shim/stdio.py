@@ -39,6 +39,7 @@ class Stdio:
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
         self._outputs: list[tuple[threading.Thread, int]] = []
+        self._closing = threading.Lock()  # of descriptors: by the copy that ends, or all together
         self._input: threading.Thread | None = None
         self._stdin_gone = False
         self._hurried = False
@@ -66,7 +67,9 @@ class Stdio:
         streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
         for at, (stream, fd) in enumerate(streams):
             request, first = _read_request(ref, stream), pending[at] if pending else None
-            thread = threading.Thread(target=_copy_out, args=(client, request, fd, first), daemon=True)
+            early = not terminal  # a terminal may be opened again
+            args = (client, request, fd, first, early)
+            thread = threading.Thread(target=self._copy_out, args=args, daemon=True)
             self._outputs.append((thread, fd))
             thread.start()
         if len(pending) > len(streams):
@@ -115,9 +118,11 @@ class Stdio:
             self._input.join(_GRACE_S)
             if self._input.is_alive():
                 busy.add(self.stdin)
-        fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep} - busy
-        self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
-        self._keep = ()
+        with self._closing:
+            fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep}
+            self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
+            self._keep = ()
+        fds -= busy
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
@@ -125,6 +130,33 @@ class Stdio:
     def _wake(self) -> None:
         if self._wake_write >= 0:
             os.write(self._wake_write, b"x")
+
+    def _copy_out(
+        self, client: AgentClient, request: agent.ReadRequest, fd: int, first: Pending | None, early: bool
+    ) -> None:
+        """Copy until the last writer in the guest has closed; with `early` our reader sees that at once."""
+        try:
+            reply = first.result(agent.ReadResponse) if first is not None else None
+            while data := (reply or client.call("Read", request, agent.ReadResponse)).data:
+                reply = None
+                if fd >= 0 and not write_all(fd, data):
+                    # the process gets EPIPE, as it would from the host's pipe
+                    client.call("CloseOutput", request, Empty)
+                    return
+        except BufferzoneError:
+            return  # the VM is gone; the exit carries the reason, and our reader gets a line about it
+        if early:
+            self._end_of_output(fd)
+
+    def _end_of_output(self, fd: int) -> None:
+        """Close what a copy is done with: `close` leaves it to a copy that still runs."""
+        with self._closing:
+            if fd == self.stdout:
+                self.stdout = -1
+            elif fd == self.stderr:
+                self.stderr = -1
+        if fd >= 0:
+            os.close(fd)
 
     def _copy_in(self, client: AgentClient, ref: agent.ProcessRef) -> None:
         try:
@@ -182,20 +214,6 @@ def _is_empty(fd: int) -> bool:
 
 def _read_request(ref: agent.ProcessRef, stream: int) -> agent.ReadRequest:
     return agent.ReadRequest(id=ref.id, exec_id=ref.exec_id, stream=stream, limit=agent.CHUNK)
-
-
-def _copy_out(client: AgentClient, request: agent.ReadRequest, fd: int, first: Pending | None) -> None:
-    try:
-        reply = first.result(agent.ReadResponse) if first is not None else None
-        while data := (reply or client.call("Read", request, agent.ReadResponse)).data:
-            reply = None
-            if fd >= 0 and not write_all(fd, data):
-                client.call(
-                    "CloseOutput", request, Empty
-                )  # the process gets EPIPE, as it would from the host's pipe
-                return
-    except BufferzoneError:
-        pass  # the VM is gone; the exit carries the reason
 
 
 def write_all(fd: int, data: bytes) -> bool:
