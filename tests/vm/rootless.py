@@ -100,6 +100,8 @@ class User:
         """Write the user's settings file."""
         path = self.home / ".config" / "bufferzone" / "config.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
+        for directory in (path.parent.parent, path.parent):
+            os.chown(directory, self.uid, self.gid)  # Podman 5 reads none that is another's
         path.write_text(text)
 
     def own_ids(self) -> set[int]:
@@ -118,6 +120,7 @@ class User:
             "USER": self.name,
             "LANG": "C.UTF-8",
             "XDG_RUNTIME_DIR": str(self.runtime),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # what Podman 5 says at every call is not the runtime's
             **more,
         }
 
