@@ -18,10 +18,10 @@ from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
 from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible, manifest
 from bufferzone.snapshot.checkpoint_writer import Draft
-from bufferzone.vm.shape import Machine
+from bufferzone.vm.shape import VmShape
 
 IMAGE = ImageRef(digest="d", directory="/d", kernel="/k", initrd="/i", arguments=())
-MACHINE = Machine(
+MACHINE = VmShape(
     vmm="qemu",
     image=IMAGE,
     kernel="/k",
@@ -37,7 +37,7 @@ FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}, "creat
 @pytest.fixture(autouse=True)
 def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (checkpoint_writer, checkpoint_dir):
-        monkeypatch.setattr(module, "saved_key", lambda machine: "key")
+        monkeypatch.setattr(module, "saved_key", lambda shape: "key")
 
 
 def write(directory: Path, text: str) -> Draft:
@@ -51,7 +51,7 @@ def write(directory: Path, text: str) -> Draft:
 
 def read(directory: Path) -> str:
     """The text of the checkpoint there, which has to be whole."""
-    found = checkpoint_dir.open_saved(str(directory))
+    found = checkpoint_dir.open_checkpoint(str(directory))
     found.check_memory(found.memory_fd)
     fds = (found.memory_fd, found.state_fd, found.disk_fd)
     texts = {os.pread(fd, 100, 0).decode().split()[0] for fd in fds}
@@ -112,7 +112,7 @@ def test_killed_at_any_step_the_older_or_the_newer_is_there(tmp_path: Path) -> N
 def test_one_that_was_never_finished_is_none_and_leaves_nothing(tmp_path: Path) -> None:
     with Draft(str(tmp_path)):
         with pytest.raises(HostError, match="no checkpoint in"):
-            checkpoint_dir.open_saved(str(tmp_path))
+            checkpoint_dir.open_checkpoint(str(tmp_path))
         with pytest.raises(OSError, match="another checkpoint is being written there") as caught:
             Draft(str(tmp_path))
         assert caught.value.errno == errno.EBUSY
@@ -155,7 +155,7 @@ def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
     value["files"][checkpoint_dir.DISK][0] = "../secret"
     manifest.write_text(json.dumps(value))
     with pytest.raises(HostError, match="not a name of ours"):
-        checkpoint_dir.open_saved(str(tmp_path / "image"))
+        checkpoint_dir.open_checkpoint(str(tmp_path / "image"))
 
 
 def put(value: Any, at: str, item: object) -> None:
@@ -171,29 +171,29 @@ def test_the_manifest_table_knows_every_field_that_is_written(tmp_path: Path) ->
         pass
     value = json.loads((tmp_path / checkpoint_dir.MANIFEST).read_text())
     assert set(value) == set(manifest.FIELDS)
-    assert set(value["machine"]) == set(manifest.MACHINE)
-    assert set(value["machine"]["image"]) == set(manifest.IMAGE)
-    assert [field.name for field in dataclasses.fields(Machine)] == list(manifest.MACHINE)
+    assert set(value["shape"]) == set(manifest.SHAPE)
+    assert set(value["shape"]["image"]) == set(manifest.IMAGE)
+    assert [field.name for field in dataclasses.fields(VmShape)] == list(manifest.SHAPE)
 
 
 @pytest.mark.parametrize(
     ("at", "item", "reason"),
     [
-        ("machine.memory_mib", "9" * 200, "machine.memory_mib: expected a whole number, got a string"),
-        ("machine.memory_mib", 1 << 40, "machine.memory_mib: must be 1 to 1048576"),
-        ("machine.memory_mib", True, "machine.memory_mib: expected a whole number, got true or false"),
-        ("machine.vcpus", 0, "machine.vcpus: must be 1 to 64"),
-        ("machine.vcpus", 1.5, "machine.vcpus: expected a whole number, got something else"),
-        ("machine.kernel_arguments", [1], "machine.kernel_arguments: expected a list of strings"),
-        ("machine.kernel_arguments", ["x" * 4096], "at most 2048 printable characters"),
-        ("machine.kernel", "etc/shadow", "machine.kernel: expected an absolute path"),
-        ("machine.accelerator", ["tcg"], "machine.accelerator: must be one of kvm, tcg"),
-        ("machine.nic", "no", "machine.nic: expected true or false, got a string"),
-        ("machine.image", [], "machine.image: expected an object, got a list"),
-        ("machine.image.arguments", "x", "machine.image.arguments: expected a list of strings"),
-        ("machine.image.digest", "a\n", "machine.image.digest: expected at most 128 printable characters"),
-        ("machine.more", 1, "machine.'more': unknown"),
-        ("machine", None, "machine: expected an object, got something else"),
+        ("shape.memory_mib", "9" * 200, "shape.memory_mib: expected a whole number, got a string"),
+        ("shape.memory_mib", 1 << 40, "shape.memory_mib: must be 1 to 1048576"),
+        ("shape.memory_mib", True, "shape.memory_mib: expected a whole number, got true or false"),
+        ("shape.vcpus", 0, "shape.vcpus: must be 1 to 64"),
+        ("shape.vcpus", 1.5, "shape.vcpus: expected a whole number, got something else"),
+        ("shape.kernel_arguments", [1], "shape.kernel_arguments: expected a list of strings"),
+        ("shape.kernel_arguments", ["x" * 4096], "at most 2048 printable characters"),
+        ("shape.kernel", "etc/shadow", "shape.kernel: expected an absolute path"),
+        ("shape.accelerator", ["tcg"], "shape.accelerator: must be one of kvm, tcg"),
+        ("shape.nic", "no", "shape.nic: expected true or false, got a string"),
+        ("shape.image", [], "shape.image: expected an object, got a list"),
+        ("shape.image.arguments", "x", "shape.image.arguments: expected a list of strings"),
+        ("shape.image.digest", "a\n", "shape.image.digest: expected at most 128 printable characters"),
+        ("shape.more", 1, "shape.'more': unknown"),
+        ("shape", None, "shape: expected an object, got something else"),
         ("container", "../x", "container: not the id of a container"),
         ("container", 7, "container: expected a string, got something else"),
         ("terminal", 1, "terminal: expected true or false, got something else"),
@@ -220,7 +220,7 @@ def test_a_stranger_field_is_one_line_before_anything_is_done_with_it(
     put(value, at, item)
     path.write_text(json.dumps(value))
     with pytest.raises(HostError, match=re.escape(reason)) as caught:
-        checkpoint_dir.open_saved(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path))
     assert caught.value.code == "checkpoint-damaged"
     assert len(caught.value.line()) < 400 + len(str(tmp_path))
 
@@ -234,7 +234,7 @@ def test_a_manifest_lacks_nothing(tmp_path: Path, field: str) -> None:
     del value[field]
     path.write_text(json.dumps(value))
     with pytest.raises(HostError, match=f"{field}: (is missing|expected an object)"):
-        checkpoint_dir.open_saved(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path))
 
 
 def test_a_manifest_of_brackets_alone_is_one_line(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_manifest_of_brackets_alone_is_one_line(tmp_path: Path) -> None:
         pass
     (tmp_path / checkpoint_dir.MANIFEST).write_text("[" * 200_000)
     with pytest.raises(HostError, match="nested too deeply"):
-        checkpoint_dir.open_saved(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path))
 
 
 SPEC: dict[str, Any] = {

@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from bufferzone.errors import HostError, VmmError
-from bufferzone.sandbox.sandbox import Sandbox
+from bufferzone.sandbox.facts import Facts
+from bufferzone.sandbox.sandbox import HostSide, Sandbox, Start
+
+FACTS = Facts(
+    start="pool",
+    accelerator="tcg",
+    kvm="warn",
+    image="d",
+    vcpus=1,
+    memory_mib=512,
+    rootfs="virtiofs",
+    egress=("deny all",),
+)
 
 
-def sandbox(settle):
+def sandbox(finish=lambda: None):
     told = []
-    made = Sandbox(
-        "c",
-        vmm=SimpleNamespace(kill=lambda: told.append("killed")),
-        daemon=None,
-        daemon_log=None,
-        share=None,
-        disk=None,
-        agent_client=SimpleNamespace(lose=lambda reason: told.append(reason.message)),
-        network=None,
-        timeline=None,
-        cgroup="",
-        left=None,
-        boot_timeout_s=1.0,
-        facts={},
-        log=lambda text: None,
-        restored=True,
-        then=lambda well: None,
-        settle=settle,
+    vm = SimpleNamespace(
+        vmm=None,
+        agent=SimpleNamespace(lose=lambda reason: told.append(reason.message)),
+        tree=None,
+        kill=lambda: told.append("killed"),
     )
-    return made, told
+    host = HostSide(network=None, disk=None, cgroup="", left=None, timeline=None, log=lambda text: None)
+    start = Start(kind="pool", boot_timeout_s=1.0, finish=finish)
+    return Sandbox("c", vm, host, start, FACTS), told
 
 
 def test_a_container_waits_until_its_sandbox_has_settled():
-    made, _ = sandbox(None)
+    made, _ = sandbox()
     made._ready.set()
     waiting = threading.Thread(target=made.wait_ready)
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
-    made.settle()
+    made.finish_start()
     waiting.join(60)
     assert not waiting.is_alive()
 
@@ -52,7 +54,28 @@ def test_what_went_wrong_while_it_settled_is_the_sandboxs_failure():
         raise HostError("cannot join cgroup x: Permission denied", code="cgroup")
 
     made, told = sandbox(fails)
-    made.settle()
+    made.finish_start()
     assert told == ["cannot join cgroup x: Permission denied", "killed"]
     with pytest.raises(VmmError, match="cannot join cgroup x"):
         made.wait_ready()
+
+
+def test_state_tells_facts_by_their_names_and_leaves_out_what_is_not_known():
+    assert FACTS.to_annotations() == {
+        "bufferzone.accelerator": "tcg",
+        "bufferzone.kvm": "warn",
+        "bufferzone.image": "d",
+        "bufferzone.vcpus": "1",
+        "bufferzone.memory": "512",
+        "bufferzone.rootfs": "virtiofs",
+        "bufferzone.start": "pool",
+        "bufferzone.egress": "deny all",
+    }
+    ended = replace(FACTS, failure="it died", guest_kernel="6.1", vmm="qemu 7.2.22", refused=(("denied", 0),))
+    more = ended.to_annotations().items() - FACTS.to_annotations().items()
+    assert dict(more) == {
+        "bufferzone.failure": "it died",
+        "bufferzone.guest-kernel": "6.1",
+        "bufferzone.vmm": "qemu 7.2.22",
+        "bufferzone.egress-denied": "0",
+    }

@@ -16,10 +16,10 @@ import pytest
 from bufferzone import egress, state
 from bufferzone.errors import HostError
 from bufferzone.network import namespace, tcfilter
-from bufferzone.sandbox import boot
 from bufferzone.sandbox import network as network_module
-from bufferzone.sandbox.network import Network
+from bufferzone.sandbox.network import TapNetwork
 from bufferzone.vm import leftovers
+from bufferzone.vm.leftovers import Leftovers
 from bufferzone.wire.network import FIRST_MAC
 from unit import egress_world
 from vm.netns import World
@@ -56,8 +56,8 @@ class Sandbox:
         tap = tcfilter.park()
         self.tap, self.agent = os.dup(tap.fd), Agent()
         os.set_blocking(self.tap, False)
-        left = boot.Leftovers(str(directory))
-        self.network = Network(tap, None, self.agent, left.add_network, rules)
+        left = Leftovers(str(directory))
+        self.network = TapNetwork(tap, None, self.agent, left.add_network, rules)
         self.path = world.path
         self.fd = namespace.open_path(world.path)
 

@@ -9,6 +9,7 @@ import pytest
 from bufferzone.config import Settings
 from bufferzone.errors import HostError, SpecError
 from bufferzone.sandbox import mounts, plan
+from bufferzone.vm.size import size_for
 from bufferzone.vmm import drivers
 
 
@@ -228,13 +229,13 @@ def test_the_spec_given_is_not_changed():
 )
 def test_a_memory_limit_fits_into_the_vm_beside_the_guest_in_few_sizes(limit, memory):
     value = spec(linux={"resources": {"memory": {"limit": limit}}})
-    assert plan.plan_vm(value, {}, vcpus=1, memory_mib=512, host_mib=8192).memory_mib == memory
+    assert size_for(value, {}, vcpus=1, memory_mib=512, host_mib=8192).memory_mib == memory
 
 
 def test_a_size_that_somebody_set_is_taken_as_it_is_as_long_as_the_limit_fits():
     value = spec(linux={"resources": {"memory": {"limit": 1 << 29}}})
-    assert plan.plan_vm(value, {}, vcpus=1, memory_mib=1000).memory_mib == 1000
-    assert plan.plan_vm(spec(), {}, vcpus=1, memory_mib=150).memory_mib == 150
+    assert size_for(value, {}, vcpus=1, memory_mib=1000).memory_mib == 1000
+    assert size_for(spec(), {}, vcpus=1, memory_mib=150).memory_mib == 150
 
 
 @pytest.mark.parametrize(
@@ -255,16 +256,16 @@ def test_a_size_that_somebody_set_is_taken_as_it_is_as_long_as_the_limit_fits():
 )
 def test_the_vm_has_as_many_cpus_as_the_limits_allow(cpu, vcpus):
     value = spec(linux={"resources": {"cpu": cpu}})
-    assert plan.plan_vm(value, {}, vcpus=0, memory_mib=512, host_cpus=4).vcpus == vcpus
-    assert plan.plan_vm(value, {}, vcpus=3, memory_mib=512, host_cpus=4).vcpus == 3
+    assert size_for(value, {}, vcpus=0, memory_mib=512, host_cpus=4).vcpus == vcpus
+    assert size_for(value, {}, vcpus=3, memory_mib=512, host_cpus=4).vcpus == 3
 
 
 def test_a_pods_first_container_gets_a_vm_for_the_pod():
     notes = {"cpu-quota": "150000", "cpu-period": "100000", "memory": str(1 << 30), "cpu-shares": "2"}
     notes = {f"io.kubernetes.cri.sandbox-{key}": text for key, text in notes.items()}
-    size = plan.plan_vm(spec(annotations=notes), notes, vcpus=0, memory_mib=512, host_cpus=4, host_mib=8192)
+    size = size_for(spec(annotations=notes), notes, vcpus=0, memory_mib=512, host_cpus=4, host_mib=8192)
     assert (size.vcpus, size.memory_mib) == (2, 1536)
-    size = plan.plan_vm(spec(annotations=notes), {}, vcpus=0, memory_mib=512, host_cpus=4, host_mib=8192)
+    size = size_for(spec(annotations=notes), {}, vcpus=0, memory_mib=512, host_cpus=4, host_mib=8192)
     assert (size.vcpus, size.memory_mib) == (1, 512)  # an image says so
 
 

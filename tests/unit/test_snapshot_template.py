@@ -12,14 +12,14 @@ from bufferzone.model import ImageRef
 from bufferzone.snapshot import template
 from bufferzone.storage import virtiofs
 from bufferzone.vm import shape
-from bufferzone.vm.shape import Machine
+from bufferzone.vm.shape import VmShape
 from bufferzone.vmm.qemu import driver
 
 RUN = "/run/bufferzone-uids"
 
 
 @pytest.fixture
-def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VmShape:
     """A machine on a host with a Rust virtiofsd, TMP/virtiofsd."""
     for name in ("qemu", "kernel", "initrd", "virtiofsd"):
         (tmp_path / name).write_text(name)
@@ -27,7 +27,7 @@ def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(driver, "find_firmware", lambda: ("qboot.rom", ()))
     install(monkeypatch, "rust", tmp_path / "virtiofsd")
     kernel, initrd = str(tmp_path / "kernel"), str(tmp_path / "initrd")
-    return Machine(
+    return VmShape(
         vmm="qemu",
         image=ImageRef(digest="d", directory=str(tmp_path), kernel=kernel, initrd=initrd, arguments=()),
         kernel=kernel,
@@ -45,7 +45,7 @@ def install(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
 
 
 def test_another_virtiofsd_is_another_template_where_its_state_may_be_in_it(
-    described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    described: VmShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = replace(described, block=True)
     before, before_block = shape.template_key(described), shape.template_key(block)
@@ -59,7 +59,7 @@ def test_another_virtiofsd_is_another_template_where_its_state_may_be_in_it(
 
 
 def test_only_a_vm_with_a_share_and_the_rust_virtiofsd_may_carry_it(
-    described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    described: VmShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shape.may_carry(described)
     assert not shape.may_carry(replace(described, block=True))
@@ -70,12 +70,12 @@ def test_only_a_vm_with_a_share_and_the_rust_virtiofsd_may_carry_it(
 @pytest.mark.parametrize("kind", ["c", "rust"])
 @pytest.mark.parametrize("able", [True, False])
 def test_a_share_that_cannot_be_saved_is_left_out(
-    kind: str, able: bool, described: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, able: bool, described: VmShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     booted: list[bool] = []
     told: list[str] = []
 
-    def boot(_machine: Machine, _directory: str, _run: str, *, carries: bool) -> None:
+    def boot(_machine: VmShape, _directory: str, _run: str, *, carries: bool) -> None:
         booted.append(carries)
         if carries and not able:
             raise VmmError("not migratable")

@@ -16,11 +16,13 @@ from bufferzone.bench import bundles, programs
 from bufferzone.errors import GuestError, HostError
 from bufferzone.guestimage import template_store
 from bufferzone.model import Share
-from bufferzone.sandbox import mounts, network, plan
+from bufferzone.sandbox import mounts, plan
 from bufferzone.spawn import Child
 from bufferzone.storage import ram, virtiofs
+from bufferzone.vm import nic
 from bufferzone.vm.agent_client import AgentClient
 from bufferzone.vm.shape import describe, spec_of, template_key
+from bufferzone.vm.size import size_for
 from bufferzone.vm.timeline import Timeline
 from bufferzone.vmm.console import BoundedLog, Reader
 from bufferzone.vmm.qemu import command_line, driver
@@ -34,7 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bufferzone.vm.shape import Machine
+    from bufferzone.vm.shape import VmShape
 
 _ID = "floor"
 _MOUNT_S = 20.0
@@ -46,14 +48,12 @@ class Floor:
 
     def __init__(self, directory: str) -> None:
         settings = config.load()
-        self._size = plan.plan_vm({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+        self._size = size_for({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
         os.makedirs(directory)
-        self.machine: Machine = describe(
-            settings, self._size, directory, lambda line: None, nic=network.has_taps()
-        )
+        self.shape: VmShape = describe(settings, self._size, directory, lambda line: None, nic=nic.has_taps())
         self._directory = directory
-        self._template = _open_template(template_store.default_store(settings.image_store), self.machine)
-        self._carries = bool(self._template.meta.get(template_store.SHARE))
+        self._template = _open_template(template_store.default_store(settings.image_store), self.shape)
+        self._carries = self._template.carries_share
         self._tree = os.path.join(directory, "tree")
         bundles.make_rootfs(os.path.join(self._tree, plan.share_name(_ID, "rootfs")))
         spec = bundles.config("rootfs", {})
@@ -137,20 +137,22 @@ class Floor:
     def _make_memory(self, stack: ExitStack) -> int:
         fd = os.memfd_create("floor", os.MFD_CLOEXEC)
         stack.callback(os.close, fd)
-        os.ftruncate(fd, self.machine.memory_mib << 20)
+        os.ftruncate(fd, self.shape.memory_mib << 20)
         return fd
 
     def _park(self, stack: ExitStack) -> int:
-        tap = network.park()
+        tap = nic.park(print)
+        if tap is None:
+            raise HostError("the floor's VM has a NIC and gets none", code="no-tap")
         stack.callback(os.close, tap.namespace_fd)
         stack.callback(os.close, tap.fd)
         return tap.fd
 
     def _start_qemu(self, stack: ExitStack, share: Share, memory_fd: int) -> Qemu:
-        tap = self._park(stack) if self.machine.nic else -1
+        tap = self._park(stack) if self.shape.nic else -1
         memory = f"/proc/self/fd/{memory_fd}"
         spec = spec_of(
-            self.machine, _ID, shares=(share,), memory=memory, carries_share=self._carries, tap=tap
+            self.shape, _ID, shares=(share,), memory=memory, carries_share=self._carries, nic_fd=tap
         )
         channels = Channels()
         stack.callback(channels.close)
@@ -163,7 +165,7 @@ class Floor:
             for word in words
         ]
         inherited = [ends.agent, ends.console, ends.control, share.fd, memory_fd]
-        child = self._spawn(words, [*inherited, *(nic.fd for nic in spec.nics)])
+        child = self._spawn(words, [*inherited, *(each.fd for each in spec.nics)])
         silent, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)
         vmm = Qemu(
@@ -186,8 +188,8 @@ class Floor:
         return Child(os.path.basename(words[0]), pid, os.pidfd_open(pid))
 
 
-def _open_template(store: str, machine: Machine) -> template_store.Template:
-    found = template_store.open_template(store, template_key(machine))
+def _open_template(store: str, shape: VmShape) -> template_store.Template:
+    found = template_store.open_template(store, template_key(shape))
     if found is None:
         raise HostError("there is no template of this shape", hint="bz template make", code="no-template")
     return found

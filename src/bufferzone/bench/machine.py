@@ -8,8 +8,9 @@ from bufferzone import config
 from bufferzone.errors import BufferzoneError
 from bufferzone.linux import mount
 from bufferzone.linux.process import CLONE_NEWNS, become_subreaper, unshare
-from bufferzone.sandbox import network, plan
+from bufferzone.vm import nic
 from bufferzone.vm.shape import describe
+from bufferzone.vm.size import size_for
 from bufferzone.vmm.qemu import driver
 
 TYPE_CHECKING = False
@@ -30,8 +31,8 @@ def facts(directory: str) -> dict[str, Any]:
     }
     try:
         settings = config.load()
-        size = plan.plan_vm({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
-        machine = describe(settings, size, directory, lambda line: None, nic=network.has_taps())
+        size = size_for({}, {}, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+        machine = describe(settings, size, directory, lambda line: None, nic=nic.has_taps())
         found.update(
             accelerator=machine.accelerator,
             image=machine.image.digest,

@@ -39,10 +39,20 @@ _KEY_LENGTH = 32
 
 
 class Template:
-    """An opened template: both files as read-only descriptors, which it owns. Valid even when removed."""
+    """An opened template: both files as read-only descriptors, which it owns. Valid even when removed.
+
+    It is a `vm.saved.SavedVm`.
+    """
+
+    noun = "template"
+    disk_fd = -1
 
     def __init__(self, key: str, memory_fd: int, state_fd: int, meta: Mapping[str, Any]) -> None:
         self.key, self.memory_fd, self.state_fd, self.meta = key, memory_fd, state_fd, meta
+        self.carries_share = bool(meta.get(SHARE))
+
+    def check_memory(self, fd: int) -> None:
+        """Nothing: sizes and times were compared when it was opened, and the files are ours alone."""
 
     def close(self) -> None:
         """Close both files."""

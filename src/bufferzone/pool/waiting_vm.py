@@ -10,35 +10,38 @@ from __future__ import annotations
 import os
 import select
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 
-from bufferzone import egress, jail, state
+from bufferzone import jail, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
 from bufferzone.linux import process
 from bufferzone.pool import warmup
-from bufferzone.sandbox import limits, plan
-from bufferzone.sandbox.boot import Starter, facts_of, make_directory, park
-from bufferzone.sandbox.network import Network
-from bufferzone.sandbox.sandbox import Sandbox
+from bufferzone.sandbox import limits
+from bufferzone.sandbox.boot import assemble, connect
+from bufferzone.sandbox.sandbox import HostSide, Start
 from bufferzone.storage import share
 from bufferzone.vm import cgroups
-from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm import nic as nics
 from bufferzone.vm.hello import begin_hello, mount_share, say_hello
+from bufferzone.vm.launch import VmLauncher, make_directory
 from bufferzone.vm.leftovers import Leftovers
 from bufferzone.vm.shape import describe, template_key
+from bufferzone.vm.size import VmSize, size_for
 from bufferzone.vm.timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from bufferzone.config import Settings
-    from bufferzone.network import tcfilter
+    from bufferzone.network.tcfilter import Tap
     from bufferzone.oci import Spec
-    from bufferzone.sandbox.boot import Started
-    from bufferzone.vm.agent_client import Pending
-    from bufferzone.vm.shape import Machine
+    from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.vm.launch import RunningVm
+    from bufferzone.vm.shape import VmShape
 
 _ANSWER_S = 30.0
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
@@ -46,12 +49,12 @@ _LOGS = ("shim.log", "console.log", "virtiofsd.log")
 
 def sized(settings: Settings, spec: dict[str, Any], pod: Mapping[str, str]) -> Settings:
     """`settings` with the VM's size for `spec`, of which the limits may be all there is, and its pod."""
-    size = plan.plan_vm(spec, pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    size = size_for(spec, pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     return settings.with_values(vcpus=size.vcpus, memory_mib=size.memory_mib)
 
 
-def _machine(settings: Settings, root: str, log: Callable[[str], None], *, nic: bool) -> Machine:
-    size = plan.VmPlan(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+def _shape(settings: Settings, root: str, log: Callable[[str], None], *, nic: bool) -> VmShape:
+    size = VmSize(vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     return describe(settings, size, root, log, nic=nic)
 
 
@@ -65,10 +68,10 @@ def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], 
     """
     if settings.rootfs != "virtiofs":
         raise HostError("only VMs that share their root file system can wait", code="pool-block")
-    tap = park(log)
-    machine = _machine(settings, root, log, nic=tap is not None)
+    tap = nics.park(log)
+    shape = _shape(settings, root, log, nic=tap is not None)
     store = template_store.default_store(settings.image_store)
-    found = template_store.open_template(store, template_key(machine))
+    found = template_store.open_template(store, template_key(shape))
     if found is None:
         raise HostError("there is no template of this shape yet", code="no-template")
     with ExitStack() as stack:
@@ -76,18 +79,32 @@ def prepare(settings: Settings, directory: str, root: str, log: Callable[[str], 
         share.own_namespace()
         uids = stack.enter_context(jail.allocate_uid(state.lease_root()))
         tree = stack.enter_context(share.Tree(make_directory(directory, "share")))
-        starter = Starter(
-            "pool", machine, directory, uids, tree, Leftovers(directory), Timeline(), tap, settings
+        launcher = VmLauncher(
+            "pool",
+            shape,
+            directory,
+            uids=uids,
+            tree=tree,
+            nic_fd=-1 if tap is None else tap.fd,
+            open_files=settings.open_files,
+            timeline=Timeline(),
+            record=Leftovers(directory).add_process,
         )
         try:
-            started = starter.restore(stack, found)
+            vm = launcher.restore(stack, found)
         finally:
             found.close()
-        client = AgentClient(started.vmm.agent)
-        stack.callback(client.close)
-        vm = WaitingVm(machine, starter, started, client, tree, tap, (stack, later), (directory, root), log)
-        vm.warm_up_and_stop()
-        yield vm
+        _warm_up_and_stop(vm, tree, directory)
+        yield WaitingVm(vm, tree, tap, (stack, later), (directory, root), log)
+
+
+def _warm_up_and_stop(vm: RunningVm, tree: share.Tree, directory: str) -> None:
+    """Wake the guest, run a first container in it, stop it."""
+    say_hello(vm.agent, "pool", _ANSWER_S)
+    mount_share(vm.agent, _ANSWER_S, plugged=True)
+    warmup.run_first_container(vm.agent, tree, directory)
+    warmup.warm_host()
+    vm.vmm.stop()
 
 
 class WaitingVm:
@@ -95,40 +112,25 @@ class WaitingVm:
 
     def __init__(
         self,
-        machine: Machine,
-        starter: Starter,
-        started: Started,
-        client: AgentClient,
+        vm: RunningVm,
         tree: share.Tree,
-        tap: tcfilter.Tap | None,
+        tap: Tap | None,
         stacks: tuple[ExitStack, ExitStack],
         places: tuple[str, str],
         log: Callable[[str], None],
     ) -> None:
-        self._machine, self._starter, self._started = machine, starter, started
-        self._agent, self._tree, self._tap, self._log = client, tree, tap, log
+        self._vm, self._tree, self._tap, self._log = replace(vm, share_mounted=True), tree, tap, log
         self._before, self._after = stacks  # given back before and after the VM is
         self._directory, self._root = places
-        self._greeting: Pending | None = None
-
-    def warm_up_and_stop(self) -> None:
-        """Wake the guest, run a first container in it, stop it."""
-        say_hello(self._agent, "pool", _ANSWER_S)
-        mount_share(self._agent, _ANSWER_S, plugged=True)
-        warmup.run_first_container(self._agent, self._tree, self._directory)
-        warmup.warm_host()
-        self._started.vmm.stop()
 
     @property
-    def helpers(self) -> tuple[int, int]:
+    def helpers(self) -> tuple[int, ...]:
         """Pids of the VMM and virtiofsd."""
-        assert self._started.daemon is not None  # a VM that waits has a share
-        return self._started.vmm.pid, self._started.daemon.pid
+        return self._vm.pids
 
-    def filenos(self) -> Sequence[int]:
+    def filenos(self) -> tuple[int, ...]:
         """Descriptors that become readable when a helper has ended."""
-        assert self._started.daemon is not None
-        return self._started.vmm.fileno(), self._started.daemon.fileno()
+        return self._vm.filenos
 
     def enter(self, mount_namespace: int) -> None:
         """Go where the caller is: a namespace like its own, with the shared tree, not mounted yet."""
@@ -143,9 +145,9 @@ class WaitingVm:
         """Let the guest run and greet it; raises `VmmError` when it or a helper is gone. From now on we have
         threads.
         """
-        self._started.vmm.resume()
-        self._agent.start()
-        self._greeting = begin_hello(self._agent, name, _ANSWER_S)
+        self._vm.vmm.resume()
+        self._vm.agent.start()
+        self._vm = replace(self._vm, greeting=begin_hello(self._vm.agent, name, _ANSWER_S))
         poll = select.poll()
         for fd in self.filenos():
             poll.register(fd, select.POLLIN)
@@ -155,8 +157,8 @@ class WaitingVm:
     def fits(self, settings: Settings, spec: Spec) -> bool:
         """Whether it is the VM that would be made for `spec` now: no newer image, kernel or size."""
         wanted = sized(settings, spec.raw, spec.pod)
-        nic = self._machine.nic
-        return wanted.templates and _machine(wanted, self._root, self._log, nic=nic) == self._machine
+        nic = self._vm.shape.nic
+        return wanted.templates and _shape(wanted, self._root, self._log, nic=nic) == self._vm.shape
 
     def give(self, container_id: str, spec: Spec, settings: Settings, directory: str, caller: int) -> Sandbox:
         """Make it the sandbox of a container: its state directory, its cgroup (or the caller's), its name.
@@ -175,33 +177,21 @@ class WaitingVm:
         for name in _LOGS:
             os.rename(os.path.join(self._directory, name), os.path.join(directory, name))
         state.remove(self._directory)
-        rules = egress.policy(settings.egress)
-        network = Network(self._tap, self._started.vmm, self._agent, left.add_network, rules)
-        self._before.callback(network.close)
         timeline.enter("wake the guest")
-        sandbox = Sandbox(
-            container_id,
-            vmm=self._started.vmm,
-            daemon=self._started.daemon,
-            daemon_log=self._starter.daemon_log,
-            share=self._tree,
+        resources = HostSide(
+            network=connect(self._before, self._vm, left, settings, self._tap),
             disk=None,
-            agent_client=self._agent,
-            network=network,
-            timeline=timeline,
             cgroup=cgroup,
             left=left,
-            boot_timeout_s=settings.boot_timeout_s,
-            facts=facts_of(settings, self._machine, "pool"),
+            timeline=timeline,
             log=self._log,
-            restored=True,
-            mounted=True,
-            then=lambda well: None,
-            greeting=self._greeting,
-            settle=lambda: self._join(cgroup, here, left),
         )
-        self._before.callback(sandbox.close)
-        return sandbox
+        start = Start(
+            kind="pool",
+            boot_timeout_s=settings.boot_timeout_s,
+            finish=partial(self._join, cgroup, here, left),
+        )
+        return assemble(self._before, container_id, self._vm, resources, start, settings)
 
     def _join(self, cgroup: str, callers: str, left: Leftovers) -> None:
         """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""

@@ -20,7 +20,9 @@ from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Pod
 from bufferzone.snapshot import compatible
+from bufferzone.snapshot.checkpoint import Capture
 from bufferzone.vm import cgroups
+from bufferzone.vm.size import size_for
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -83,7 +85,7 @@ class Containers:
             namespace = self._own_network(undo, spec.raw, pid, joined=joined)
             self._sandbox.wait_ready()
             copies = Copies()
-            if not self._sandbox.adopts:
+            if not self._sandbox.start.adopts:
                 self._give_files(undo, copies, container_id, decided, rootfs, see)
             container = Container(
                 container_id,
@@ -95,7 +97,7 @@ class Containers:
                 hooks=decided.hooks,
                 copies=copies,
                 joined=joined,
-                adopted=bool(self._sandbox.adopts),
+                adopted=bool(self._sandbox.start.adopts),
                 namespace=namespace,
                 cgroup=self._join_cgroup(
                     undo, container_id, spec.raw, pid if stands_in else 0, joined=joined
@@ -175,7 +177,9 @@ class Containers:
         """The guest's half: made anew, or taken over from the VM of a checkpoint, frozen still."""
         if container.adopted:
             hostname = str(container.spec.get("hostname") or "")
-            adopted = agent.AdoptRequest(id=self._sandbox.adopts, new_id=container.id, hostname=hostname)
+            adopted = agent.AdoptRequest(
+                id=self._sandbox.start.adopts, new_id=container.id, hostname=hostname
+            )
             self.agent.call("Adopt", adopted, agent.PidResponse)
             return []
         request = agent.CreateRequest(
@@ -207,9 +211,9 @@ class Containers:
 
         `ended` is called once the checkpoint is complete; it has to end the VM.
         """
-        capture = self._sandbox.capture
-        if capture is None:
+        if self._sandbox.start.kind == "pool":
             raise StateError("its VM came from the pool", code="not-saveable")
+        capture = Capture(self._sandbox.vm, self._sandbox.network, self._sandbox.disk)
         capture.check()
         facts = {
             "container": container.id,
@@ -323,7 +327,7 @@ class Containers:
         sandbox = self._sandbox
         resources = {} if container.joined else limits.resources_of(spec, container.pod)
         plain = overrides.apply_vm(config.load(), spec.get("vm") or {})
-        size = plan.plan_vm(spec, container.pod, vcpus=plain.vcpus, memory_mib=plain.memory_mib)
+        size = size_for(spec, container.pod, vcpus=plain.vcpus, memory_mib=plain.memory_mib)
         memory_mib = min(sandbox.memory_mib, size.memory_mib)
         return limits.apply(sandbox.cgroup, resources, memory_mib, sandbox.log)
 

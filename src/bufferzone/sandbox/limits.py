@@ -16,6 +16,7 @@ import os
 from bufferzone.errors import CallerError, HostError
 from bufferzone.oci import cri
 from bufferzone.vm import cgroups
+from bufferzone.vm.size import cpus_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,13 +109,6 @@ def check_update(old: dict[str, Any], new: dict[str, Any], *, vcpus: int, memory
 def _guest_own_mib(memory_mib: int) -> int:
     """What kernel and agent take: 64 MiB of 512, and a 64th for the kernel's page table of all memory."""
     return 64 + memory_mib // 64
-
-
-def cpus_of(resources: dict[str, Any]) -> float:
-    """The CPUs that quota and period allow; 0 without a limit."""
-    cpu = resources.get("cpu") or {}
-    quota, period = int(cpu.get("quota") or 0), int(cpu.get("period") or 0) or 100000
-    return quota / period if quota > 0 else 0.0
 
 
 def cgroup_v1(resources: dict[str, Any], memory_mib: int) -> Settings:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -24,43 +23,16 @@ from bufferzone.wire.proto import Empty
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import ExitStack
     from typing import Any
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
     from bufferzone.vm.agent_client import AgentClient
-    from bufferzone.vm.shape import Machine
     from bufferzone.vmm.interface import Vmm
 
 #: how long a guest may take to find a NIC that was plugged
 _PLUG_S = 10.0
 _AGAIN_S = 0.005
-
-
-def has_taps() -> bool:
-    """Whether we may make tap devices at all: whether a VM of ours has a NIC."""
-    return os.access(tcfilter.DEVICE, os.R_OK | os.W_OK)
-
-
-def park() -> tcfilter.Tap:
-    """The tap of a VM that is being started. Raises `HostError`."""
-    return tcfilter.park()
-
-
-def idle(stack: ExitStack, machine: Machine) -> int:
-    """A NIC's back end with nobody behind it, for a VM that becomes a template: a descriptor, -1: no NIC."""
-    if machine.user_network:
-        ours, theirs = socket.socketpair()
-        stack.callback(ours.close)
-        stack.callback(theirs.close)
-        return theirs.fileno()
-    if not machine.nic:
-        return -1
-    tap = tcfilter.park()
-    stack.callback(os.close, tap.fd)
-    os.close(tap.namespace_fd)
-    return tap.fd
 
 
 def namespace_of(spec: dict[str, Any], pid: int) -> int:
@@ -86,7 +58,7 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
     return -1
 
 
-class Network:
+class TapNetwork:
     """The taps of a sandbox and what they are joined with. `record(identity, path, taps)` notes what a killed
     shim would leave.
 

@@ -77,16 +77,16 @@ class Pod:
     def check(self, spec: oci.Spec) -> None:
         """Raise `CallerError` when this VM is not what `spec` asks for."""
         facts = self._sandbox.facts()
-        if facts["bufferzone.start"] == "restored":
+        if facts.start == "restored":
             raise self._refusal("it was restored from a checkpoint")
         if self._sandbox.disk is not None:
             hint = "create both without bufferzone.rootfs=block"
             raise self._refusal("its root file system is on a disk, so nothing can be shared with it", hint)
         here = config.load()
         wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
-        if " ".join(wanted.egress) != facts.get("bufferzone.egress", ""):
+        if tuple(wanted.egress) != facts.egress:
             raise self._refusal(
-                f"its egress policy differs: {facts.get('bufferzone.egress') or 'none'}",
+                f"its egress policy differs: {' '.join(facts.egress) or 'none'}",
                 "give both containers the same annotation bufferzone.egress",
             )
         sizes = (
@@ -97,7 +97,7 @@ class Pod:
             if requested != default and requested > there:
                 raise self._refusal(f"its VM has {there} {name}, this container asks for {requested}")
         other = [key for key in _OF_THE_VM if getattr(wanted, key) != getattr(here, key)]
-        runs_on = facts["bufferzone.accelerator"]
+        runs_on = facts.accelerator
         if wanted.accelerator not in (here.accelerator, runs_on) or (wanted.kvm, runs_on) == (
             "require",
             "tcg",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
     from bufferzone.oci import Spec
-    from bufferzone.snapshot.checkpoint_dir import Saved
+    from bufferzone.snapshot.checkpoint_dir import Checkpoint
     from bufferzone.wire.task import Mount
 
 
@@ -65,7 +65,7 @@ class RootDisk:
             self._fd = -1
 
 
-def settle(settings: Settings, spec: Spec) -> Settings:
+def choose(settings: Settings, spec: Spec) -> Settings:
     """The settings with `rootfs` decided: an image file means block, a pod's sandbox keeps sharing, since its
     further containers would need a disk each, and the machine has one.
     """
@@ -81,18 +81,11 @@ def settle(settings: Settings, spec: Spec) -> Settings:
     return settings
 
 
-def open_root(
-    stack: ExitStack, settings: Settings, spec: Spec, restored: Saved | None, *, uid: int
-) -> RootDisk | None:
-    """The disk that `settings` ask for, or a checkpoint's, given back by `stack`; None: the root file system
-    is shared.
+def open_root(stack: ExitStack, settings: Settings, spec: Spec, *, uid: int) -> RootDisk | None:
+    """The disk that `settings` ask for, given back by `stack`; None: the root file system is shared.
 
     The process must have one thread only. Raises `HostError`.
     """
-    if restored is not None:
-        disk = RootDisk(stack)
-        disk.use(os.dup(restored.disk_fd), "the checkpoint's disk")
-        return disk
     if settings.rootfs != "block":
         return None
     if settings.rootfs_image:
@@ -103,6 +96,13 @@ def open_root(
     packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=most)
     stack.callback(packing.close)
     return RootDisk(stack, packing=packing)
+
+
+def open_saved(stack: ExitStack, checkpoint: Checkpoint) -> RootDisk:
+    """The disk of a checkpoint, given back by `stack`. Raises `HostError`."""
+    disk = RootDisk(stack)
+    disk.use(os.dup(checkpoint.disk_fd), "the checkpoint's disk")
+    return disk
 
 
 def directory_of(settings: Settings) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from dataclasses import dataclass, replace
 
 from bufferzone.errors import BufferzoneError, VmmError
 from bufferzone.sandbox import locks
@@ -21,72 +22,65 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from bufferzone.sandbox.network import Network
+    from bufferzone.sandbox.facts import Facts
+    from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.rootdisk import RootDisk
-    from bufferzone.snapshot.checkpoint import Capture
-    from bufferzone.spawn import Child
-    from bufferzone.storage.share import Tree
-    from bufferzone.vm.agent_client import AgentClient, Pending
+    from bufferzone.vm.launch import RunningVm
     from bufferzone.vm.leftovers import Leftovers
     from bufferzone.vm.timeline import Timeline
-    from bufferzone.vmm.console import Reader
-    from bufferzone.vmm.interface import Vmm
 
 #: how long the VMM may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
 
 
-class Sandbox:
-    """One VM with its helpers. Does not own them: `boot` gives them back."""
+def _nothing() -> None:
+    """For a start after which nothing is left to do."""
 
-    def __init__(
-        self,
-        sandbox_id: str,
-        *,
-        vmm: Vmm,
-        daemon: Child | None,
-        daemon_log: Reader | None,
-        share: Tree | None,
-        disk: RootDisk | None,
-        agent_client: AgentClient,
-        network: Network,
-        timeline: Timeline,
-        cgroup: str,
-        left: Leftovers,
-        boot_timeout_s: float,
-        facts: dict[str, str],
-        log: Callable[[str], None],
-        restored: bool,
-        then: Callable[[bool], None],
-        mounted: bool = False,
-        capture: Capture | None = None,
-        adopts: str = "",
-        greeting: Pending | None = None,
-        settle: Callable[[], None] | None = None,
-    ) -> None:
-        """`adopts`: the guest's container that waits to be taken over, in a VM of a checkpoint.
-        `daemon` and `share`: None where nothing is shared. `disk`: where the root file system is not.
-        `restored`: the VMM was greeted and the guest is awake already, `mounted`: with its share; `then` is
-        told whether the sandbox became ready. `greeting`: the Hello that was sent already. `settle`: what has
-        to be done before the first container and not before the sandbox is served, see there.
-        """
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSide:
+    """What a sandbox has of the host beside its VM. Owned by whoever made it.
+
+    `disk`: what the root file system is on, None: it is shared. `cgroup`: relative, empty: none.
+    """
+
+    network: Network
+    disk: RootDisk | None
+    cgroup: str
+    left: Leftovers
+    timeline: Timeline
+    log: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a sandbox starts. `kind` is cold, warm, pool or restored; `adopts` the guest's container that waits
+    to be taken over, in a VM of a checkpoint.
+
+    `came_up` is told whether the sandbox became ready. `finish` is what has to be done before the first
+    container and not before the sandbox is served; raises `BufferzoneError`.
+    """
+
+    kind: str
+    boot_timeout_s: float
+    adopts: str = ""
+    came_up: Callable[[bool], None] = lambda well: None
+    finish: Callable[[], None] = _nothing
+
+
+class Sandbox:
+    """One VM with its helpers and what the host holds for it. Does not own them: `boot` gives them back."""
+
+    def __init__(self, sandbox_id: str, vm: RunningVm, host: HostSide, start: Start, facts: Facts) -> None:
         self.id = sandbox_id
-        self.agent = agent_client
-        self.network = network
-        self.capture = capture
-        self.adopts = adopts
-        self.share = share
-        self.disk = disk
-        self.cgroup = cgroup
-        self.left = left
-        self.log = log
+        self.vm = vm
+        self.start = start
+        self.agent, self.share = vm.agent, vm.tree
+        self.network, self.disk, self.cgroup = host.network, host.disk, host.cgroup
+        self.left, self.log = host.left, host.log
         self.failure: VmmError | None = None
-        self._vmm, self._daemon, self._timeline = vmm, daemon, timeline
-        self._daemon_log = daemon_log
-        self._boot_timeout_s = boot_timeout_s
-        self._facts, self._restored, self._mounted, self._then = facts, restored, mounted, then
-        self._greeting, self._settle = greeting, settle
-        self._ready, self._settled = threading.Event(), threading.Event()
+        self._vmm, self._timeline, self._facts = vm.vmm, host.timeline, facts
+        self._ready, self._finished = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._stopping = self._locks_served = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -96,9 +90,7 @@ class Sandbox:
 
     def start_threads(self) -> None:
         """Start reading and greeting. Nothing may be forked with `jail` from now on."""
-        self._vmm.watch()
-        if self._daemon_log is not None:
-            self._daemon_log.start()
+        self.vm.watch()
         self.agent.when_broken(self._agent_broke)
         self.agent.start()
         threading.Thread(target=self._come_up, name="boot", daemon=True).start()
@@ -106,36 +98,30 @@ class Sandbox:
     def wait_ready(self) -> None:
         """Wait until the agent answers and the share is mounted; raises the explained failure."""
         self._ready.wait()
-        self._settled.wait()
+        self._finished.wait()
         if self.failure is not None:
             raise self.failure
 
-    def settle(self) -> None:
+    def finish_start(self) -> None:
         """Do what a container needs and its caller does not wait for; a failure is the sandbox's."""
         try:
-            if self._settle is not None:
-                self._settle()
+            self.start.finish()
         except BufferzoneError as error:
             self._fail(VmmError(error.message, hint=error.hint, code=error.code))
         finally:
-            self._settled.set()
+            self._finished.set()
 
     def _come_up(self) -> None:
+        timeout_s = self.start.boot_timeout_s
         try:
-            if not self._restored:
-                self._vmm.greet()
-            begun = self._greeting or begin_hello(self.agent, self.id, self._boot_timeout_s)
-            answer = be_greeted(self.agent, begun, self._boot_timeout_s)
-            if not self._restored:  # else they are the template's
-                self._timeline.add_guest(answer.phases)
-            if self.share is not None and not self._mounted:
+            answer = self._greet(timeout_s)
+            if self.share is not None and not self.vm.share_mounted:
                 self._timeline.enter("mount the share")
-                mount_share(self.agent, self._boot_timeout_s, plugged=self._restored)
+                mount_share(self.agent, timeout_s, plugged=self.vm.awake)
             self._timeline.finish()
-            self._facts["bufferzone.guest-kernel"] = answer.kernel[:128]
-            self._facts["bufferzone.vmm"] = self._vmm.version
+            self._facts = replace(self._facts, guest_kernel=answer.kernel[:128], vmm=self._vmm.version)
         except VmmError as error:
-            waited = self._boot_timeout_s if error.code == "agent-timeout" else None
+            waited = timeout_s if error.code == "agent-timeout" else None
             self._fail(
                 error
                 if self._vmm_ended() or self.failure
@@ -145,9 +131,19 @@ class Sandbox:
             self._fail(VmmError(f"{self._timeline.phase}: {error.message}", hint=error.hint, code=error.code))
         finally:
             try:
-                self._then(self.failure is None)
+                self.start.came_up(self.failure is None)
             finally:
                 self._ready.set()
+
+    def _greet(self, timeout_s: float) -> agent.HelloResponse:
+        """The VMM answers, and then the guest."""
+        if not self.vm.awake:
+            self._vmm.greet()
+        begun = self.vm.greeting or begin_hello(self.agent, self.id, timeout_s)
+        answer = be_greeted(self.agent, begun, timeout_s)
+        if not self.vm.awake:  # else they are the template's
+            self._timeline.add_guest(answer.phases)
+        return answer
 
     def mount_root(self, disk: RootDisk) -> None:
         """Give the guest the image it already has a device for, and have it mounted; raises what went
@@ -155,7 +151,7 @@ class Sandbox:
         """
         kind, fd = disk.image()
         self._vmm.insert_disk(agent.ROOT_DISK, fd)
-        self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self._boot_timeout_s)
+        self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self.start.boot_timeout_s)
 
     # ---- while it is up
 
@@ -171,41 +167,42 @@ class Sandbox:
     @property
     def vcpus(self) -> int:
         """CPUs of the VM."""
-        return int(self._facts["bufferzone.vcpus"])
+        return self._facts.vcpus
 
     @property
     def memory_mib(self) -> int:
         """Memory of the VM."""
-        return int(self._facts["bufferzone.memory"])
+        return self._facts.memory_mib
 
-    def facts(self) -> dict[str, str]:
-        """What `state` tells of the sandbox, as annotations."""
-        facts = dict(self._facts)
-        if self.failure is not None:
-            facts["bufferzone.failure"] = self.failure.message
-        for name, packets in self.network.refused().items():
-            facts[f"bufferzone.egress-{name}"] = str(packets)
-        return facts
+    def facts(self) -> Facts:
+        """What is known of the sandbox by now."""
+        failure = "" if self.failure is None else self.failure.message
+        return replace(self._facts, failure=failure, refused=tuple(self.network.refused().items()))
+
+    def annotations(self) -> dict[str, str]:
+        """What `state` tells of the sandbox."""
+        return self.facts().to_annotations()
 
     def info(self) -> dict[str, Any]:
         """Everything known, for people; the keys are those of `wire.shim.InfoResponse`."""
-        facts = {name.removeprefix("bufferzone."): value for name, value in self.facts().items()}
+        facts = self.facts()
+        refused = dict(facts.refused)
         return {
             "id": self.id,
-            "accelerator": facts["accelerator"],
-            "kvm": facts["kvm"],
-            "kernel": facts.get("guest-kernel", ""),
-            "image": facts["image"],
-            "vcpus": int(facts["vcpus"]),
-            "memory_mib": int(facts["memory"]),
-            "start": facts["start"],
-            "vmm": facts.get("vmm", ""),
-            "failure": facts.get("failure", ""),
-            "egress": facts.get("egress", ""),
-            "egress_denied": int(facts.get("egress-denied", "0")),
-            "egress_forged": int(facts.get("egress-forged", "0")),
+            "accelerator": facts.accelerator,
+            "kvm": facts.kvm,
+            "kernel": facts.guest_kernel,
+            "image": facts.image,
+            "vcpus": facts.vcpus,
+            "memory_mib": facts.memory_mib,
+            "start": facts.start,
+            "vmm": facts.vmm,
+            "failure": facts.failure,
+            "egress": " ".join(facts.egress),
+            "egress_denied": refused.get("denied", 0),
+            "egress_forged": refused.get("forged", 0),
             "vmm_pid": self._vmm.pid,
-            "virtiofsd_pid": self._daemon.pid if self._daemon is not None else 0,
+            "virtiofsd_pid": self.vm.virtiofsd.pid if self.vm.virtiofsd is not None else 0,
             "shim_pid": os.getpid(),
             "timeline": [list(mark) for mark in self._timeline.marks()],
         }
@@ -215,7 +212,7 @@ class Sandbox:
         if alone:
             with self._lock:
                 self._stopping = True
-            self._kill()
+            self.vm.kill()
 
     def give_up(self, reason: str) -> None:
         """The guest does not do what it must: end the VM for `reason`."""
@@ -233,9 +230,7 @@ class Sandbox:
         start.
         """
         poll = select.poll()
-        watched = {self._vmm.fileno(): "vmm", self._wake_read: ""}
-        if self._daemon is not None:
-            watched[self._daemon.fileno()] = "virtiofsd"
+        watched = {self._wake_read: "", **dict(zip(self.vm.filenos, ("vmm", "virtiofsd"), strict=False))}
         for fd in watched:
             poll.register(fd, select.POLLIN)
         timeout_ms: float | None = unused_s * 1000
@@ -265,7 +260,7 @@ class Sandbox:
         if name == "vmm":
             self._fail(self._vmm.failure(self._timeline.phase))
         else:
-            status = self._daemon.wait_exit(0) if self._daemon is not None else None
+            status = self.vm.virtiofsd.wait_exit(0) if self.vm.virtiofsd is not None else None
             how = (
                 f"was killed (signal {-status})"
                 if status is not None and status < 0
@@ -293,12 +288,7 @@ class Sandbox:
                 self.log(error.line())
         self._ready.set()
         self.agent.lose(self.failure or error)
-        self._kill()
-
-    def _kill(self) -> None:
-        self._vmm.kill()
-        if self._daemon is not None:
-            self._daemon.kill()
+        self.vm.kill()
 
     def _wake(self) -> None:
         try:

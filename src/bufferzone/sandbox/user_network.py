@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import socket
 
-from bufferzone import egress
 from bufferzone.errors import HostError
 from bufferzone.network import frame_filter, passt
 from bufferzone.oci import host, ports
-from bufferzone.sandbox.network import Network
 from bufferzone.vmm import console
 from bufferzone.wire import network as messages
 from bufferzone.wire.proto import Empty
@@ -20,15 +18,13 @@ from bufferzone.wire.proto import Empty
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
+    from contextlib import AbstractContextManager, ExitStack
     from typing import Any
 
     from bufferzone.config import Settings
-    from bufferzone.network.tcfilter import Tap
-    from bufferzone.snapshot.checkpoint_dir import Saved
+    from bufferzone.sandbox.network import TapNetwork
     from bufferzone.spawn import Child
     from bufferzone.vm.agent_client import AgentClient
-    from bufferzone.vmm.interface import Vmm
 
 _NAME = "eth0"
 _BOOT, _UNICAST, _LINK_SCOPE = 3, 1, 253  # RTPROT_BOOT, RTN_UNICAST, RT_SCOPE_LINK
@@ -36,22 +32,18 @@ _BOOT, _UNICAST, _LINK_SCOPE = 3, 1, 253  # RTPROT_BOOT, RTN_UNICAST, RT_SCOPE_L
 _NOISE = ("Failed to send", "Warning")
 
 
-def wanted(spec: dict[str, Any], settings: Settings, restored: Saved | None) -> bool:
-    """Whether this sandbox gets one. Raises `HostError` for a checkpoint of one that had passt."""
-    if restored is not None:
-        if restored.machine.user_network:
-            raise HostError("a checkpoint of a VM behind passt cannot be restored", code="passt")
-        return False
+def is_wanted(spec: dict[str, Any], settings: Settings) -> bool:
+    """Whether a new sandbox gets one."""
     return settings.host_network == "passt" and host.asks_for_host_network(spec)
 
 
 class Link:
-    """passt, and `fd`, the VMM's end of the connection to it, behind a frame filter. `note` gets passt's pid;
+    """passt, and `fd`, the VMM's end of the connection to it, behind a frame filter. `record` gets its pid;
     `stack` gives all back.
     """
 
     def __init__(
-        self, stack: ExitStack, settings: Settings, directory: str, uid: int, note: Callable[[int], None]
+        self, stack: ExitStack, settings: Settings, directory: str, uid: int, record: Callable[[int], None]
     ) -> None:
         read_end, log_fd = os.pipe2(os.O_CLOEXEC)
         self.log = console.Reader("passt", read_end, console.BoundedLog(-1))
@@ -68,37 +60,18 @@ class Link:
         stack.callback(self._socket.close)
         self.frame_filter = frame_filter.FrameFilter(to_guest, to_passt, passt.ADDRESS)
         stack.callback(self.frame_filter.close)
-        note(self.child.pid)
+        record(self.child.pid)
 
     def handed_over(self) -> None:
         """The VMM has its copy: its end is to be seen here."""
         self._socket.close()
 
 
-def of(
-    stack: ExitStack,
-    link: Link | Tap | None,
-    vmm: Vmm,
-    agent_client: AgentClient,
-    record: Callable[[list[int], str, list[str]], None],
-    allowed: list[str],
-) -> Network:
-    """The network behind this back end of the VM's NIC; `stack` closes it. `allowed` is the
-    egress policy, which passt does not know."""
-    if isinstance(link, Link):
-        network: Network = UserNetwork(link, vmm, agent_client)
-    else:
-        network = Network(link, vmm, agent_client, record, egress.policy(allowed))
-    stack.callback(network.close)
-    return network
+class UserNetwork:
+    """A network behind passt, see `networks.Network`. `namespaces` refuses what containers have in theirs."""
 
-
-class UserNetwork(Network):
-    """In place of taps that are joined with a namespace."""
-
-    def __init__(self, link: Link, vmm: Vmm, agent_client: AgentClient) -> None:
-        super().__init__(None, vmm, agent_client, lambda *_: None, None)
-        self._link, self._client = link, agent_client
+    def __init__(self, link: Link, agent_client: AgentClient, namespaces: TapNetwork) -> None:
+        self._link, self._client, self._namespaces = link, agent_client, namespaces
         self._begun = self._reading = False
         link.handed_over()
 
@@ -123,6 +96,30 @@ class UserNetwork(Network):
         check(self._link.child, self._link.log)
         self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
         self._begun = True
+
+    def prepare(self, fd: int, path: str) -> None:
+        """Look into a namespace that a container has all the same."""
+        self._namespaces.prepare(fd, path)
+
+    def attach(self, fd: int, path: str) -> None:
+        """Refuse what is in that namespace: raises `HostError` for an interface."""
+        self._namespaces.attach(fd, path)
+
+    def leave(self, fd: int) -> None:
+        """The container of that namespace is gone."""
+        self._namespaces.leave(fd)
+
+    def withdrawn(self) -> AbstractContextManager[None]:
+        """Not asked for: such a VM cannot be saved."""
+        return self._namespaces.withdrawn()
+
+    def refused(self) -> dict[str, int]:
+        """Nothing: passt knows no policy."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing of passt's, which goes with its exit stack."""
+        self._namespaces.close()
 
 
 def check(child: Child, log: console.Reader) -> None:

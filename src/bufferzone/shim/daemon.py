@@ -26,7 +26,7 @@ from bufferzone.shim.events import Publisher
 from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
 from bufferzone.shim.task import TaskService
-from bufferzone.snapshot.checkpoint_dir import open_saved
+from bufferzone.snapshot.checkpoint_dir import open_checkpoint
 from bufferzone.wire import agent, shim, task
 
 TYPE_CHECKING = False
@@ -128,10 +128,10 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         os.write(ready, b"ready\n")
         os.close(ready)
 
-    restored = open_saved(arguments.restore_from) if arguments.restore_from else None
-    with boot(arguments.id, spec, directory, log, restored) as sandbox:
-        if restored is not None:
-            restored.close()
+    checkpoint = open_checkpoint(arguments.restore_from) if arguments.restore_from else None
+    with boot(arguments.id, spec, directory, log, checkpoint) as sandbox:
+        if checkpoint is not None:
+            checkpoint.close()
         run_sandbox(arguments, sandbox, listener, announce, cli=cli)
 
 
@@ -156,7 +156,7 @@ def run_sandbox(
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
-    records = Records(arguments.state_root, sandbox.facts)
+    records = Records(arguments.state_root, sandbox.annotations)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
     containers = Containers(sandbox, records.text, home)
     tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
@@ -165,7 +165,7 @@ def run_sandbox(
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
     on_serving()
-    sandbox.settle()
+    sandbox.finish_start()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
     containers.close()
     server.stop_accepting()

@@ -22,49 +22,51 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from typing import Any
+    from typing import Any, Protocol
 
-    from bufferzone.sandbox.network import Network
-    from bufferzone.sandbox.rootdisk import RootDisk
-    from bufferzone.storage.share import Tree
-    from bufferzone.vm.agent_client import AgentClient
-    from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.interface import Vmm
+    from bufferzone.vm.launch import RunningVm
+
+    class Withdrawable(Protocol):
+        """A network of which the guest can be rid for a moment."""
+
+        @property
+        def not_saveable(self) -> str:
+            """Why a VM with this network cannot be saved; empty when it can."""
+
+        def withdrawn(self) -> AbstractContextManager[None]:
+            """While entered, no NIC of the guest has a driver."""
+
+    class Disk(Protocol):
+        """What the guest's root file system is on."""
+
+        def image(self) -> tuple[str, int]:
+            """Its kind, and a descriptor that stays its own."""
+
 
 _CLOCK_S = 10.0
 
 
 class Capture:
-    """What of a sandbox is needed to save it. Owns nothing."""
+    """Saves `vm`, with its network and the disk that its root file system is on, if any. Owns nothing."""
 
-    def __init__(
-        self,
-        vmm: Vmm,
-        agent_client: AgentClient,
-        network: Network,
-        machine: Machine,
-        memory_fd: int,
-        disk: RootDisk | None,
-        tree: Tree | None,
-    ) -> None:
-        self._vmm, self._agent, self._network = vmm, agent_client, network
-        self._machine, self._memory_fd, self._disk, self._tree = machine, memory_fd, disk, tree
+    def __init__(self, vm: RunningVm, network: Withdrawable, disk: Disk | None) -> None:
+        self._vm, self._network, self._disk = vm, network, disk
         self.stopped_s = 0.0  # how long the VM stood still, the last time
 
     def check(self) -> None:
         """Raise `StateError` when this VM cannot be saved."""
-        features = self._vmm.features
+        features = self._vm.vmm.features
         if not features.snapshot:
             raise StateError(f"{features.label} cannot save a VM", code="not-saveable")
         if self._disk is None:
             raise StateError(
-                f"its root file system is shared with virtiofs, which {features.label} cannot save",
+                "its root file system is shared with virtiofs, which cannot be saved",
                 hint="create it with --annotation bufferzone.rootfs=block and without volumes",
                 code="not-saveable",
             )
-        if self._tree is not None:
+        if self._vm.tree is not None:
             raise StateError(
-                f"its volumes are shared with virtiofs, which {features.label} cannot save",
+                "its volumes are shared with virtiofs, which cannot be saved",
                 hint="create it without volumes",
                 code="not-saveable",
             )
@@ -96,29 +98,29 @@ class Capture:
                     disk_fd, _sized(draft.fds[checkpoint_dir.DISK], _size(disk_fd))
                 )
             }
-            memory_fd = _sized(draft.fds[checkpoint_dir.MEMORY], self._machine.memory_mib << 20)
+            memory_fd = _sized(draft.fds[checkpoint_dir.MEMORY], self._vm.shape.memory_mib << 20)
             copied = -1
-            with still, self._on_time(), self._network.withdrawn(), self._agent.held():
+            with still, self._on_time(), self._network.withdrawn(), self._vm.agent.held():
                 began = time.monotonic()
                 complete = False
                 try:
-                    self._vmm.save(draft.fds[checkpoint_dir.STATE])
+                    self._vm.vmm.save(draft.fds[checkpoint_dir.STATE])
                     if ended is None and saver.outside:
                         copied = self._copy_memory(stack, saver)
                     else:  # no room for a second copy, or no haste
-                        digests[checkpoint_dir.MEMORY] = saver.pack(self._memory_fd, memory_fd)
+                        digests[checkpoint_dir.MEMORY] = saver.pack(self._vm.memory_fd, memory_fd)
                     if ended is not None:
-                        draft.publish(self._machine, facts, digests)
+                        draft.publish(self._vm.shape, facts, digests)
                         complete = True
                         ended()
                 finally:
                     if not complete:
-                        self._vmm.resume()
+                        self._vm.vmm.resume()
                         self.stopped_s = time.monotonic() - began
             if copied >= 0:
                 digests[checkpoint_dir.MEMORY] = saver.pack(copied, memory_fd)
             if ended is None:
-                draft.publish(self._machine, facts, digests)
+                draft.publish(self._vm.shape, facts, digests)
 
     @contextmanager
     def _on_time(self) -> Iterator[None]:
@@ -127,13 +129,13 @@ class Capture:
             yield
         finally:
             with suppress(VmmError):  # it has ended with the checkpoint
-                set_clock(self._agent, _CLOCK_S)
+                set_clock(self._vm.agent, _CLOCK_S)
 
     def _copy_memory(self, stack: ExitStack, saver: Saver) -> int:
         """The memory as it is now, in memory: the shortest way to let the guest go on."""
         fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
         stack.callback(os.close, fd)
-        saver.copy(self._memory_fd, _sized(fd, self._machine.memory_mib << 20))
+        saver.copy(self._vm.memory_fd, _sized(fd, self._vm.shape.memory_mib << 20))
         return fd
 
 

@@ -30,9 +30,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bufferzone.vm.shape import Machine
+    from bufferzone.vm.shape import VmShape
 
-__all__ = ["DISK", "KINDS", "MEMORY", "OURS", "STATE", "Saved", "is_file_name", "open_saved"]
+__all__ = ["DISK", "KINDS", "MEMORY", "OURS", "STATE", "Checkpoint", "is_file_name", "open_checkpoint"]
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -40,12 +40,15 @@ INVENTORY = "inventory.img"
 _MOST_MANIFEST = 1 << 20
 
 
-class Saved:
-    """An opened checkpoint; `memory_fd`, `state_fd` and `disk_fd` are read-only and its own."""
+class Checkpoint:
+    """An opened checkpoint, a `vm.saved.SavedVm`; its descriptors are read-only and its own."""
+
+    noun = "checkpoint"
+    carries_share = False
 
     def __init__(self, directory: str, manifest: dict[str, Any], fds: dict[str, int]) -> None:
         self.directory = directory
-        self.machine: Machine = from_fields(manifest["machine"])
+        self.shape: VmShape = from_fields(manifest["shape"])
         self.container: str = manifest["container"]
         self.terminal: bool = manifest["terminal"]
         self.memory_fd, self.state_fd, self.disk_fd = (fds[name] for name in KINDS)
@@ -64,7 +67,7 @@ class Saved:
             os.close(fd)
 
 
-def open_saved(directory: str) -> Saved:
+def open_checkpoint(directory: str) -> Checkpoint:
     """The checkpoint in `directory`, all of it checked but the memory, which is checked as it is copied.
 
     Raises `HostError`: damaged, of another version, or made on a machine that this one does not match.
@@ -79,7 +82,7 @@ def open_saved(directory: str) -> Saved:
                 raise  # else it was replaced by a newer one while we looked
 
 
-def _open(directory: str, manifest: dict[str, Any]) -> Saved:
+def _open(directory: str, manifest: dict[str, Any]) -> Checkpoint:
     with ExitStack() as stack:
         fds = {}
         for kind in KINDS:
@@ -92,8 +95,8 @@ def _open(directory: str, manifest: dict[str, Any]) -> Saved:
             fds[kind] = fd
             if os.fstat(fd).st_size != size or (kind != MEMORY and ram.digest(fd, size) != digest):
                 raise damaged(directory, f"{name} is not what was written")
-        saved = Saved(directory, manifest, fds)
-        if saved_key(saved.machine) != manifest["key"]:
+        saved = Checkpoint(directory, manifest, fds)
+        if saved_key(saved.shape) != manifest["key"]:
             raise HostError(
                 f"the checkpoint {directory} was made with another QEMU, firmware or CPU than this host has",
                 code="checkpoint-mismatch",

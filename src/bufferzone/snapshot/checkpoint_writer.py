@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bufferzone.vm.shape import Machine
+    from bufferzone.vm.shape import VmShape
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _MANIFEST_NEW = f"{checkpoint_dir.OURS}{checkpoint_dir.MANIFEST}.new"
@@ -68,7 +68,7 @@ class Draft:
                 os.unlink(name, dir_fd=self._at)
         os.close(self._at)  # and with it the lock
 
-    def publish(self, machine: Machine, facts: dict[str, Any], digests: dict[str, str]) -> None:
+    def publish(self, shape: VmShape, facts: dict[str, Any], digests: dict[str, str]) -> None:
         """Make it the directory's checkpoint; the older one goes. `digests` by kind, where known already.
 
         Raises OSError or `HostError`; then it is none, and the older one is as it was.
@@ -82,8 +82,8 @@ class Draft:
             **facts,
             "format": checkpoint_dir.FORMAT,
             "version": __version__,
-            "machine": asdict(machine),
-            "key": saved_key(machine),
+            "shape": asdict(shape),
+            "key": saved_key(shape),
             "files": files,
         }
         self._write(_MANIFEST_NEW, json.dumps(value, indent=1, sort_keys=True).encode())

@@ -110,8 +110,8 @@ IMAGE: dict[str, Check] = {
     "initrd": _path,
     "arguments": _arguments,
 }
-MACHINE: dict[str, Check] = {
-    "image": lambda value: _object(value, IMAGE, "machine.image."),
+SHAPE: dict[str, Check] = {
+    "image": lambda value: _object(value, IMAGE, "shape.image."),
     "kernel": _path,
     "initrd": _path,
     "kernel_arguments": _arguments,
@@ -131,7 +131,7 @@ FIELDS: dict[str, Check] = {
     "terminal": _switch,
     "created": _integer(0, (1 << 63) - 1),
     "spec": _hashes,
-    "machine": lambda value: _object(value, MACHINE, "machine."),
+    "shape": lambda value: _object(value, SHAPE, "shape."),
     "files": lambda value: _object(value, dict.fromkeys(KINDS, _file), "files."),
 }
 
@@ -139,7 +139,7 @@ FIELDS: dict[str, Check] = {
 def check(value: Any) -> None:
     """Raise ValueError, which says where, unless `value` is a manifest of this version's form."""
     _object(value, FIELDS, "")
-    most = {MEMORY: value["machine"]["memory_mib"] * _MIB, STATE: _MOST_STATE, DISK: _MOST_DISK}
+    most = {MEMORY: value["shape"]["memory_mib"] * _MIB, STATE: _MOST_STATE, DISK: _MOST_DISK}
     for kind, (name, size, _) in value["files"].items():
         if size > most[kind]:
             raise ValueError(f"files.{kind}: must be at most {most[kind]} bytes")
@@ -196,7 +196,7 @@ def _field(value: dict[str, Any], key: str, row: Check, where: str) -> None:
 
 
 #: rows that say themselves where they are
-_NESTED = (MACHINE["image"], FIELDS["machine"], FIELDS["files"])
+_NESTED = (SHAPE["image"], FIELDS["shape"], FIELDS["files"])
 
 
 def _kind(value: Any) -> str:

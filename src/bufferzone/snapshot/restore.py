@@ -1,67 +1,64 @@
-"""What stands between a checkpoint and its VM that runs again: does it fit here, is it what was saved."""
+"""Whether a checkpoint can be restored here for this bundle: its VM's shape, or why not."""
 
 from __future__ import annotations
 
 from bufferzone.errors import HostError
-from bufferzone.sandbox import plan, sources
 from bufferzone.snapshot import compatible
 from bufferzone.vm.shape import check_accelerator
-from bufferzone.wire.agent import ROOT_DISK
+from bufferzone.vm.size import size_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bufferzone.config import Settings
-    from bufferzone.network import tcfilter
     from bufferzone.oci import Spec
-    from bufferzone.snapshot.checkpoint_dir import Saved
-    from bufferzone.vm.shape import Machine
-    from bufferzone.vmm.interface import Vmm
+    from bufferzone.snapshot.checkpoint_dir import Checkpoint
+    from bufferzone.vm.shape import VmShape
+    from bufferzone.vm.size import VmSize
 
 
-def machine_of(
-    restored: Saved,
+def shape_of(
+    checkpoint: Checkpoint,
     settings: Settings,
     spec: Spec,
     root: str,
     log: Callable[[str], None],
-    tap: tcfilter.Tap | None,
-) -> Machine:
-    """The machine of a checkpoint, if it can be had here with this bundle; raises `HostError`."""
-    machine = restored.machine
-    check_accelerator(machine, settings, root, log)
-    size = plan.plan_vm(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
+    *,
+    has_tap: bool,
+    has_volumes: bool,
+) -> VmShape:
+    """The shape of a checkpoint's VM, if it can be had here with this bundle; raises `HostError`.
+
+    `root` is where the probe of KVM is kept; `has_tap`: there is a back end for its NIC.
+    """
+    shape = checkpoint.shape
+    check_accelerator(shape, settings, root, log)
+    size = size_for(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     problem = ""
-    if not _is_within(machine, size):
+    if not _is_within(shape, size):
         problem = (
-            f"its VM has {machine.memory_mib} MiB and {machine.vcpus} CPUs; this bundle allows at most"
+            f"its VM has {shape.memory_mib} MiB and {shape.vcpus} CPUs; this bundle allows at most"
             f" {size.memory_mib} and {size.vcpus}"
         )
-    elif machine.nic and tap is None:
+    elif shape.nic and not has_tap:
         problem = "its VM has a NIC, but this host cannot create one"
-    elif spec.terminal != restored.terminal:
-        problem = f"process.terminal was {str(restored.terminal).lower()} in the saved container"
-    elif sources.needs_share(spec):
+    elif spec.terminal != checkpoint.terminal:
+        problem = f"process.terminal was {str(checkpoint.terminal).lower()} in the saved container"
+    elif has_volumes:
         problem = "the bundle has volumes, but a checkpoint has none"
-    elif differing := compatible.differences(restored.spec, spec.raw):
+    elif differing := compatible.differences(checkpoint.spec, spec.raw):
         problem = f"config.json differs from that of the saved container: {', '.join(differing[:5])}"
     if problem:
         raise HostError(
-            f"the checkpoint {restored.directory} does not fit: {problem}", code="checkpoint-mismatch"
+            f"the checkpoint {checkpoint.directory} does not fit: {problem}", code="checkpoint-mismatch"
         )
-    return machine
+    return shape
 
 
-def _is_within(machine: Machine, size: plan.VmPlan) -> bool:
+def _is_within(shape: VmShape, size: VmSize) -> bool:
     """Whether a checkpoint, which may come from elsewhere, asks for no more than its bundle would get."""
-    wishes = (machine.memory_mib, machine.vcpus)
+    wishes = (shape.memory_mib, shape.vcpus)
     return all(type(wish) is int and wish > 0 for wish in wishes) and (
-        machine.memory_mib <= size.memory_mib and machine.vcpus <= size.vcpus
+        shape.memory_mib <= size.memory_mib and shape.vcpus <= size.vcpus
     )
-
-
-def revive(restored: Saved, vmm: Vmm, memory_fd: int) -> None:
-    """Before the guest of a checkpoint runs on: its memory is what was saved, its disk is back."""
-    restored.check_memory(memory_fd)
-    vmm.insert_disk(ROOT_DISK, restored.disk_fd)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -20,14 +21,12 @@ from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.guestimage import store as images
 from bufferzone.guestimage import template_store
 from bufferzone.linux import mount
-from bufferzone.model import Confinement
-from bufferzone.sandbox import network
-from bufferzone.sandbox.plan import plan_vm
-from bufferzone.storage import ram, share, virtiofs
-from bufferzone.vm import cgroups
-from bufferzone.vm.agent_client import AgentClient
-from bufferzone.vm.shape import Machine, describe, from_fields, may_carry, spec_of, template_key
-from bufferzone.vmm import drivers
+from bufferzone.storage import ram, share
+from bufferzone.vm import cgroups, nic
+from bufferzone.vm.launch import VmLauncher, make_directory
+from bufferzone.vm.shape import VmShape, describe, from_fields, may_carry, template_key
+from bufferzone.vm.size import size_for
+from bufferzone.vm.timeline import Timeline
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from bufferzone.model import Share
+    from bufferzone.vm.launch import RunningVm
 
 _MIB = 1 << 20
-_MOST_LOG = 64 << 10
 _OPEN_FILES = 1024  # of a virtiofsd with nothing to serve
+_MOST_LOG = 64 << 10
 
 
 class Maker:
@@ -48,8 +47,8 @@ class Maker:
     that. What it has to say is in STORE/maker.log. Raises OSError.
     """
 
-    def __init__(self, machine: Machine, store: str, run_directory: str) -> None:
-        order = {"machine": asdict(machine), "store": store, "run_directory": run_directory}
+    def __init__(self, shape: VmShape, store: str, run_directory: str) -> None:
+        order = {"shape": asdict(shape), "store": store, "run_directory": run_directory}
         self._order = json.dumps(order).encode()
         read_end, self._write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -106,9 +105,9 @@ def run_maker(order_fd: int) -> int:
     if not order:
         return 0
     value = json.loads(order)
-    if "machine" in value:
+    if "shape" in value:
         os.nice(10)  # somebody's container is starting
-        make(from_fields(value["machine"]), value["store"], value["run_directory"])
+        make(from_fields(value["shape"]), value["store"], value["run_directory"])
     else:
         _make_by_hand(value)
     return 0
@@ -120,22 +119,22 @@ def _make_by_hand(order: dict[str, Any]) -> None:
 
     settings = config.load()
     vcpus, memory_mib = order.get("vcpus") or settings.vcpus, order.get("memory_mib") or settings.memory_mib
-    size = plan_vm({}, {}, vcpus=vcpus, memory_mib=memory_mib)
+    size = size_for({}, {}, vcpus=vcpus, memory_mib=memory_mib)
     os.makedirs(order["root"], 0o711, exist_ok=True)
-    machine = describe(settings, size, order["root"], tell, nic=network.has_taps())
-    make(machine, template_store.default_store(settings.image_store), order["run_directory"], tell)
+    shape = describe(settings, size, order["root"], tell, nic=nic.has_taps())
+    make(shape, template_store.default_store(settings.image_store), order["run_directory"], tell)
 
 
 def make(
-    machine: Machine, store: str, run_directory: str, progress: Callable[[str], None] = lambda line: None
+    shape: VmShape, store: str, run_directory: str, progress: Callable[[str], None] = lambda line: None
 ) -> str:
-    """Make the template for `machine` unless it is there or being made; returns its key.
+    """Make the template for `shape` unless it is there or being made; returns its key.
 
     The process must have one thread only. Raises `HostError` (`image-damaged`: its files are not what was
     built) or `VmmError`; then nothing is left.
     """
     try:
-        return _make(machine, store, run_directory, progress)
+        return _make(shape, store, run_directory, progress)
     except OSError as error:
         where = error.filename or store
         raise HostError(
@@ -143,8 +142,8 @@ def make(
         ) from error
 
 
-def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[str], None]) -> str:
-    key = template_key(machine)
+def _make(shape: VmShape, store: str, run_directory: str, progress: Callable[[str], None]) -> str:
+    key = template_key(shape)
     with template_store.making(store, key) as directory:
         if directory is None:
             progress(f"template {key} is being made by another process")
@@ -158,13 +157,13 @@ def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[
         except BufferzoneError as error:
             progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
-        images.verify(machine.image)  # here nobody waits: a start looks at sizes alone
-        carries = _boot_and_save(machine, directory, run_directory, progress)
+        images.verify(shape.image)  # here nobody waits: a start looks at sizes alone
+        carries = _boot_and_save(shape, directory, run_directory, progress)
         facts = {
-            "image": machine.image.digest,
-            "accelerator": machine.accelerator,
-            "vcpus": machine.vcpus,
-            "memory_mib": machine.memory_mib,
+            "image": shape.image.digest,
+            "accelerator": shape.accelerator,
+            "vcpus": shape.vcpus,
+            "memory_mib": shape.memory_mib,
             "made_at": int(time.time()),
             template_store.SHARE: carries,
             "took_s": round(time.monotonic() - began, 2),
@@ -176,74 +175,70 @@ def _make(machine: Machine, store: str, run_directory: str, progress: Callable[[
 
 
 def _boot_and_save(
-    machine: Machine, directory: str, run_directory: str, progress: Callable[[str], None]
+    shape: VmShape, directory: str, run_directory: str, progress: Callable[[str], None]
 ) -> bool:
     """Make both files in `directory`; returns whether the guest has the device of its share in them."""
     share.own_namespace()  # what is mounted here goes when this process does
-    if may_carry(machine):
+    if may_carry(shape):
         try:
-            _boot_once(machine, directory, run_directory, carries=True)
+            _boot_once(shape, directory, run_directory, carries=True)
             return True
         except VmmError as error:
             progress(f"this QEMU and virtiofsd cannot save a share, it will be plugged: {error.line()}")
-    _boot_once(machine, directory, run_directory, carries=False)
+    _boot_once(shape, directory, run_directory, carries=False)
     return False
 
 
-def _empty_share(stack: ExitStack, directory: str, uid: int) -> Share:
-    """A share as a sandbox has one, with nothing in it."""
-    place = os.path.join(directory, "share")
-    os.mkdir(place, 0o711)
-    stack.callback(os.rmdir, place)
-    tree = stack.enter_context(share.Tree(place))
-    log_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        daemon, shared = virtiofs.start(
-            tree.fd, directory, uid=uid, gid=uid, log_fd=log_fd, open_files=_OPEN_FILES
-        )
-    finally:
-        os.close(log_fd)
-    stack.enter_context(daemon)
-    stack.callback(os.close, shared.fd)
-    return shared
-
-
-def _boot_once(machine: Machine, directory: str, run_directory: str, *, carries: bool) -> None:
-    size = machine.memory_mib * _MIB
+def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: bool) -> None:
+    """One try; what it needs beside the two files is gone when it returns."""
+    size = shape.memory_mib * _MIB
     with ExitStack() as stack:
         uids = stack.enter_context(jail.allocate_uid(run_directory))
-        workplace = os.path.join(directory, "ram")
-        os.mkdir(workplace, 0o711)
-        stack.callback(os.rmdir, workplace)
-        memory, memory_fd = ram.make_file(workplace, size, uids.vmm)
-        stack.callback(mount.unmount, workplace, mount.MNT_DETACH)
-        stack.callback(os.close, memory_fd)
-        shares = (_empty_share(stack, directory, uids.helper),) if carries else ()
-        tap = network.idle(stack, machine)
-        vm = spec_of(machine, "template", shares=shares, memory=memory, carries_share=carries, tap=tap)
-        vmm = drivers.find(machine.vmm).start(vm, Confinement(uid=uids.vmm, gid=uids.vmm))
-        stack.callback(vmm.close)
-        vmm.watch()
-        client = AgentClient(vmm.agent)
-        stack.callback(client.close)
-        client.start()
-        vmm.greet()
-        hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
-        client.call("Hello", hello, agent.HelloResponse, timeout_s=120)
-        prepared = client.call("PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=60)
-        with (
-            vmm.squeezed(memory=size, free=min(prepared.free, size))
-            if vmm.features.balloon
-            else nullcontext()
-        ):
-            client.call("ZeroFreeMemory", Empty(), Empty, timeout_s=60)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC  # not the first try, perhaps
-        state_fd = os.open(os.path.join(directory, template_store.STATE), flags, 0o600)
-        stack.callback(os.close, state_fd)
-        vmm.save(state_fd)
-        vmm.kill()
-        vmm.wait_exit()
-        packed_fd = os.open(os.path.join(directory, template_store.MEMORY), flags, 0o600)
-        stack.callback(os.close, packed_fd)
+        workplace = make_directory(directory, "vm")
+        stack.callback(shutil.rmtree, workplace)
+        stack.callback(_unmount_memory, workplace)
+        tree = stack.enter_context(share.Tree(make_directory(workplace, "share"))) if carries else None
+        launcher = VmLauncher(
+            "template",
+            shape,
+            workplace,
+            uids=uids,
+            tree=tree,
+            nic_fd=nic.idle(stack, shape),
+            open_files=_OPEN_FILES,
+            timeline=Timeline(),
+        )
+        vm = launcher.boot(stack, in_file=True, carries_share=carries)
+        vm.watch()
+        vm.agent.start()
+        vm.vmm.greet()
+        _prepare_and_save(vm, size, directory, stack)
+        vm.kill()
+        vm.vmm.wait_exit()
+        packed_fd = _create(stack, directory, template_store.MEMORY)
         os.ftruncate(packed_fd, size)
-        ram.pack(memory_fd, packed_fd)
+        ram.pack(vm.memory_fd, packed_fd)
+
+
+def _prepare_and_save(vm: RunningVm, size: int, directory: str, stack: ExitStack) -> None:
+    """Have the guest come to rest, give back what it does not need, and write its devices."""
+    hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
+    vm.agent.call("Hello", hello, agent.HelloResponse, timeout_s=120)
+    prepared = vm.agent.call("PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=60)
+    free = min(prepared.free, size)
+    with vm.vmm.squeezed(memory=size, free=free) if vm.vmm.features.balloon else nullcontext():
+        vm.agent.call("ZeroFreeMemory", Empty(), Empty, timeout_s=60)
+    vm.vmm.save(_create(stack, directory, template_store.STATE))
+
+
+def _create(stack: ExitStack, directory: str, name: str) -> int:
+    """A file of the template, empty; the first try may have left one."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(os.path.join(directory, name), flags, 0o600)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _unmount_memory(workplace: str) -> None:
+    with contextlib.suppress(OSError):  # it did not come so far
+        mount.unmount(os.path.join(workplace, "memory"), mount.MNT_DETACH)

@@ -1,4 +1,4 @@
-"""The machine of a sandbox: what decides its shape, and the `VmSpec` made of it.
+"""What decides the shape of a VM, and the `VmSpec` made of it.
 
 A template and the VMs restored from it are made by the same function, so that they cannot differ.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.config import Settings
-    from bufferzone.sandbox.plan import VmPlan
+    from bufferzone.vm.size import VmSize
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
 TEMPLATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class VmShape:
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
     paths, `vmm` is the name of what runs it.
     `nic`: a NIC is in it from the start, see `network`; `user_network`: on a stream socket and not a tap.
@@ -51,15 +51,21 @@ class Machine:
 
 
 def describe(
-    settings: Settings, size: VmPlan, directory: str, log: Callable[[str], None], *, nic: bool
-) -> Machine:
-    """The machine that the settings ask for; `directory` is where the probe of KVM is kept.
+    settings: Settings,
+    size: VmSize,
+    directory: str,
+    log: Callable[[str], None],
+    *,
+    nic: bool,
+    user_network: bool = False,
+) -> VmShape:
+    """The VM that the settings ask for; `directory` is where the probe of KVM is kept.
 
     Raises `HostError` for an image that is missing or damaged, or when KVM is required but not usable.
     """
     image = _image(settings, log)
     chosen = _accelerator(settings, directory, log)
-    return Machine(
+    return VmShape(
         image=image,
         kernel=settings.kernel or image.kernel,
         initrd=settings.initrd or image.initrd,
@@ -67,7 +73,8 @@ def describe(
         accelerator=chosen.name,
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
-        nic=nic,
+        nic=nic or user_network,
+        user_network=user_network,
         block=settings.rootfs == "block",
         vmm=settings.vmm,
     )
@@ -96,96 +103,94 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
 
 
 def spec_of(
-    machine: Machine,
+    shape: VmShape,
     name: str,
     *,
     shares: tuple[Share, ...] = (),
     memory: str = "",
     carries_share: bool = False,
-    tap: int = -1,
+    nic_fd: int = -1,
 ) -> VmSpec:
-    """The VM `name` of this shape; `memory` is the file that is its memory (empty: none), `tap` the
-    descriptor of the NIC's tap or stream, if it has one.
+    """The VM `name` of this shape; `memory` is the file that is its memory (empty: none),
+    `nic_fd` the descriptor of the NIC's tap or stream, if it has one.
     """
     return VmSpec(
         name=name,
-        vcpus=machine.vcpus,
-        memory_mib=machine.memory_mib,
-        accelerator=machine.accelerator,
-        kernel=machine.kernel,
-        initrd=machine.initrd,
-        kernel_arguments=machine.kernel_arguments,
+        vcpus=shape.vcpus,
+        memory_mib=shape.memory_mib,
+        accelerator=shape.accelerator,
+        kernel=shape.kernel,
+        initrd=shape.initrd,
+        kernel_arguments=shape.kernel_arguments,
         shares=shares,
-        nics=_nics(machine, tap),
-        disks=(Disk(name=ROOT_DISK),) if machine.block else (),
+        nics=_nics(shape, nic_fd),
+        disks=(Disk(name=ROOT_DISK),) if shape.block else (),
         memory=memory,
         carries_share=carries_share,
     )
 
 
-def _nics(machine: Machine, fd: int) -> tuple[Nic, ...]:
-    nic = Nic(name="first", fd=fd, mac=FIRST_MAC, is_tap=not machine.user_network)
-    return (nic,) if machine.nic else ()
+def _nics(shape: VmShape, fd: int) -> tuple[Nic, ...]:
+    nic = Nic(name="first", fd=fd, mac=FIRST_MAC, is_tap=not shape.user_network)
+    return (nic,) if shape.nic else ()
 
 
-def template_key(machine: Machine) -> str:
+def template_key(shape: VmShape) -> str:
     """The name of the template for this shape: image, the VMM's fingerprint, CPU; and virtiofsd where its
     state may be in it.
     """
-    boot = [_identity(machine.kernel), _identity(machine.initrd)]
-    return _key(machine, boot + ([_identity(virtiofs.find_program().path)] if may_carry(machine) else []))
+    boot = [_identity(shape.kernel), _identity(shape.initrd)]
+    return _key(shape, boot + ([_identity(virtiofs.find_program().path)] if may_carry(shape) else []))
 
 
-def may_carry(machine: Machine) -> bool:
+def may_carry(shape: VmShape) -> bool:
     """Whether a template may have the share in it: if its VMs have one, and this virtiofsd can hand its state
     over. Of the VMM's and the Rust one's version the maker finds out. Raises `HostError` without a
     virtiofsd.
     """
-    if machine.block or not drivers.find(machine.vmm).FEATURES.share_in_template:
+    if shape.block or not drivers.find(shape.vmm).FEATURES.share_in_template:
         return False
     return virtiofs.find_program().kind == "rust"
 
 
-def saved_key(machine: Machine) -> str:
+def saved_key(shape: VmShape) -> str:
     """What a host must have to run a VM of this shape that was saved: as for a template, but for the files
     that a kernel is booted from.
     """
-    return _key(machine, [])
+    return _key(shape, [])
 
 
-def from_fields(value: dict[str, Any]) -> Machine:
-    """The machine that `dataclasses.asdict` was given; raises KeyError or TypeError."""
+def from_fields(value: dict[str, Any]) -> VmShape:
+    """The shape that `dataclasses.asdict` was given; raises KeyError or TypeError."""
     image = {**value["image"], "arguments": tuple(value["image"]["arguments"])}
     arguments = tuple(value["kernel_arguments"])
-    return Machine(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
+    return VmShape(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
 
 
-def check_accelerator(
-    machine: Machine, settings: Settings, directory: str, log: Callable[[str], None]
-) -> None:
-    """Raise `HostError` unless this host would run a VM the way that `machine` was run."""
-    if machine.vmm != settings.vmm:
+def check_accelerator(shape: VmShape, settings: Settings, directory: str, log: Callable[[str], None]) -> None:
+    """Raise `HostError` unless this host would run a VM the way that `shape` was run."""
+    if shape.vmm != settings.vmm:
         raise HostError(
-            f"the saved VM ran in {machine.vmm!r}, here it would run in {settings.vmm}",
+            f"the saved VM ran in {shape.vmm!r}, here it would run in {settings.vmm}",
             code="checkpoint-mismatch",
         )
     chosen = _accelerator(settings, directory, log).name
-    if chosen != machine.accelerator:
+    if chosen != shape.accelerator:
         raise HostError(
-            f"the saved VM ran under {machine.accelerator}, here it would run under {chosen}",
+            f"the saved VM ran under {shape.accelerator}, here it would run under {chosen}",
             code="checkpoint-mismatch",
         )
 
 
-def _key(machine: Machine, boot: list[list[object]]) -> str:
-    blank = spec_of(machine, "template", memory="/memory", tap=6)
+def _key(shape: VmShape, boot: list[list[object]]) -> str:
+    blank = spec_of(shape, "template", memory="/memory", nic_fd=6)
     return template_store.key_of(
         {
             "version": TEMPLATE_VERSION,
-            "image": machine.image.digest,
+            "image": shape.image.digest,
             "boot": boot,
-            "vmm": drivers.find(machine.vmm).fingerprint(blank),
-            "cpu": _cpu() if machine.accelerator == "kvm" else "",
+            "vmm": drivers.find(shape.vmm).fingerprint(blank),
+            "cpu": _cpu() if shape.accelerator == "kvm" else "",
         }
     )
 

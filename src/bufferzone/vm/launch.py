@@ -1,0 +1,222 @@
+"""Puts a VM together, for everybody who has one: its memory, virtiofsd and the VMM, cold or restored.
+
+Everything is forked by one thread, from descriptors that we own. What a VM takes is on the caller's exit
+stack. Refuses: to know what the VM is for.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from bufferzone.errors import HostError, VmmError
+from bufferzone.model import Confinement
+from bufferzone.storage import ram, virtiofs
+from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm.shape import spec_of
+from bufferzone.vmm import console, drivers
+from bufferzone.wire.agent import ROOT_DISK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.jail import UidLease
+    from bufferzone.model import Share, VmSpec
+    from bufferzone.spawn import Child
+    from bufferzone.storage.share import Tree
+    from bufferzone.vm.agent_client import Pending
+    from bufferzone.vm.saved import SavedVm
+    from bufferzone.vm.shape import VmShape
+    from bufferzone.vm.timeline import Timeline
+    from bufferzone.vmm.interface import Vmm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningVm:
+    """A VM with its helpers. Owned by the exit stack that it was made on.
+
+    `tree` and `virtiofsd`: None where nothing is shared. `memory_fd`: the file that is its memory, -1: none.
+    `awake`: the VMM was greeted and the guest runs, else both are coming up. `share_mounted` and `greeting`,
+    a Hello that was sent: what was done before somebody took the VM over.
+    """
+
+    shape: VmShape
+    vmm: Vmm
+    agent: AgentClient
+    virtiofsd: Child | None
+    virtiofsd_log: console.Reader | None
+    tree: Tree | None
+    memory_fd: int
+    awake: bool
+    share_mounted: bool = False
+    greeting: Pending | None = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the VMM, and of virtiofsd if there is one."""
+        return (self.vmm.pid, *((self.virtiofsd.pid,) if self.virtiofsd else ()))
+
+    @property
+    def filenos(self) -> tuple[int, ...]:
+        """In the same order, what becomes readable when one of them has ended."""
+        return (self.vmm.fileno(), *((self.virtiofsd.fileno(),) if self.virtiofsd else ()))
+
+    def watch(self) -> None:
+        """Start the threads that drain consoles and logs; nothing may be forked with `jail` from now on."""
+        self.vmm.watch()
+        if self.virtiofsd_log is not None:
+            self.virtiofsd_log.start()
+
+    def kill(self) -> None:
+        """SIGKILL to all."""
+        self.vmm.kill()
+        if self.virtiofsd is not None:
+            self.virtiofsd.kill()
+
+
+class VmLauncher:
+    """Starts the VM `name`. `directory` gets logs and mount points; `tree` is what it shares, None: nothing;
+    `nic_fd` the back end of its NIC, -1: none; `open_files` as many as virtiofsd may have open.
+
+    `record` is told of every process that has to end with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: VmShape,
+        directory: str,
+        *,
+        uids: UidLease,
+        tree: Tree | None,
+        nic_fd: int,
+        open_files: int,
+        timeline: Timeline,
+        record: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        self._name, self._shape, self._directory = name, shape, directory
+        self._uids, self._tree, self._nic_fd = uids, tree, nic_fd
+        self._timeline, self._record = timeline, record
+        self._open_files = open_files
+        self._driver = drivers.find(shape.vmm)
+
+    def boot(self, stack: ExitStack, *, in_file: bool = False, carries_share: bool = False) -> RunningVm:
+        """Start a VM that boots. `in_file`: its memory is a file, so that it can be saved, with its share in
+        it if it `carries_share`. Raises `HostError` or `VmmError`.
+        """
+        daemon, log, shares = self._virtiofsd(stack)
+        memory, memory_fd = self._memory(stack) if in_file else ("", -1)
+        spec = self._spec(shares, memory, carries_share=carries_share)
+        vmm = self._vmm(stack, self._driver.start, spec)
+        self._timeline.enter("boot the guest")
+        return self._running(stack, vmm, daemon, log, memory_fd, awake=False)
+
+    def restore(self, stack: ExitStack, saved: SavedVm) -> RunningVm:
+        """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`."""
+        daemon, log, shares = self._virtiofsd(stack)
+        memory, memory_fd = self._memory(stack)
+        spec = self._spec(shares, memory, carries_share=saved.carries_share)
+        vmm = self._vmm(stack, self._driver.restore, spec)
+        self._timeline.enter("copy memory")  # while the VMM starts
+        ram.copy(saved.memory_fd, memory_fd)
+        self._timeline.enter(f"load the {saved.noun}")
+        vmm.greet()
+        try:
+            vmm.load(saved.state_fd)
+        except VmmError as error:
+            vmm.watch()  # reads what it said; the threads are gone before something is forked again
+            raise vmm.failure(f"load the {saved.noun}") from error
+        saved.check_memory(memory_fd)
+        if saved.disk_fd >= 0:
+            vmm.insert_disk(ROOT_DISK, saved.disk_fd)
+        for share in () if saved.carries_share else shares:
+            vmm.plug_share(share)
+        vmm.resume()
+        self._timeline.enter("wake the guest")
+        return self._running(stack, vmm, daemon, log, memory_fd, awake=True)
+
+    def _spec(self, shares: tuple[Share, ...], memory: str, *, carries_share: bool) -> VmSpec:
+        return spec_of(
+            self._shape,
+            self._name,
+            shares=shares,
+            memory=memory,
+            carries_share=carries_share,
+            nic_fd=self._nic_fd,
+        )
+
+    def _running(
+        self,
+        stack: ExitStack,
+        vmm: Vmm,
+        daemon: Child | None,
+        log: console.Reader | None,
+        memory_fd: int,
+        *,
+        awake: bool,
+    ) -> RunningVm:
+        client = AgentClient(vmm.agent)
+        stack.callback(client.close)
+        return RunningVm(
+            shape=self._shape,
+            vmm=vmm,
+            agent=client,
+            virtiofsd=daemon,
+            virtiofsd_log=log,
+            tree=self._tree,
+            memory_fd=memory_fd,
+            awake=awake,
+        )
+
+    def _memory(self, stack: ExitStack) -> tuple[str, int]:
+        """The guest's memory as a file: (path, descriptor)."""
+        size = self._shape.memory_mib << 20
+        path, fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
+        stack.callback(os.close, fd)
+        return path, fd
+
+    def _virtiofsd(self, stack: ExitStack) -> tuple[Child | None, console.Reader | None, tuple[Share, ...]]:
+        if self._tree is None:
+            return None, None, ()
+        self._timeline.enter("start virtiofsd")
+        # through a pipe, since a guest can make it complain without end and the state directory is memory
+        read_end, log_fd = os.pipe2(os.O_CLOEXEC)
+        kept = console.BoundedLog(console.open_file(os.path.join(self._directory, "virtiofsd.log")))
+        log = console.Reader("virtiofsd", read_end, kept)
+        try:
+            uid = self._uids.helper
+            daemon, share = virtiofs.start(
+                self._tree.fd,
+                self._directory,
+                uid=uid,
+                gid=uid,
+                log_fd=log_fd,
+                open_files=self._open_files,
+            )
+        finally:
+            os.close(log_fd)
+        stack.enter_context(daemon)
+        stack.callback(os.close, share.fd)
+        self._record(daemon.pid)
+        return daemon, log, (share,)
+
+    def _vmm(self, stack: ExitStack, start: Callable[..., Vmm], spec: VmSpec) -> Vmm:
+        self._timeline.enter(f"start {self._driver.FEATURES.label}")
+        confinement = Confinement(uid=self._uids.vmm, gid=self._uids.vmm)
+        log_fd = console.open_file(os.path.join(self._directory, "console.log"))
+        vmm = start(spec, confinement, console_log_fd=log_fd)
+        stack.callback(vmm.close)
+        self._record(vmm.pid)
+        return vmm
+
+
+def make_directory(parent: str, name: str) -> str:
+    """PARENT/NAME, made where it is missing, for helpers to pass through; raises `HostError`."""
+    path = os.path.join(parent, name)
+    try:
+        os.makedirs(path, 0o711, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"cannot create {path}: {error.strerror}", code="state-dir") from error
+    return path
