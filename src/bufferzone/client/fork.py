@@ -14,6 +14,7 @@ from bufferzone import oci, state
 from bufferzone.client import checkpoint, create, scratch
 from bufferzone.errors import ExistsError, HostError, StateError, UsageError
 from bufferzone.oci.host import settings_of
+from bufferzone.oci.mounts import is_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def clone_of(original: Spec, name: str, bundle: str) -> Spec:
         linux["cgroupsPath"] = _cgroup(original.cgroups_path, name)
     for entry in value.get("mounts", []):
         source = entry.get("source", "")
-        if entry.get("type") == "bind" and source and not source.startswith("/"):
+        if is_bind(entry) and source and not source.startswith("/"):
             entry["source"] = os.path.join(original.bundle, source)
     return oci.Spec(value, bundle)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import jsontext
+from bufferzone.oci.mounts import is_bind, is_read_only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,10 +102,9 @@ def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
     """(source, destination, read-only) of every bind mount."""
     found = []
     for entry in spec.mounts:
-        options = entry.get("options", [])
-        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
+        if is_bind(entry):
             source = os.path.join(spec.bundle, entry.get("source", ""))
-            found.append((source, entry["destination"], "ro" in options))
+            found.append((source, entry["destination"], is_read_only(entry)))
     return found
 
 

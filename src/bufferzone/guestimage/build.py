@@ -17,6 +17,7 @@ from typing import Any
 from bufferzone.errors import HostError
 from bufferzone.guestimage import agent, apt, cpio, python, recipes, rootfs, store
 from bufferzone.guestimage.arguments import ARGUMENTS
+from bufferzone.guestimage.recipe import Kernel, Recipe
 from bufferzone.model import ImageRef
 
 CONFIG, CONTENTS = "config", "contents"
@@ -85,9 +86,7 @@ def _pins(packages: list[apt.Package]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(package) for package in packages]
 
 
-def _packages(
-    directory: str, chosen: recipes.Recipe, progress: apt.Progress, upgrade: bool
-) -> list[apt.Package]:
+def _packages(directory: str, chosen: Recipe, progress: apt.Progress, upgrade: bool) -> list[apt.Package]:
     """The packages to build from, all in the cache: the pinned ones if there, else what apt offers today."""
     cache = os.path.join(directory, "cache")
     row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
@@ -103,7 +102,7 @@ def _packages(
 
 def _build(
     directory: str,
-    chosen: recipes.Recipe,
+    chosen: Recipe,
     packages: list[apt.Package],
     sources: dict[str, bytes],
     progress: apt.Progress,
@@ -143,7 +142,7 @@ def _python_version(packages: list[apt.Package]) -> str:
     return interpreter.version if interpreter else ""
 
 
-def _write_files(target: str, kernel: recipes.Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:
+def _write_files(target: str, kernel: Kernel, entries: list[cpio.Entry]) -> dict[str, Any]:
     """Write all files but the manifest, and return the manifest's part about them."""
     archive = io.BytesIO()
     cpio.write(entries, archive)

@@ -6,7 +6,7 @@ import re
 
 from bufferzone.errors import HostError
 from bufferzone.guestimage import apt, kernel, modules
-from bufferzone.guestimage.recipes import Kernel
+from bufferzone.guestimage.recipe import Kernel
 
 META_PACKAGE = "linux-image-cloud-amd64"
 _IMAGE = r"linux-image-\d.*"

@@ -1,45 +1,20 @@
-"""The plug point of the builder: a recipe names packages and makes a kernel of them. The rest is shared."""
+"""The recipes there are, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
-
 from bufferzone.errors import UsageError
-from bufferzone.guestimage import apt
+from bufferzone.guestimage.distro import Distro
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.guestimage.recipe import Recipe
 
 #: raised when the layout of the image changes in a way that the hashes of our sources do not show
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """A kernel for PVH boot: the ELF file, its .config, its modules by name, the names of those built in."""
-
-    release: str
-    vmlinux: bytes
-    config: bytes
-    modules: Mapping[str, bytes] = field(default_factory=dict)
-    builtin: frozenset[str] = frozenset()
-
-
-class Recipe(Protocol):
-    """One way to come by a kernel."""
-
-    name: str
-
-    def kernel_packages(self) -> list[str]:
-        """Concrete names of the packages that `kernel` needs; asks apt's lists, not the network."""
-
-    def kernel(self, packages: list[apt.Package], cache: str, progress: apt.Progress) -> Kernel:
-        """Make the kernel from packages that lie in `cache`."""
-
-
 def by_name(name: str) -> Recipe:
     """The recipe called `name`; raises `UsageError` naming those there are."""
-    from bufferzone.guestimage.distro import Distro
-
     recipes: dict[str, Recipe] = {recipe.name: recipe for recipe in (Distro(),)}
     if name not in recipes:
         raise UsageError(f"unknown image recipe {name!r}", hint=f"one of: {', '.join(recipes)}")

@@ -15,7 +15,7 @@ import zlib
 from bufferzone.errors import HostError
 from bufferzone.guestimage import agent, apt, loadable, modules, python
 from bufferzone.guestimage.cpio import Entry, character_device, directory, regular, symlink
-from bufferzone.guestimage.recipes import Kernel
+from bufferzone.guestimage.recipe import Kernel
 
 #: where the interpreter's shared libraries come from
 LIBRARY_PACKAGES = ("libc6", "libexpat1", "libffi8", "zlib1g")

@@ -11,6 +11,7 @@ from bufferzone import config
 from bufferzone.errors import SpecError
 from bufferzone.oci import ports
 from bufferzone.oci.check import fail
+from bufferzone.oci.mounts import is_bind
 from bufferzone.oci.overrides import apply_annotations, apply_vm
 
 TYPE_CHECKING = False
@@ -29,7 +30,7 @@ def check_host(spec: Spec) -> None:
     """Raise `SpecError` for a volume or network namespace that is not there, or a setting that is refused."""
     settings = settings_of(spec)
     for index, mount in enumerate(spec.mounts):
-        if mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options", [])):
+        if is_bind(mount):
             where = f"mounts[{index}].source"
             if not mount.get("source"):
                 raise fail(where, "missing: a bind mount needs a source")

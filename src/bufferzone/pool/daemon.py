@@ -18,7 +18,7 @@ from bufferzone import config, programs, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
 from bufferzone.pool.keeper import Keeper
-from bufferzone.shim import daemon
+from bufferzone.shim.logs import log
 from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
@@ -110,7 +110,7 @@ def _keep(arguments: Arguments, ready: Ready) -> int:
     if os.fstat(2).st_size > _MOST_LOG:
         os.ftruncate(2, 0)
     _remove_old(directory)
-    keeper = Keeper(directory, config.load, _spawn(arguments.root), daemon.log)
+    keeper = Keeper(directory, config.load, _spawn(arguments.root), log)
     try:
         ready.say("ready")
         keeper.add_shape(**json.loads(arguments.shape))
@@ -128,4 +128,4 @@ def _remove_old(directory: str) -> None:
             try:
                 state.remove(entry.path)
             except HostError as error:
-                daemon.log(error.line())  # it is in the way of nothing
+                log(error.line())  # it is in the way of nothing

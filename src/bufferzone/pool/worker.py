@@ -24,6 +24,8 @@ from bufferzone.oci.host import settings_of
 from bufferzone.pool import waiting_vm
 from bufferzone.pool.listener import MOST_REQUEST
 from bufferzone.shim import daemon, pool_start
+from bufferzone.shim.listeners import listen
+from bufferzone.shim.logs import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,14 +74,14 @@ def run(arguments: Arguments) -> int:
     niced = _lower_priority()
     try:
         settings = config.Settings(**json.loads(arguments.shape))
-        with waiting_vm.prepare(settings, arguments.bundle, arguments.state_root, daemon.log) as vm:
+        with waiting_vm.prepare(settings, arguments.bundle, arguments.state_root, log) as vm:
             control.send(b"waiting")
             claim = _await_claim(control, vm)
             if claim is not None:
                 _be_taken(arguments, vm, claim, control, niced)
     except (BufferzoneError, OSError) as error:
         line = error.line() if isinstance(error, BufferzoneError) else str(error)
-        daemon.log(line)
+        log(line)
         with contextlib.suppress(OSError):  # the keeper is gone, or the container's business begun
             control.send(line.encode())
         return 1
@@ -132,9 +134,7 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         directory = state.directory(arguments.state_root, arguments.id)
         sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid)
         containerd = request.get("containerd")
-        listener = (
-            pool_start.become_containerds(arguments, containerd) if containerd else daemon.listen(directory)
-        )
+        listener = pool_start.become_containerds(arguments, containerd) if containerd else listen(directory)
         state.write_owner(directory, os.getpid())
         arguments.socket = containerd["socket"] if containerd else ""
     except BaseException:

@@ -13,6 +13,7 @@ from bufferzone.errors import SpecError
 from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.model import Bind
+from bufferzone.oci.mounts import is_bind
 from bufferzone.wire import agent
 
 TYPE_CHECKING = False
@@ -56,11 +57,6 @@ class Host:
     def tmpfs_size(self, path: str) -> int:
         """Bytes of the tmpfs mounted exactly at `path`, or 0."""
         return 0
-
-
-def is_bind(entry: dict[str, Any]) -> bool:
-    """Whether an entry asks for a bind: by its type, or by an option, as runc has it."""
-    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or []))
 
 
 def decide(

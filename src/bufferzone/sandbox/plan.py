@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bufferzone.errors import HostError, SpecError
 from bufferzone.model import Bind, FileCopy, Hook
+from bufferzone.oci.mounts import is_bind
 from bufferzone.sandbox import limits, mounts
 from bufferzone.wire import agent, ttrpc
 
@@ -165,7 +166,7 @@ def _copy(
     is_small: Callable[[str], bool] | None,
 ) -> FileCopy | None:
     """The copy that stands for a bind of an engine's own file; None for any other mount."""
-    if is_small is None or entry["destination"] not in _ENGINE_FILES or not mounts.is_bind(entry):
+    if is_small is None or entry["destination"] not in _ENGINE_FILES or not is_bind(entry):
         return None
     source = str(entry.get("source") or "")
     source = source if source.startswith("/") else f"{bundle}/{source}"
@@ -223,7 +224,7 @@ def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both."""
     path = next((n.get("path") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), None)
     for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
-        if mounts.is_bind(entry) and made["type"] == "tmpfs":
+        if is_bind(entry) and made["type"] == "tmpfs":
             kept = [option for option in made["options"] if "=" not in option]
             made.update(type="shared-mount", source=path, options=kept)
 

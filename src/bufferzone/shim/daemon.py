@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 
 from bufferzone import oci, state
 from bufferzone.client import handshake
@@ -23,6 +22,9 @@ from bufferzone.oci import cri
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim.events import Publisher
+from bufferzone.shim.listeners import listen, listen_at
+from bufferzone.shim.logs import log, log_to_containerd
+from bufferzone.shim.pool_start import PoolStart
 from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
 from bufferzone.shim.task import TaskService
@@ -73,8 +75,6 @@ def start(arguments: Arguments) -> int:
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = _socket_path(arguments, bundle)
-    from bufferzone.shim.pool_start import PoolStart  # which knows us
-
     pool = None if _answers(path) else PoolStart(arguments, bundle)
     if pool is None or pool.take(path):
         print(f"unix://{path}", end="", flush=True)
@@ -200,21 +200,6 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     }
 
 
-def listen(directory: str) -> socket.socket:
-    """Listen on the state directory's socket; paths longer than sun_path go through /proc/self/fd."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    os.umask(0o077)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listener.bind(f"/proc/self/fd/{fd}/{state.SOCKET}")
-        listener.listen(64)
-    except OSError as error:
-        raise HostError(f"cannot listen in {directory}: {error.strerror}", code="socket") from error
-    finally:
-        os.close(fd)
-    return listener
-
-
 def _socket_path(arguments: Arguments, bundle: str) -> str:
     """containerd's convention: one socket per sandbox group. Source: containerd pkg/shim SocketAddress."""
     annotations = oci.load(bundle).raw.get("annotations") or {}
@@ -232,40 +217,8 @@ def _answers(path: str) -> bool:
     return True
 
 
-def listen_at(path: str) -> socket.socket:
-    """Listen at containerd's address for this shim; what lies there is of one that is gone.
-
-    Raises OSError.
-    """
-    os.umask(0o077)
-    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    listener.listen(64)
-    return listener
-
-
-def log_to_containerd(bundle: str) -> None:
-    """Log to containerd's FIFO, which it opens before it starts a shim; without one as before."""
-    with contextlib.suppress(OSError):
-        fd = os.open(os.path.join(bundle, "log"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(fd, True)
-        os.dup2(fd, 2)
-        os.close(fd)
-
-
 def _log_to(fd: int) -> None:
     os.dup2(fd, 2)
-
-
-def log(text: str) -> None:
-    """One line to the log, with the time; control bytes are escaped, since some of it is the guest's."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = text.encode("unicode_escape", "backslashreplace").decode("ascii")
-    with contextlib.suppress(OSError):
-        os.write(2, f"{stamp} {line}\n".encode())
 
 
 def _report(ready: int, error: BufferzoneError) -> None:

@@ -13,7 +13,7 @@ from bufferzone import jsontext, oci, state
 from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.oci.host import check_network, settings_of
-from bufferzone.shim import daemon
+from bufferzone.shim import listeners, logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def become_containerds(arguments: Arguments, requested: dict[str, Any]) -> socke
     """Become the shim that `take` asked for: its log and its socket, which listens. Raises OSError."""
     arguments.namespace = str(requested["namespace"])
     os.environ["TTRPC_ADDRESS"] = str(requested["publish"])
-    daemon.log_to_containerd(arguments.bundle)
-    return daemon.listen_at(str(requested["socket"]))
+    logs.log_to_containerd(arguments.bundle)
+    return listeners.listen_at(str(requested["socket"]))
 
 
 def leave(path: str, directory: str) -> None:
@@ -79,4 +79,4 @@ def leave(path: str, directory: str) -> None:
     try:
         state.remove(directory)
     except BufferzoneError as error:
-        daemon.log(error.line())
+        logs.log(error.line())

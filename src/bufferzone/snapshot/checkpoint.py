@@ -60,13 +60,13 @@ class Capture:
             raise StateError(f"{features.label} cannot save a VM", code="not-saveable")
         if self._disk is None:
             raise StateError(
-                "its root file system is shared with virtiofs, which cannot be saved",
+                f"its root file system is shared with virtiofs, which {features.label} cannot save",
                 hint="create it with --annotation bufferzone.rootfs=block and without volumes",
                 code="not-saveable",
             )
         if self._vm.tree is not None:
             raise StateError(
-                "its volumes are shared with virtiofs, which cannot be saved",
+                f"its volumes are shared with virtiofs, which {features.label} cannot save",
                 hint="create it without volumes",
                 code="not-saveable",
             )

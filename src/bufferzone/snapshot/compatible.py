@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 
+from bufferzone.oci import mounts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -60,8 +62,8 @@ def _mounts(entries: list[dict[str, Any]]) -> list[list[Any]]:
 def _mount(entry: dict[str, Any]) -> list[Any]:
     """Kind and options of a mount, without the host's path of a file that is bound."""
     options = sorted(set(entry.get("options") or []) - _PROPAGATION)
-    bound = entry.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
-    return ["bind" if bound else entry.get("type"), options]
+    # of ro and rw the last counts, which a set of options does not tell
+    return ["bind" if mounts.is_bind(entry) else entry.get("type"), options, mounts.is_read_only(entry)]
 
 
 def _hash(value: object) -> str:

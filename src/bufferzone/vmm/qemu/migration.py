@@ -18,9 +18,8 @@ from bufferzone.errors import VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from bufferzone.vmm.qemu.process import Qemu
     from bufferzone.vmm.qemu.qmp import Qmp
 
 _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
@@ -59,19 +58,19 @@ def _await_balloon(qmp: Qmp, target: int) -> None:
         select.select([], [], [], 0.02)
 
 
-def save(vmm: Qemu, state_fd: int) -> None:
-    """Write a stopped guest's devices to `state_fd`; the memory file holds the rest. Raises `VmmError`,
-    or OSError when `state_fd` does not take them.
+def save(qmp: Qmp, state_fd: int, last_words: Callable[[], list[str]]) -> None:
+    """Write a stopped guest's devices to `state_fd`; the memory file holds the rest. Raises `VmmError`, with
+    QEMU's `last_words`, or OSError when `state_fd` does not take them.
 
     QEMU gets a pipe and never the file: how much is written is decided here.
     """
-    vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     drain = Drain(state_fd, _MOST_STATE)
     try:
-        vmm.qmp.send_descriptor("state", drain.write_end)
+        qmp.send_descriptor("state", drain.write_end)
         drain.close_write_end()
-        vmm.qmp.execute("migrate", {"uri": "fd:state"})
-        _await_migration(vmm, "save its devices")
+        qmp.execute("migrate", {"uri": "fd:state"})
+        _await_migration(qmp, last_words, "save its devices")
         drain.finish(_LAST_BYTES_S)
     except VmmError:
         drain.stop()
@@ -143,25 +142,23 @@ class Drain:
             os.close(self._read_end)
 
 
-def load(vmm: Qemu, state_fd: int) -> None:
+def load(qmp: Qmp, state_fd: int, last_words: Callable[[], list[str]]) -> None:
     """Load devices from `state_fd` into a QEMU that was started to be restored; it does not run yet."""
-    vmm.qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     # a NIC that was moved would tell its network of its MAC, which here is a template's
-    vmm.qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
-    vmm.qmp.send_descriptor("state", state_fd)
-    vmm.qmp.execute("migrate-incoming", {"uri": "fd:state"})
-    _await_migration(vmm, "restore from the template")
+    qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
+    qmp.send_descriptor("state", state_fd)
+    qmp.execute("migrate-incoming", {"uri": "fd:state"})
+    _await_migration(qmp, last_words, "restore from the template")
 
 
-def _await_migration(vmm: Qemu, phase: str) -> None:
+def _await_migration(qmp: Qmp, last_words: Callable[[], list[str]], phase: str) -> None:
     """Both directions take single milliseconds: asking again beats an event and its set-up."""
     for _ in range(_TRIES):
-        status = vmm.qmp.execute("query-migrate").get("status")
+        status = qmp.execute("query-migrate").get("status")
         if status == "completed":
             return
         if status in ("failed", "cancelled"):
             break
         select.select([], [], [], 0.0005)
-    raise VmmError(
-        f"QEMU could not {phase}: {'; '.join(vmm.stderr_tail(3)) or status}", code="template-refused"
-    )
+    raise VmmError(f"QEMU could not {phase}: {'; '.join(last_words()) or status}", code="template-refused")

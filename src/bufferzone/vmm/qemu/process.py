@@ -109,7 +109,7 @@ class Qemu:
 
     def load(self, state_fd: int) -> None:
         """Load the devices of a saved VM into one that was started for that; it does not run yet."""
-        migration.load(self, state_fd)
+        migration.load(self.qmp, state_fd, self._last_words)
 
     def plug_share(self, share: Share) -> None:
         """Plug a share, whose character device is there from the start, before the guest runs."""
@@ -134,11 +134,14 @@ class Qemu:
     def save(self, state_fd: int) -> None:
         """Stop the guest and write its devices to `state_fd`."""
         self.stop()
-        migration.save(self, state_fd)
+        migration.save(self.qmp, state_fd, self._last_words)
 
     def squeezed(self, *, memory: int, free: int) -> AbstractContextManager[None]:
         """Take free memory out of the memory file, see `migration`."""
         return migration.squeezed(self.qmp, memory=memory, free=free)
+
+    def _last_words(self) -> list[str]:
+        return self.stderr_tail(3)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,0 +1,32 @@
+"""The plug point of the builder: a recipe names packages and makes a kernel of them. The rest is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bufferzone.guestimage import apt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel for PVH boot: the ELF file, its .config, its modules by name, the names of those built in."""
+
+    release: str
+    vmlinux: bytes
+    config: bytes
+    modules: Mapping[str, bytes] = field(default_factory=dict)
+    builtin: frozenset[str] = frozenset()
+
+
+class Recipe(Protocol):
+    """One way to come by a kernel."""
+
+    name: str
+
+    def kernel_packages(self) -> list[str]:
+        """Concrete names of the packages that `kernel` needs; asks apt's lists, not the network."""
+
+    def kernel(self, packages: list[apt.Package], cache: str, progress: apt.Progress) -> Kernel:
+        """Make the kernel from packages that lie in `cache`."""

@@ -1,0 +1,40 @@
+"""What an entry of config.json's mounts says: is it a bind, is it read-only, is it a whole tree.
+
+As runc has it (1.1.5, tried; specconv parseMountOptions): with the option bind or rbind the type means
+nothing, the last of ro and rw counts, and rro counts whatever else is said. A type bind without either option
+is a bind here, of the whole tree; runc and crun fail at it. Behind the wall `linux/mountoptions.py` says the
+same in flags.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+
+def is_bind(entry: Mapping[str, Any]) -> bool:
+    """Whether the mount shows something that is there already."""
+    options = options_of(entry)
+    return entry.get("type") == "bind" or "bind" in options or "rbind" in options
+
+
+def is_recursive(entry: Mapping[str, Any]) -> bool:
+    """Whether a bind takes along what is mounted below its source."""
+    options = options_of(entry)
+    return "rbind" in options or "bind" not in options
+
+
+def is_read_only(entry: Mapping[str, Any]) -> bool:
+    """Whether nothing may be written through the mount."""
+    options = options_of(entry)
+    if "rro" in options:
+        return True
+    last = [option for option in options if option in ("ro", "rw", "rrw")][-1:]
+    return last == ["ro"]
+
+
+def options_of(entry: Mapping[str, Any]) -> Sequence[str]:
+    """The entry's options; absent and null are none."""
+    return entry.get("options") or ()
