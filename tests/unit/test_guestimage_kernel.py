@@ -10,8 +10,9 @@ import zlib
 import pytest
 
 from bufferzone.errors import HostError
-from bufferzone.guestimage import kernel, loadable, modprobe, modules, recipes, rootfs
+from bufferzone.guestimage import kernel, loadable, modprobe, modules, rootfs
 from bufferzone.guestimage.elf import Elf
+from bufferzone.guestimage.recipe import Kernel
 
 
 def make_elf(*, modinfo: bytes = b"", notes: bytes = b"") -> bytes:
@@ -190,7 +191,7 @@ def test_what_is_loaded_on_demand_lies_compressed_and_is_the_same_module() -> No
     found["nf_tables"] = make_elf(modinfo=b"depends=nfnetlink\0alias=nfnetlink-subsys-10\0")
     entries = {
         e.path: e.data
-        for e in rootfs.module_entries(recipes.Kernel(release="6.1", vmlinux=b"", config=b"", modules=found))
+        for e in rootfs.module_entries(Kernel(release="6.1", vmlinux=b"", config=b"", modules=found))
     }
     assert zlib.decompress(entries["/usr/lib/modules/6.1/nf_tables.ko.z"]) == found["nf_tables"]
     assert entries["/usr/lib/modules/6.1/overlay.ko"] == found["overlay"]
