@@ -11,6 +11,7 @@ import struct
 import pytest
 
 from bufferzone.container import lockcalls, lockfiles
+from bufferzone.container.container import Container
 from bufferzone.container.locks import Broker
 from bufferzone.linux import usernotif
 from bufferzone.linux.filelock import END
@@ -216,3 +217,8 @@ def test_a_failure_of_ours_is_an_error_of_the_call(guest, monkeypatch):
     monkeypatch.setattr(lockfiles, "refresh_pages", broken)
     one = guest(flock(fcntl.LOCK_EX), lockf(fcntl.LOCK_EX | fcntl.LOCK_NB))
     assert one.run(2) == [errno.ENOLCK, errno.ENOLCK]
+
+
+def test_what_is_executed_in_a_container_with_volumes_is_heard_too():
+    for locks in (True, False):
+        assert Container("c", {}, None, None, locks=locks).locks is locks

@@ -21,7 +21,7 @@ class Container:
         self.resources: dict[str, Any] = (config.get("linux") or {}).get("resources") or {}
         self.execs: dict[str, Process] = {}
         self.locks = locks
-        self.paused = self.deleting = self.empty = self.locks = False
+        self.paused = self.deleting = self.empty = False
         self.when_gone: list[Callable[[], None]] = []
         self.oom_kills = 0
 
