@@ -104,7 +104,10 @@ def test_a_claim_is_its_namespaces_and_not_the_hosts(netns):
     other = namespace.open_path(f"/run/netns/{NAME}b")
     try:
         with claim.take(netns), claim.take(other):
-            pass
+            with pytest.raises(HostError, match="already used by another VM"):
+                claim.take(netns)  # which the other one did not free
+            with pytest.raises(HostError, match="already used by another VM"):
+                claim.take(other)
     finally:
         os.close(other)
         subprocess.run(["ip", "netns", "del", f"{NAME}b"], check=True, timeout=30)

@@ -142,4 +142,6 @@ def test_an_interface_without_an_ipv4_address_or_down_has_no_route(world):
 def test_closing_is_no_failure_once_the_interface_is_gone(world):
     found = add_routes(world)
     ip("-n", NAME, "link", "del", "eth0")
+    before = ip("-n", NAME, "route", "show", "table", "all")
     namespace.inside(world[0], lambda: rootlessport.remove_routes(found))
+    assert ip("-n", NAME, "route", "show", "table", "all") == before  # what is left goes with its tap

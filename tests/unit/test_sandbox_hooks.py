@@ -96,6 +96,7 @@ def test_a_process_that_a_hook_leaves_behind_with_its_stderr_holds_nobody_up(tmp
     path = script(tmp_path / "daemon", f'sleep 600 & echo $! > "{pidfile}"\n')
     try:
         run_hooks("createRuntime", (Hook(path=path, timeout_s=30),), b"{}")
+        assert os.path.exists(f"/proc/{pidfile.read_text().strip()}")  # and it was not killed for that
     finally:
         os.kill(int(pidfile.read_text()), signal.SIGKILL)
 

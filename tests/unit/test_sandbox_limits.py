@@ -170,6 +170,7 @@ def test_a_pods_cgroup_is_left_to_its_maker():
 def test_an_update_within_the_vm_is_accepted(changes):
     old = {"cpu": {"quota": 300000, "period": 100000}}
     limits.check_update(old, changes, vcpus=1, memory_mib=512)
+    assert limits.merge(old, changes) != old
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ def test_finishing_does_not_wait_for_an_input_that_never_ends():
     stdio = open_stdio("fd:0", "", "", [read_end])
     stdio.start(FakeAgent(), REF, terminal=False)
     stdio.finish()
+    with pytest.raises(BrokenPipeError):  # nobody reads it any more
+        os.write(write_end, b"x")
     os.close(write_end)
 
 
@@ -213,4 +215,5 @@ def test_our_own_line_goes_to_stderr_and_never_blocks():
     stdio = open_stdio("", "", "fd:0", [write_end])
     stdio.print_line("bufferzone: c: gone\n")
     stdio.close()
-    os.close(read_end)
+    with open(read_end, "rb") as pipe:
+        assert set(pipe.read()) == {ord("x")}  # there was no room for it

@@ -221,14 +221,17 @@ class Cgroup:
 
     def signal(self, number: int) -> None:
         """Send a signal to every process; SIGKILL is atomic through cgroup.kill where the kernel has it
-        (5.14).
+        (5.14). Raises OSError.
         """
         if number == 9:
             try:
                 write(self.file("cgroup.kill"), "1")
                 return
-            except OSError:
-                pass
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return  # it is being removed, so that nobody is in it
+                if error.errno != errno.ENOENT:
+                    raise  # one by one would miss who forks meanwhile
         for pid in self.pids():
             try:
                 os.kill(pid, number)

@@ -352,10 +352,14 @@ class TaskService:
             self._free(process)
 
     def _free(self, process: Process) -> None:
+        """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
         try:
             self._sandbox.agent.call("Delete", process.ref, Empty)
-        except BufferzoneError:
-            pass  # the VM is gone, or the exec was never started
+        except NotFoundError:
+            pass  # an exec that was never started
+        except VmmError as error:
+            if error.code == "agent-timeout":
+                raise  # else the VM is gone, and all that was in it
         self._table.forget(process)
 
     def _finished(self, process: Process, failure: str) -> None:
