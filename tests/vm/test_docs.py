@@ -54,8 +54,8 @@ def write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def run(text: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(
+def run(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
         ["/bin/bash", "-euo", "pipefail", "-c", text],
         env=environment,
         cwd="/",
@@ -63,7 +63,6 @@ def run(text: str, environment: dict[str, str]) -> None:
         capture_output=True,
         timeout=TIMEOUT_S,
     )
-    assert done.returncode == 0, (text, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,8 @@ def programs(podman):
 
 @pytest.mark.parametrize("text", blocks(""))
 def test_a_block_of_the_pages_runs(programs, text):
-    run(text, programs)
+    done = run(text, programs)
+    assert done.returncode == 0, (text, done.stdout.decode(), done.stderr.decode())
 
 
 def test_every_block_is_run_or_says_why_not():

@@ -340,16 +340,14 @@ class TaskService:
 
     def _abandoned(self, process: Process) -> None:
         """The host process that stood for it is gone: so goes the process, as with runc."""
-        if process.status == task.STOPPED:
-            if process.ref.exec_id:  # it was told the status, and left the rest to us
-                self._free(process)
-            return
-        self._enforce_kill(process)
-        with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
-            self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
+        if process.status != task.STOPPED:
+            self._enforce_kill(process)
+            with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
+                self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
         if process.ref.exec_id:  # nobody is left to delete it
             process.exited.wait()
-            self._free(process)
+            with contextlib.suppress(BufferzoneError):  # then it stays in the table, as it does in the guest
+                self._free(process)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
