@@ -126,7 +126,13 @@ TABLE: tuple[Setting, ...] = (
     Setting("kernel", "path", "", "kernel in place of the image's own", annotation="kernel"),
     Setting("initrd", "path", "", "initrd in place of the image's own", annotation="initrd"),
     Setting("kernel_arguments", "list", [], "more kernel arguments", annotation="kernel_arguments"),
-    Setting("vmm", "str", "qemu", "the hypervisor", choices=("qemu",)),
+    Setting(
+        "vmm",
+        "str",
+        "qemu",
+        "what runs a VM; host: nothing does, the agent runs on the host, which is no wall",
+        choices=("qemu", "host"),
+    ),
     Setting("boot_timeout_s", "int", 120, "seconds a VM may take to boot", limits=(1, 3600)),
     Setting(
         "templates",

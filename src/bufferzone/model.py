@@ -74,15 +74,21 @@ class Confinement:
 class Features:
     """What a VMM can do, as data for `sandbox/plan.py`: an impossible wish is refused before a VM starts.
 
-    `label` is its name for people. `slot_bytes`: the largest image that a disk slot takes, 0: it has no
-    slots. `share_in_template`: it may save a VM with its share plugged; a version that cannot says so when
-    told to. `balloon`: it can take memory from a guest.
+    `label` is its name for people. `wall`: it keeps a container from the host's kernel. `kernel`: it boots a
+    guest image. `virtiofs`: it shares files through a virtiofsd; `tree`: it takes the shared tree itself.
+    `nic`: its VMs have a network. `slot_bytes`: the largest image that a disk slot takes, 0: it has no slots.
+    `share_in_template`: it may save a VM with its share plugged; a version that cannot says so when told to.
+    `balloon`: it can take memory from a guest.
     """
 
     name: str
     label: str
+    wall: bool
+    kernel: bool
     virtiofs: bool
+    tree: bool
     share_in_template: bool
+    nic: bool
     hotplug_nic: bool
     slot_bytes: int
     snapshot: bool

@@ -169,7 +169,9 @@ def write_state(
 
 
 def _overwrite(path: str, data: bytes) -> bool:
-    """Write into the blocks that a file has already; False when there is none, or not enough of them."""
+    """Write into the blocks that a file has already; False when there is none, not enough of them, or none
+    may be written (RLIMIT_FSIZE).
+    """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -180,6 +182,8 @@ def _overwrite(path: str, data: bytes) -> bool:
             os.pwrite(fd, data, 0)
             os.ftruncate(fd, len(data))
         return fits
+    except OSError:
+        return False
     finally:
         os.close(fd)
 

@@ -1,6 +1,6 @@
 """What conmon and containerd's shim do with a runtime: run it, read the pid file, reap that pid as an orphan.
 
-fake_conmon.py PID_FILE COMMAND...      prints "created STATUS", then "ended STATUS" of the pid in the file
+fake_conmon.py [--stdout FD] PID_FILE COMMAND...   prints "created STATUS", then "ended STATUS" of the pid
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import sys
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def main(pid_file: str, command: list[str]) -> None:
+def main(pid_file: str, command: list[str], stdout: int | None) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    status = subprocess.run(command).returncode
+    status = subprocess.run(command, stdout=stdout).returncode
+    if stdout is not None:
+        os.close(stdout)
     print(f"created {status}", flush=True)
     if status == 0:
         with open(pid_file) as file:
@@ -26,4 +28,7 @@ def main(pid_file: str, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    words, stdout = sys.argv[1:], None
+    if words[0] == "--stdout":
+        stdout, words = int(words[1]), words[2:]
+    main(words[0], words[1:], stdout)

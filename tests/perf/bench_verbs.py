@@ -2,8 +2,8 @@
 
     python3 tests/perf/bench_verbs.py [ROUNDS]
 
-The shim is the fake one, so what is measured is the verb: its interpreter, imports, checks and calls.
-`create` includes the start of the fake shim (another interpreter); `create, refused` is all of it but that.
+The VMM is `host`: next to the verb (interpreter, imports, checks, calls) only shim and agent are measured.
+`create` includes their start (two more interpreters); `create, refused` is all of it but that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
-from fakes.cli import Cli  # noqa: E402
+from flow.cli import Cli  # noqa: E402
 
 BARE = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
 
@@ -41,7 +41,7 @@ def one_round(bz: Cli, bundle: str, times: dict[str, list[float]]) -> None:
         ("create, refused", ("create", "--bundle", bundle, "one"), 1),
         ("state", ("state", "one"), 0),
         ("start", ("start", "one"), 0),
-        ("exec, attached", ("exec", "one", "exit", "0"), 0),
+        ("exec, attached", ("exec", "one", "end", "0"), 0),
         ("list", ("list", "-q"), 0),
         ("kill", ("kill", "one", "KILL"), 0),
         ("delete", ("delete", "one"), 0),
@@ -55,7 +55,7 @@ def main(rounds: int) -> None:
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as base:
         bz = Cli(Path(base))
-        bundle = str(bz.bundle("sleep"))
+        bundle = str(bz.bundle("pause"))
         for _ in range(rounds + 1):
             one_round(bz, bundle, times)
     bare = sorted(times["bare python"][1:])[rounds // 2]

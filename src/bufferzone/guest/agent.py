@@ -156,6 +156,8 @@ class Agent:
         return Empty()
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
+        if self._hosted:
+            return Empty()  # whoever started it has shown it the share
         options = mountoptions.parse(request.options)
         os.makedirs(request.target, 0o755, exist_ok=True)
         lm.mount(request.source, request.target, request.kind, options.set, ",".join(options.data))

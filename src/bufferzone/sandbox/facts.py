@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bufferzone.vmm import drivers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.config import Settings
     from bufferzone.vm.shape import VmShape
 
 PREFIX = "bufferzone."
+#: what is said of a sandbox that is none
+NO_WALL = "none: there is no VM, the container runs on the host's kernel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """`start` is cold, warm, pool or restored. `guest_kernel` and `vmm` are empty until the guest answered.
 
+    `wall` is said only where there is none.
     `failure` is why the sandbox ended, empty while it did not; `egress` the policy's rules, `refused` the
     packets that it refused so far, by reason.
     """
@@ -28,6 +33,7 @@ class Facts:
     memory_mib: int
     rootfs: str
     egress: tuple[str, ...] = ()
+    wall: str = ""
     guest_kernel: str = ""
     vmm: str = ""
     failure: str = ""
@@ -44,6 +50,7 @@ class Facts:
             "rootfs": self.rootfs,
             "start": self.start,
             "egress": " ".join(self.egress),
+            "wall": self.wall,
             "guest-kernel": self.guest_kernel,
             "vmm": self.vmm,
             "failure": self.failure,
@@ -63,4 +70,5 @@ def facts_of(settings: Settings, shape: VmShape, start: str) -> Facts:
         memory_mib=shape.memory_mib,
         rootfs="block" if shape.block else "virtiofs",
         egress=tuple(settings.egress),
+        wall="" if drivers.find(shape.vmm).FEATURES.wall else NO_WALL,
     )

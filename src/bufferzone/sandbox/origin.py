@@ -13,6 +13,7 @@ from bufferzone import state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
 from bufferzone.sandbox import plan, rootdisk, sources, user_network
+from bufferzone.sandbox.facts import NO_WALL
 from bufferzone.sandbox.sandbox import Start
 from bufferzone.snapshot import restore, template
 from bufferzone.vm import nic
@@ -43,14 +44,16 @@ class NewVm:
     def __init__(self, spec: Spec, settings: Settings, log: Callable[[str], None]) -> None:
         settings = rootdisk.choose(settings, spec)
         self.shares = settings.rootfs != "block" or sources.needs_share(spec)
-        features = drivers.find(settings.vmm).FEATURES
-        self.settings = plan.within_features(settings, features, shares=self.shares, restored=False)
+        self._features = drivers.find(settings.vmm).FEATURES
+        if not self._features.wall:
+            log(f"wall: {NO_WALL}")
+        self.settings = plan.within_features(settings, self._features, shares=self.shares, restored=False)
         self.passt = user_network.is_wanted(spec.raw, settings)
         self._spec, self._log = spec, log
 
     def park(self) -> Tap | None:
         """The tap of its NIC, if it has one."""
-        return None if self.passt else nic.park(self._log)
+        return nic.park(self._log) if self._features.nic and not self.passt else None
 
     def plan(self, stack: ExitStack, root: str, tap: Tap | None) -> PlannedVm:
         """Decide its shape and look for a template; `root` is where the probe of KVM is kept."""

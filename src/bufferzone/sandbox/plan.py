@@ -67,15 +67,18 @@ def within_features(settings: Settings, features: Features, *, shares: bool, res
     """The settings as far as the VMM can follow them; raises `HostError` `vmm-feature` for what it must and
     cannot. `shares`: something of the host is shared with the guest; `restored`: the VM is a checkpoint's.
     """
-    lacking = ""
-    if shares and not features.virtiofs:
-        lacking = "cannot share files of the host with a VM"
+    lacking, hint = "", "another VMM"
+    if shares and not (features.virtiofs or features.tree):
+        lacking, hint = "cannot share files of the host with a VM", "rootfs = block, and no volumes"
     elif settings.rootfs == "block" and not features.slot_bytes:
         lacking = "has no slot for the image of a root file system"
     elif restored and not features.snapshot:
         lacking = "cannot restore a VM"
+    elif settings.kvm == "require" and not features.wall:
+        lacking = "makes no use of KVM, which is required"
+    elif settings.egress and not features.nic:
+        lacking = "has no network for a policy to hold"
     if lacking:
-        hint = "rootfs = block, and no volumes" if shares else "another VMM"
         raise HostError(f"{features.label} {lacking}", hint=hint, code="vmm-feature")
     return settings if features.snapshot else settings.with_values(templates=False)
 

@@ -11,7 +11,7 @@ import socket
 from bufferzone.errors import HostError
 from bufferzone.network import frame_filter, passt
 from bufferzone.oci import host, ports
-from bufferzone.vmm import console
+from bufferzone.vmm import console, drivers
 from bufferzone.wire import network as messages
 from bufferzone.wire.proto import Empty
 
@@ -33,8 +33,13 @@ _NOISE = ("Failed to send", "Warning")
 
 
 def is_wanted(spec: dict[str, Any], settings: Settings) -> bool:
-    """Whether a new sandbox gets one."""
-    return settings.host_network == "passt" and host.asks_for_host_network(spec)
+    """Whether a new sandbox gets one. Raises `HostError` where its VMM has no network."""
+    if settings.host_network != "passt" or not host.asks_for_host_network(spec):
+        return False
+    features = drivers.find(settings.vmm).FEATURES
+    if not features.nic:
+        raise HostError(f"{features.label} has no network for passt", code="vmm-feature")
+    return True
 
 
 class Link:

@@ -11,19 +11,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bufferzone.errors import HostError, VmmError
-from bufferzone.model import Confinement
+from bufferzone.model import Confinement, Share
 from bufferzone.storage import ram, virtiofs
 from bufferzone.vm.agent_client import AgentClient
 from bufferzone.vm.shape import spec_of
 from bufferzone.vmm import console, drivers
-from bufferzone.wire.agent import ROOT_DISK
+from bufferzone.wire.agent import ROOT_DISK, SHARE_TAG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bufferzone.jail import UidLease
-    from bufferzone.model import Share, VmSpec
+    from bufferzone.model import VmSpec
     from bufferzone.spawn import Child
     from bufferzone.storage.share import Tree
     from bufferzone.vm.agent_client import Pending
@@ -180,6 +180,8 @@ class VmLauncher:
     def _virtiofsd(self, stack: ExitStack) -> tuple[Child | None, console.Reader | None, tuple[Share, ...]]:
         if self._tree is None:
             return None, None, ()
+        if self._driver.FEATURES.tree:
+            return None, None, (Share(tag=SHARE_TAG, fd=self._tree.fd),)
         self._timeline.enter("start virtiofsd")
         # through a pipe, since a guest can make it complain without end and the state directory is memory
         read_end, log_fd = os.pipe2(os.O_CLOEXEC)

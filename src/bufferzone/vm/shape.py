@@ -63,6 +63,8 @@ def describe(
 
     Raises `HostError` for an image that is missing or damaged, or when KVM is required but not usable.
     """
+    if not drivers.find(settings.vmm).FEATURES.kernel:
+        return _without_kernel(settings, size)
     image = _image(settings, log)
     chosen = _accelerator(settings, directory, log)
     return VmShape(
@@ -77,6 +79,21 @@ def describe(
         user_network=user_network,
         block=settings.rootfs == "block",
         vmm=settings.vmm,
+    )
+
+
+def _without_kernel(settings: Settings, size: VmSize) -> VmShape:
+    """What is no machine: neither an image nor an accelerator."""
+    return VmShape(
+        image=ImageRef(digest="", directory="", kernel="", initrd=""),
+        kernel="",
+        initrd="",
+        kernel_arguments=(),
+        accelerator="none",
+        vcpus=size.vcpus,
+        memory_mib=size.memory_mib,
+        vmm=settings.vmm,
+        nic=False,
     )
 
 

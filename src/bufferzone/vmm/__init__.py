@@ -1,1 +1,1 @@
-"""Virtual machine monitors: the interface that all above knows, and the VMMs that have it. QEMU so far."""
+"""Virtual machine monitors behind one interface, which all above knows: QEMU, and the host without a VM."""

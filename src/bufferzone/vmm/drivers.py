@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bufferzone.errors import HostError
+from bufferzone.vmm.host import driver as host
 from bufferzone.vmm.qemu import driver as qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.vmm.interface import Driver
 
-DRIVERS: dict[str, Driver] = {"qemu": qemu}
+DRIVERS: dict[str, Driver] = {"qemu": qemu, "host": host}
 
 
 def find(name: str) -> Driver:

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 FEATURES = Features(
     name="qemu",
     label="QEMU",
+    wall=True,
+    kernel=True,
     virtiofs=True,
+    tree=False,
     share_in_template=True,  # from 8.2 on; an older one says so to who tries
+    nic=True,
     hotplug_nic=True,
     slot_bytes=SLOT_BYTES,
     snapshot=True,

@@ -9,7 +9,9 @@ import subprocess
 
 import pytest
 
-from fakes.cli import DEADLINE_S, Cli
+from flow.cli import DEADLINE_S, Cli, needs_host
+
+pytestmark = needs_host
 
 
 @pytest.fixture
@@ -19,19 +21,39 @@ def bz(tmp_path):
     cli.close()
 
 
+_KILLS_THE_SHIM = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID"]}]}
+
+
 @pytest.mark.parametrize(
-    ("args", "line"),
+    ("changes", "line"),
     [
-        ("refuse-boot", "the VM did not boot (hint: look at it)"),
-        ("die-boot", "the shim ended with status 1 before it listened (hint: Traceback: it fell over)"),
-        ("refuse-create", "mounts[3]: the guest refused (hint: ask it)"),
-        ("die-create", "the shim ended before it answered Create"),
+        (
+            {"annotations": {"bufferzone.kvm": "require"}},
+            "the host without a VM makes no use of KVM, which is required (hint: another VMM)",
+        ),
+        (
+            {"linux": {"sysctl": {"kernel.shm_nothing": "1"}}},
+            "linux.sysctl: write sysctl key kernel.shm_nothing: no such file or directory",
+        ),
+        ({"hooks": _KILLS_THE_SHIM}, "the shim ended before it answered Create"),
     ],
 )
 @pytest.mark.parametrize("verb", ["create", "run"])
-def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, args, line):
+def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, changes, line):
+    fails(bz, verb, bz.bundle("pause", **changes), line)
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_shim_that_falls_over_at_once_is_told_with_its_last_words(bz, verb):
+    bz.shim = str(bz.base / "shim.py")
+    (bz.base / "shim.py").write_text("import sys; sys.exit('Traceback: it fell over')\n")
+    line = "the shim ended with status 1 before it listened (hint: Traceback: it fell over)"
+    fails(bz, verb, bz.bundle("pause"), line)
+
+
+def fails(bz, verb, bundle, line):
     pid_file = bz.base / "pid"
-    done = bz(verb, "--bundle", str(bz.bundle(args)), "--pid-file", str(pid_file), "one", check=1)
+    done = bz(verb, "--bundle", str(bundle), "--pid-file", str(pid_file), "one", check=1)
     assert done.stderr == f"bufferzone: {line}\n"
     assert bz.left() == []
     assert not pid_file.exists()
@@ -64,7 +86,7 @@ def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, args, line)
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused_before_anything_is_made(bz, changes, words, line):
-    bundle = bz.bundle("sleep", **changes)
+    bundle = bz.bundle("pause", **changes)
     done = bz("create", "--bundle", str(bundle), *words, "one", check=1)
     assert done.stderr.startswith(f"bufferzone: {line}")
     assert done.stderr.count("\n") == 1
@@ -73,14 +95,14 @@ def test_a_wish_that_cannot_be_met_is_refused_before_anything_is_made(bz, change
 
 @pytest.mark.parametrize("id", ["a/b", "../x", "..", "x" * 2000, "", "a b", "\u00fc"])
 def test_a_bad_id_is_one_short_line(bz, id):
-    done = bz("create", "--bundle", str(bz.bundle("sleep")), "--", id, check=1)
+    done = bz("create", "--bundle", str(bz.bundle("pause")), "--", id, check=1)
     assert done.stderr.startswith("bufferzone: invalid container ID format")
     assert len(done.stderr) < 250
     assert os.listdir(bz.root) == []
 
 
 def test_broken_json_is_told_with_line_and_column(bz):
-    bundle = bz.bundle("sleep")
+    bundle = bz.bundle("pause")
     (bundle / "config.json").write_text('{\n "ociVersion": "1.0.0",\n oops}')
     stderr = bz("create", "--bundle", str(bundle), "one", check=1).stderr
     assert stderr.startswith("bufferzone: config.json: line 3 column 2: ")
@@ -91,7 +113,7 @@ def test_a_missing_bundle_is_told(bz):
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_left(bz):
-    command = bz.command("create", "--bundle", str(bz.bundle("sleep")), "one")
+    command = bz.command("create", "--bundle", str(bz.bundle("pause")), "one")
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -123,7 +145,7 @@ def test_success_writes_nothing_into_the_log(bz):
 @pytest.mark.parametrize("path", ["none/log", "."])
 def test_a_log_that_cannot_be_written_fails_the_verb_before_it_does_anything(bz, path):
     log = str(bz.base / path)
-    done = bz("--log", log, "create", "--bundle", str(bz.bundle("sleep")), "one", check=1)
+    done = bz("--log", log, "create", "--bundle", str(bz.bundle("pause")), "one", check=1)
     assert done.stderr.startswith(f"bufferzone: cannot write the log '{log}': ")
     assert len(done.stderr.splitlines()) == 1
     assert bz.left() == []
@@ -132,7 +154,7 @@ def test_a_log_that_cannot_be_written_fails_the_verb_before_it_does_anything(bz,
 def test_debug_tells_the_steps_with_their_times_where_the_log_goes(bz):
     log = bz.base / "log.json"
     flags = ("--debug", "--log", str(log), "--log-format", "json")
-    done = bz(*flags, "run", "--bundle", str(bz.bundle("exit", "3")), "one", check=3)
+    done = bz(*flags, "run", "--bundle", str(bz.bundle("end", "3")), "one", check=3)
     assert done.stderr == ""
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [list(record) for record in records] == [["level", "msg", "time"]] * len(records)
@@ -146,9 +168,9 @@ def test_debug_tells_the_steps_with_their_times_where_the_log_goes(bz):
 def test_debug_without_a_log_tells_the_steps_on_stderr_and_the_failure_last(bz):
     done = bz("--debug", "exec", "none", "ls", check=255)
     assert "does not exist" in done.stderr
-    bz.create("one", bz.bundle("sleep"))
+    bz.create("one", bz.bundle("pause"))
     bz("start", "one")
-    lines = bz("--debug", "exec", "one", "exit", "0").stderr.splitlines()
+    lines = bz("--debug", "exec", "one", "end", "0").stderr.splitlines()
     assert lines, "no step was told"
     assert all(line.startswith('time="') and " level=debug msg=" in line for line in lines)
 

@@ -13,7 +13,9 @@ import termios
 import pytest
 
 from bufferzone import state
-from fakes.cli import DEADLINE_S, Cli, read
+from flow.cli import DEADLINE_S, Cli, needs_host, read
+
+pytestmark = needs_host
 
 
 @pytest.fixture
@@ -30,6 +32,14 @@ def receive_master(listener):
         name, fds, _, _ = socket.recv_fds(connection, 4096, 4)
     assert len(fds) == 1
     return name.decode(), fds[0]
+
+
+def line(fd):
+    """The next line of a terminal, without its end."""
+    text = b""
+    while not text.endswith(b"\n"):
+        text += read(fd)
+    return text.decode().strip()
 
 
 def listen(path):
@@ -50,10 +60,10 @@ def test_a_detached_terminal_arrives_at_the_console_socket_and_follows_its_size(
         name, master = receive_master(listener)
     assert name.startswith("/dev/pts/")
     assert conmon.stdout.readline() == "created 0\n"
-    termios.tcsetwinsize(master, (24, 80))
-    assert read(master) == b"80x24\n"
     assert not termios.tcgetattr(master)[3] & (termios.ECHO | termios.ISIG)
     bz("start", "one")
+    termios.tcsetwinsize(master, (24, 80))
+    assert line(master) == "24 80"
     bz("kill", "one", "KILL")
     out, _ = conmon.communicate(timeout=DEADLINE_S)
     assert out == "ended 137\n"
@@ -85,7 +95,7 @@ def test_a_console_socket_that_nobody_serves_fails_the_create_and_leaves_nothing
 
 def test_a_console_socket_without_a_terminal_is_refused(bz):
     with listen(bz.base / "console"):
-        flags = ("-b", str(bz.bundle("sleep")), "--console-socket", str(bz.base / "console"))
+        flags = ("-b", str(bz.bundle("pause")), "--console-socket", str(bz.base / "console"))
         stderr = bz("create", *flags, "one", check=1).stderr
     assert "--console-socket is for a detached process with a terminal" in stderr
 
@@ -97,10 +107,10 @@ def test_an_attached_terminal_is_raw_while_it_lasts_and_restored_after(bz):
     before = termios.tcgetattr(slave)
     command = bz.command("run", "--bundle", str(bundle), "one")
     run = subprocess.Popen(command, stdin=slave, stdout=slave, env={}, start_new_session=True)
-    assert read(master) == b"81x25\n"
+    assert line(master) == "25 81"
     assert not termios.tcgetattr(slave)[3] & termios.ICANON
-    bz("kill", "one", "TERM")
-    assert run.wait(DEADLINE_S) == 143
+    bz("kill", "one", "KILL")
+    assert run.wait(DEADLINE_S) == 137
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
@@ -108,22 +118,22 @@ def test_an_attached_terminal_is_raw_while_it_lasts_and_restored_after(bz):
 
 
 def test_a_process_with_a_terminal_runs_where_nobody_has_one(bz):
-    bundle = bz.bundle("exit", process={"terminal": True, "args": ["exit", "7"]})
+    bundle = bz.bundle("end", process={"terminal": True, "args": ["end", "7"]})
     bz("run", "--bundle", str(bundle), "one", check=7)
     assert bz.left() == []
 
 
 def test_stdin_that_is_no_terminal_leaves_the_size_to_stdout(bz):
-    bz.create("one", bz.bundle("sleep"))
+    bz.create("one", bz.bundle("pause"))
     bz("start", "one")
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (31, 99))
     command = bz.command("exec", "--tty", "one", "size")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=slave, env={})
     os.close(slave)
-    assert read(master) == b"99x31\r\n"
-    process.terminate()
-    assert process.wait(DEADLINE_S) == 143
+    assert line(master) == "31 99"
+    process.kill()
+    assert process.wait(DEADLINE_S) == -9
     process.stdin.close()
     os.close(master)
 
@@ -133,10 +143,10 @@ DETACHED = [("create",), ("run", "--detach"), ("exec", "--detach")]
 
 @pytest.mark.parametrize("words", DETACHED, ids=lambda words: words[0])
 def test_a_detached_terminal_holds_neither_stdout_nor_stderr_of_the_verb(bz, words):
-    process = {"terminal": True, "args": ["size"]}
+    process = {"terminal": True, "args": ["/bin/size"]}
     command = [*words, "--console-socket", str(bz.base / "console")]
     if words[0] == "exec":
-        bz.create("one", bz.bundle("sleep"))
+        bz.create("one", bz.bundle("pause"))
         bz("start", "one")
         (bz.base / "process.json").write_text(
             json.dumps({**process, "cwd": "/", "user": {"uid": 0, "gid": 0}})
@@ -155,8 +165,10 @@ def test_a_detached_terminal_holds_neither_stdout_nor_stderr_of_the_verb(bz, wor
         _, master = receive_master(listener)
         said, _ = verb.communicate(timeout=DEADLINE_S)  # up to the end of the file: nobody else has it
     assert (verb.returncode, said) == (0, b"")
+    if words[0] == "create":
+        bz("start", "one")
     termios.tcsetwinsize(master, (24, 80))
-    assert read(master) == b"80x24\n"  # and it lives
+    assert line(master) == "24 80"  # and it lives
     os.close(master)
 
 

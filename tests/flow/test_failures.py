@@ -1,0 +1,213 @@
+"""What ends, hangs or lies: the VM killed in each phase, agents that do not do what they must.
+
+All of it through the real shim and verbs, with the VMM that needs no VM; odd agents take the place of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import subprocess
+
+import pytest
+
+from bufferzone import state
+from bufferzone.vmm.host import cgroup
+from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read
+
+pytestmark = needs_host
+
+_SILENT = "import signal; signal.pause()"
+_GARBAGE = "import os, signal; os.write(agent_fd, b'\\xff' * 4096); signal.pause()"
+_EXITS = "sys.exit(3)"
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+@pytest.fixture
+def hasty(tmp_path):
+    """A VM may take a second to boot."""
+    cli = Cli(tmp_path, f"{SETTINGS}\nboot_timeout_s = 1")
+    yield cli
+    cli.close()
+
+
+def kill_the_vm(bz, id="one"):
+    """Kill the agent and with it all that it has started, and wait until it is gone."""
+    agent = os.pidfd_open(bz.helper(id))
+    signal.pidfd_send_signal(agent, signal.SIGKILL)
+    assert select.select([agent], [], [], DEADLINE_S)[0]
+    os.close(agent)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (_GARBAGE, "agent"),
+        (_EXITS, "failed (the host without a VM exit status 3)"),
+    ],
+)
+def test_an_agent_that_breaks_off_fails_the_create_in_one_line(bz, program, words):
+    bz.odd_agent(program)
+    said = bz.create("one", bz.bundle("pause"), check=1)
+    assert words in said
+    assert said.count("\n") == 1
+    assert bz.left() == []
+
+
+def test_an_agent_that_never_answers_fails_the_create_when_its_time_is_up(hasty):
+    hasty.odd_agent(_SILENT)
+    said = hasty.create("one", hasty.bundle("pause"), check=1)
+    assert "did not answer within 1 s" in said
+    assert hasty.left() == []
+
+
+def test_a_vm_killed_after_create_takes_the_container_with_it(bz):
+    bz.create("one", bz.bundle("pause"))
+    kill_the_vm(bz)
+    refused = bz("start", "one", check=1).stderr
+    assert refused.count("\n") == 1
+    assert bz.state("one")["status"] == "stopped"
+    bz("delete", "one")
+    assert bz.left() == []
+
+
+def test_a_vm_killed_while_the_container_runs_is_told_on_stderr_and_by_137(bz, tmp_path):
+    pid_file = str(tmp_path / "pid")
+    with open(tmp_path / "errors", "w") as errors:
+        words = ("create", "--bundle", str(bz.bundle("pause")), "--pid-file", pid_file, "one")
+        conmon = bz.conmon(*words, stderr=errors)
+    conmon.stdout.readline()
+    bz("start", "one")
+    kill_the_vm(bz)
+    assert conmon.communicate(timeout=DEADLINE_S)[0] == "ended 137\n"
+    assert "the virtual machine was killed (SIGKILL)" in (tmp_path / "errors").read_text()
+    assert bz.state("one")["status"] == "stopped"
+
+
+def test_a_vm_killed_during_an_exec_ends_the_exec_with_137(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("start", "one")
+    reader, writer = os.pipe()
+    command = bz.command("exec", "one", "sh", "-c", "echo up; exec sleep 1000")
+    exec_ = subprocess.Popen(command, env={}, stdin=subprocess.DEVNULL, stdout=writer)
+    os.close(writer)
+    assert read(reader) == b"up\n"
+    kill_the_vm(bz)
+    assert exec_.wait(DEADLINE_S) == 137
+    os.close(reader)
+
+
+@pytest.mark.parametrize("hook", ["prestart", "createRuntime"])
+def test_a_vm_killed_in_the_middle_of_create_fails_it_in_one_line(bz, hook):
+    agent = f"grep -A2 processes {bz.root}/one/leftovers.json | tail -1 | tr -dc 0-9"
+    kill = {"path": "/bin/sh", "args": ["sh", "-c", f"kill -9 $({agent})"], "env": ["PATH=/usr/bin:/bin"]}
+    said = bz.create("one", bz.bundle("pause", hooks={hook: [kill]}), check=1)
+    assert "the virtual machine was killed (SIGKILL)" in said
+    assert said.count("\n") == 1
+    assert bz.left() == []
+
+
+def test_a_shim_killed_while_the_container_runs_takes_the_vm_with_it(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("start", "one")
+    agent = os.pidfd_open(bz.helper("one"))
+    os.kill(state.owner_pid(str(bz.root / "one")), signal.SIGKILL)
+    assert select.select([agent], [], [], DEADLINE_S)[0]
+    os.close(agent)
+    assert bz.state("one")["status"] == "stopped"
+    bz("delete", "one")
+    assert bz.left() == []
+
+
+def test_what_a_killed_shim_left_of_its_cgroup_goes_with_the_next_start(bz):
+    bz.create("one", bz.bundle("pause"))
+    shim = state.owner_pid(str(bz.root / "one"))
+    path = f"{cgroup.unified()}/bufferzone-host-{shim}"
+    assert os.path.isdir(path)
+    ends = [os.pidfd_open(pid) for pid in (shim, bz.helper("one"))]
+    os.kill(shim, signal.SIGKILL)
+    for end in ends:
+        assert select.select([end], [], [], DEADLINE_S)[0]
+        os.close(end)
+    bz("delete", "one")
+    bz.create("two", bz.bundle("pause", name="second"))
+    assert not os.path.exists(path)
+    bz("delete", "two")
+
+
+def test_a_container_that_ends_leaves_no_cgroup_and_no_process(bz):
+    bz.create("one", bz.bundle("pause"))
+    shim, agent = state.owner_pid(str(bz.root / "one")), bz.helper("one")
+    bz("delete", "--force", "one")
+    assert bz.left() == []
+    assert not os.path.exists(f"{cgroup.unified()}/bufferzone-host-{shim}")
+    assert not os.path.exists(f"/proc/{agent}")
+
+
+def test_the_state_says_that_it_is_no_wall(bz):
+    bz.create("one", bz.bundle("pause"))
+    facts = bz.state("one")["annotations"]
+    assert facts["bufferzone.wall"] == "none: there is no VM, the container runs on the host's kernel"
+    assert facts["bufferzone.vmm"].startswith("host ")
+    assert "wall: none" in (bz.root / "one" / "shim.log").read_text()
+
+
+def test_no_annotation_chooses_the_host_in_place_of_a_vm(bz):
+    bundle = bz.bundle("pause", annotations={"bufferzone.vmm": "host"})
+    assert "annotations.bufferzone.vmm: unknown annotation" in bz.create("one", bundle, check=1)
+    assert bz.left() == []
+
+
+@pytest.mark.parametrize(
+    ("annotations", "words"),
+    [
+        ({"bufferzone.kvm": "require"}, "makes no use of KVM, which is required"),
+        ({"bufferzone.rootfs": "block"}, "has no slot for the image of a root file system"),
+        ({"bufferzone.egress": "none"}, "has no network for a policy to hold"),
+    ],
+)
+def test_what_the_host_cannot_do_is_refused_before_anything_runs(bz, annotations, words):
+    said = bz.create("one", bz.bundle("pause", annotations=annotations), check=1)
+    assert words in said
+    assert said.count("\n") == 1
+    assert bz.left() == []
+
+
+def test_a_state_that_cannot_be_written_fails_the_start_in_one_line(bz):
+    bz.create("one", bz.bundle("pause"))
+    shim = state.owner_pid(str(bz.root / "one"))
+    before = resource.prlimit(shim, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    refused = bz("start", "one", check=1).stderr
+    assert "cannot write" in refused
+    assert refused.count("\n") == 1
+    resource.prlimit(shim, resource.RLIMIT_FSIZE, before)
+    bz("delete", "--force", "one")
+    assert bz.left() == []
+
+
+def test_a_container_goes_on_after_a_checkpoint_that_cannot_be_made(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("start", "one")
+    place = bz.base / "saved"
+    refused = bz("checkpoint", "--image-path", str(place), "one", check=1).stderr
+    assert "cannot checkpoint container one: the host without a VM cannot save a VM" in refused
+    assert refused.count("\n") == 1
+    assert bz.state("one")["status"] == "running"
+    assert bz("exec", "one", "echo", "on").stdout == "on\n"
+    assert not place.exists() or os.listdir(place) == []
+
+
+def test_a_restore_of_what_is_no_checkpoint_leaves_nothing(bz):
+    (bz.base / "saved").mkdir()
+    words = ("restore", "--image-path", str(bz.base / "saved"), "--bundle", str(bz.bundle("pause")), "one")
+    refused = bz(*words, check=1).stderr
+    assert "no checkpoint in" in refused
+    assert bz.left() == []

@@ -1,0 +1,73 @@
+"""Containers of one VM: who names the network namespace of another runs beside it; either may go first."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from bufferzone import state
+from flow.cli import Cli, needs_host
+
+pytestmark = needs_host
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+@pytest.fixture
+def netns():
+    """The path of a network namespace that a process of ours holds."""
+    command = ["unshare", "--net", "sh", "-c", "echo ready; exec sleep infinity"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"ready\n"
+        yield f"/proc/{holder.pid}/ns/net"
+        holder.kill()
+
+
+def bundle(bz, netns, name, **changes):
+    kinds = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+    linux = {"namespaces": [*kinds, {"type": "network", "path": netns}]}
+    return bz.bundle("pause", name=name, linux=linux, **changes)
+
+
+@pytest.fixture
+def pair(bz, netns):
+    """Two running containers, the second in the VM of the first."""
+    for id in ("one", "two"):
+        bz.create(id, bundle(bz, netns, id))
+        bz("start", id)
+    return bz
+
+
+def test_the_second_container_is_served_by_the_shim_of_the_first(pair):
+    owners = {state.owner_pid(str(pair.root / id)) for id in ("one", "two")}
+    assert len(owners) == 1
+    for id in ("one", "two"):
+        assert pair("exec", id, "echo", id).stdout == f"{id}\n"
+
+
+@pytest.mark.parametrize(("first", "last"), [("one", "two"), ("two", "one")])
+def test_either_may_go_first_and_the_vm_goes_with_the_last(pair, first, last):
+    pair("delete", "--force", first)
+    assert pair.state(last)["status"] == "running"
+    assert pair("exec", last, "echo", "on").stdout == "on\n"
+    pair("delete", "--force", last)
+    assert pair.left() == []
+
+
+def test_a_vm_with_two_containers_is_not_saved(pair):
+    refused = pair("checkpoint", "--image-path", str(pair.base / "saved"), "one", check=1).stderr
+    assert "an exec or another container is in its VM" in refused
+
+
+def test_who_asks_for_more_than_the_vm_has_does_not_join(bz, netns):
+    bz.create("one", bundle(bz, netns, "one"))
+    said = bz.create("two", bundle(bz, netns, "two", annotations={"bufferzone.memory": "1GiB"}), check=1)
+    assert "this container asks for 1024" in said
+    assert bz.state("one")["status"] == "created"
+    assert [name for name in bz.left() if not name.startswith("@")] == ["one"]
