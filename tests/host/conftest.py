@@ -1,0 +1,67 @@
+"""Checks that need a whole host: systemd, cgroup v2, AppArmor, KVM. `scripts/host` makes one for them.
+
+They use what `scripts/install` put in place, as a user would: the installed programs, Podman's drop-in, the
+settings of the machine. So they change the machine, and run nowhere but in one that was made for them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+#: emulation inside emulation
+TIMEOUT_S = 900.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here not in item.path.parents:
+            continue
+        if os.environ.get("BUFFERZONE_HOST") != "1":
+            item.add_marker(pytest.mark.skip(reason="needs a whole host of its own: scripts/host RELEASE"))
+        elif (item.get_closest_marker("as_user") is None) != (os.geteuid() == 0):
+            item.add_marker(pytest.mark.skip(reason="for the other user"))
+
+
+def run(*words: str, status: int = 0, cwd: str | None = None) -> str:
+    """What a command printed; it has to end with `status`."""
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+    )
+    assert done.returncode == status, (words, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done.stdout.strip()
+
+
+def podman(*words: str, status: int = 0) -> str:
+    return run("podman", "--runtime", "bufferzone", *words, status=status)
+
+
+@pytest.fixture(scope="session")
+def archive():
+    """(name, path) of quickstart's busybox image as a docker archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/busybox.tar"
+        name = run(sys.executable, "-I", str(SCRIPTS / "busybox_image.py"), path)
+        yield name, path
+
+
+@pytest.fixture(scope="session")
+def image(archive):
+    """The name of that image in Podman's store."""
+    name, path = archive
+    podman("load", "--quiet", "--input", path)
+    yield name
+    podman("rm", "--all", "--force", "--time", "0")

@@ -1,0 +1,32 @@
+"""The accelerator: a KVM that is usable is found and used, cold and warm."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from host.conftest import podman, run
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
+
+
+def test_features_and_the_state_of_a_container_say_kvm(image):
+    features = json.loads(run("bufferzone", "features"))
+    assert "kvm" in json.dumps(features)
+    podman("run", "-d", "--name", "kvm", image, "sleep", "1000")
+    id = json.loads(podman("inspect", "kvm"))[0]["Id"]
+    state = json.loads(run("bufferzone", "state", id))
+    assert state["annotations"]["bufferzone.accelerator"] == "kvm"
+    assert state["annotations"]["bufferzone.start"] == "warm"  # quickstart made the template
+    podman("rm", "--force", "--time", "0", "kvm")
+
+
+def test_the_guest_has_a_boot_and_a_clock_of_its_own(image):
+    boot_id, now = podman(
+        "run", "--rm", image, "sh", "-c", "cat /proc/sys/kernel/random/boot_id; date +%s"
+    ).split()
+    assert boot_id != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert abs(int(now) - int(run("date", "+%s"))) < 600

@@ -1,0 +1,23 @@
+"""Podman of an ordinary user who has a systemd session."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from host.conftest import podman, run
+
+pytestmark = pytest.mark.as_user
+
+
+def test_the_user_has_a_manager_of_its_own():
+    assert run("systemctl", "--user", "is-system-running") in ("running", "degraded")
+    info = json.loads(run("podman", "info", "--format", "json"))["host"]
+    assert (info["cgroupManager"], info["security"]["rootless"]) == ("systemd", True)
+
+
+def test_a_container_of_an_ordinary_user_answers_and_can_be_entered(image):
+    podman("run", "-d", "--name", "mine", "--network", "none", image, "sleep", "1000")
+    assert podman("exec", "mine", "id", "-u") == "0"
+    podman("rm", "--force", "--time", "0", "mine")
