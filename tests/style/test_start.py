@@ -48,3 +48,17 @@ def test_a_verb_says_what_it_takes_without_importing_an_event_loop(verb):
     loaded, printed = modules_after(verb, "--help")
     assert verb in printed
     assert loaded & {"asyncio", "argparse", "typing", "dataclasses", "logging"} == set()
+
+
+def test_exec_imports_neither_the_settings_nor_what_makes_containers():
+    loaded, _ = modules_after("exec", "--help")
+    strangers = (
+        "config",
+        "egress",
+        "toml",
+        "oci.overrides",
+        "client.start",
+        "client.create",
+        "client.removal",
+    )
+    assert loaded & {f"bufferzone.{name}" for name in strangers} == set()

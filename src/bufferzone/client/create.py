@@ -87,7 +87,7 @@ def run_attached(
     directory = start.new_container(order.root, order.id, order.spec)
 
     def begin(client: Client) -> None:
-        write_pid_file(order.pid_file, os.getpid())
+        job.write_pid_file(order.pid_file, os.getpid())
         order.note("start its process")
         container.start_through(client, order.id)
 
@@ -117,11 +117,5 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
     work = job.of_container(directory, order.spec, order.console_socket)
     pid = detach.detach(work, stdio, forked=forked)
     order.note(f"the process that stands for it has pid {pid}")
-    write_pid_file(order.pid_file, pid)
+    job.write_pid_file(order.pid_file, pid)
     return pid
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    """The pid, atomically and without a line break, as conmon and go-runc read it; no path, no file."""
-    if path:
-        state.replace_file(path, b"%d" % pid, 0o644)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.client import create, detach, job, waiter
+from bufferzone.client import detach, job, waiter
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ def execute(
     pid = detach.detach(job.of_exec(directory, process, console_socket), stdio, forked=forked)
     note(f"the process that stands for it has pid {pid}")
     try:
-        create.write_pid_file(pid_file, pid)
+        job.write_pid_file(pid_file, pid)
     except HostError:
         detach.abandon(pid)
         raise
@@ -70,7 +70,7 @@ def execute_attached(
     work = job.of_exec(directory, process)
 
     def begun(client: Client) -> None:
-        create.write_pid_file(pid_file, os.getpid())
+        job.write_pid_file(pid_file, os.getpid())
 
     status = waiter.attach(work, begun, stdio, pass_signals=pass_signals)
     note(f"the process ended with status {status}")

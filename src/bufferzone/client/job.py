@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import jsontext
+from bufferzone import jsontext, state
 from bufferzone.oci.mounts import is_bind, is_read_only
 
 TYPE_CHECKING = False
@@ -111,3 +111,9 @@ def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
 def _console_size(process: dict[str, Any]) -> tuple[int, int]:
     size = process.get("consoleSize", {})
     return size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid, atomically and without a line break, as conmon and go-runc read it; no path, no file."""
+    if path:
+        state.replace_file(path, b"%d" % pid, 0o644)
