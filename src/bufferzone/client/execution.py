@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import oci, state
-from bufferzone.client import detach, job, waiter
+from bufferzone.client import job, waiter
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -45,6 +45,8 @@ def execute(
     `stdio` are the descriptors it gets. `forked`: see `detach.detach`. Raises what is wrong; then there is no
     process.
     """
+    from bufferzone.client import detach  # an exec that waits for the end needs none of it
+
     note("start the process")
     pid = detach.detach(job.of_exec(directory, process, console_socket), stdio, forked=forked)
     note(f"the process that stands for it has pid {pid}")
