@@ -1,5 +1,5 @@
-"""The nouns below `sandbox/plan.py`: frozen values, no behaviour beyond arithmetic on themselves, no imports
-of ours."""
+"""Values that travel between rooms: a VM, its disks, its shares, a process. Frozen; they compute nothing but
+their own sums, and this module imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user network of one sandbox: passt in place of a tap, where the host's network was asked for.
+"""The user network of one sandbox: passt in place of a tap, where the settings say so.
 
 The guest gets a fixed address; nothing of the host is configured, so it needs no right there.
 """

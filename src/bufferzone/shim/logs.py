@@ -1,4 +1,4 @@
-"""Where a shim says what happened."""
+"""Where the log of a shim goes: to the FIFO of containerd, or to shim.log in the state directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Saves a running VM into a directory, from which `saved` restores it; the VM goes on, or ends with it.
+"""Saves a running VM into a directory, from which `checkpoint_dir` restores it; the VM goes on,
+or ends with it.
 
 The container is frozen in its guest before, and the agent's channel is silent: nothing is half way between
 guest and host when the VM stops. A VM that goes on stands still while its devices are saved and its memory is

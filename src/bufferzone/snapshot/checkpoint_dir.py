@@ -1,4 +1,5 @@
-"""A checkpoint: a whole VM in a directory. Written by `capture` and `draft`, opened here to be restored.
+"""A checkpoint: a whole VM in a directory. `checkpoint` writes it through `checkpoint_writer`; it is
+opened here to be restored.
 
     DIR/manifest.json           versions, the VM's shape, its container; name, size and SHA-256 of each file
     DIR/bufferzone-memory-HEX   guest memory, sparse
@@ -6,9 +7,9 @@
     DIR/bufferzone-disk-HEX     the image of the root file system
     DIR/inventory.img           a line of text: podman looks for this name of CRIU's before it restores
 
-HEX is another one in each checkpoint. The manifest is replaced last, by rename: without one there is no
-checkpoint. Memory that will be executed, and what a container had in it: directory and files are the owner's
-alone. Nothing is used that does not match.
+HEX differs from checkpoint to checkpoint. The manifest is replaced last, by rename: without one there is no
+checkpoint. Directory and files are accessible to the owner alone, because the memory in them is executed
+again and holds what the container had in it. A file that does not match its digest is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Host cgroups: join the one the caller chose, and remove it again. Limits are those of `limits`.
+"""Host cgroups: join the one the caller chose, and remove it again. `sandbox/limits.py` sets limits.
 
 Works on cgroup v1, v2 and the hybrid of both by writing files; a systemd cgroup is made at the path
 systemd would give it. Source: cgroups(7), runtime-spec config-linux "Control groups".
