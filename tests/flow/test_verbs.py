@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -196,9 +197,26 @@ def test_exec_passes_stdio_and_exit_status_and_waits_for_nothing_more(bz):
     assert bz("exec", "one", "end", "9", check=9).stderr == ""  # the first was freed with its verb
 
 
+def test_exec_works_in_a_container_that_was_created_and_not_started(bz):
+    bz.create("one", bz.bundle("pause"))
+    assert bz("exec", "one", "cat", input="in\n").stdout == "in\n"
+    assert bz("exec", "one", "end", "9", check=9).stderr == ""
+    assert "executable file not found in $PATH" in bz("exec", "one", "missing", check=127).stderr
+    assert bz.state("one")["status"] == "created"
+    bz("start", "one")
+    assert bz.state("one")["status"] == "running"
+
+
+def test_a_created_container_goes_with_its_execs(bz):
+    bz.create("one", bz.bundle("pause"))
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.run(bz.command("exec", "--detach", "one", "pause"), check=True, timeout=DEADLINE_S, **quiet)
+    bz("delete", "one")
+    assert bz.left() == []
+
+
 def test_exec_of_a_missing_program_ends_with_127_and_other_failures_with_255(bz):
     bz.create("one", bz.bundle("pause"))
-    assert "cannot exec in a created container" in bz("exec", "one", "ls", check=255).stderr
     bz("start", "one")
     assert "executable file not found in $PATH" in bz("exec", "one", "missing", check=127).stderr
     assert "needs a command" in bz("exec", "one", check=255).stderr
@@ -271,6 +289,37 @@ def test_pause_and_resume_freeze_the_container(bz):
     bz("resume", "one")
     assert bz.state("one")["status"] == "running"
     bz("exec", "one", "end", "0")
+
+
+def test_exec_with_ignore_paused_runs_once_the_container_is_resumed(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("start", "one")
+    bz("pause", "one")
+    words = bz.command("exec", "--ignore-paused", "one", "end", "9")
+    waiting = subprocess.Popen(words, env={}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    killed = subprocess.Popen(words, env={}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _await_frozen(bz, 3)
+    killed.kill()
+    killed.wait(DEADLINE_S)
+    _await_frozen(bz, 2)
+    assert waiting.poll() is None
+    assert bz.state("one")["status"] == "paused"
+    bz("resume", "one")
+    assert (waiting.wait(DEADLINE_S), waiting.stderr.read()) == (9, b"")
+    waiting.stderr.close()
+    bz("exec", "one", "end", "0")
+
+
+def _await_frozen(bz, count):
+    """Wait until the container, which is paused, has that many processes, all of them frozen."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        answer = bz("ps", "--format", "json", "one").stdout
+        found = len(json.loads(answer))
+        if found == count:
+            return
+        assert time.monotonic() < end, answer
+        select.select([], [], [], 0.02)
 
 
 def test_environment_and_descriptors_of_the_caller_do_not_reach_the_shim(bz):

@@ -62,7 +62,7 @@ class Sandbox:
     def start(self, container):
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
-    def exec(self, ref, spec, pid, followups):
+    def exec(self, ref, spec, pid, followups, *, patient):
         self.agent.calls.append("Exec")
         return []
 
@@ -153,9 +153,11 @@ def test_a_failed_create_leaves_the_id_free(world):
 def test_what_does_not_fit_the_state_is_refused_in_runcs_words(world):
     create(world)
     spec = Any_(value=b'{"args":["x"]}')
-    with pytest.raises(StateError, match="cannot exec in a created container"):
-        world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
     world.service.start(world.peer, task.StartRequest(id="c"))
+    world.service.pause(world.peer, task.PauseRequest(id="c"))
+    with pytest.raises(StateError, match="cannot exec in a paused container"):
+        world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+    world.service.resume(world.peer, task.ResumeRequest(id="c"))
     with pytest.raises(StateError, match="cannot start an already running container"):
         world.service.start(world.peer, task.StartRequest(id="c"))
     with pytest.raises(StateError, match="that is not stopped: running"):

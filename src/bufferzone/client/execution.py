@@ -1,4 +1,4 @@
-"""One more process in a container that runs: its process object, its waiter, the pid file.
+"""One more process in a container that has not ended: its process object, its waiter, the pid file.
 
 Prints nothing, and knows no command line.
 """
@@ -36,19 +36,23 @@ def execute(
     *,
     console_socket: str = "",
     pid_file: str = "",
+    patient: bool = False,
     forked: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Start `process`, an OCI process object that was checked (`oci.rules.check_process`), in the container
     whose state is in `directory`; the pid of what stands for it on the host.
 
-    `stdio` are the descriptors it gets. `forked`: see `detach.detach`. Raises what is wrong; then there is no
-    process.
+    `stdio` are the descriptors it gets. `patient`: in a paused container it begins once that is resumed,
+    which is waited for; else that is an error. `forked`: see `detach.detach`. Raises what is wrong; then
+    there is no process.
     """
     from bufferzone.client import detach  # an exec that waits for the end needs none of it
 
     note("start the process")
-    pid = detach.detach(job.of_exec(directory, process, console_socket), stdio, forked=forked)
+    pid = detach.detach(
+        job.of_exec(directory, process, console_socket, patient=patient), stdio, forked=forked
+    )
     note(f"the process that stands for it has pid {pid}")
     try:
         job.write_pid_file(pid_file, pid)
@@ -64,12 +68,13 @@ def execute_attached(
     stdio: Sequence[int],
     *,
     pid_file: str = "",
+    patient: bool = False,
     pass_signals: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> int:
     """The same, and wait for its end: its exit status. We are what stands for it; see `waiter.attach`."""
     note("start the process")
-    work = job.of_exec(directory, process)
+    work = job.of_exec(directory, process, patient=patient)
 
     def begun(client: Client) -> None:
         job.write_pid_file(pid_file, os.getpid())

@@ -30,7 +30,8 @@ class Job:
     """One process to stand for: the container's own of `bundle`, or with `exec_id` the `process` (an OCI
     process object) as one more in it.
 
-    `directory` is the container's state directory. `network` is None (stay), "" (a new namespace) or a path.
+    `directory` is the container's state directory. `patient`: that container may be paused.
+    `network` is None (stay), "" (a new namespace) or a path.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Job:
         bundle: str = "",
         process: dict[str, Any] | None = None,
         exec_id: str = "",
+        patient: bool = False,
         terminal: bool = False,
         console_socket: str = "",
         size: tuple[int, int] = (0, 0),
@@ -47,7 +49,7 @@ class Job:
         face: Face | None = None,
     ) -> None:
         self.directory, self.bundle = directory, bundle
-        self.process, self.exec_id = process, exec_id
+        self.process, self.exec_id, self.patient = process, exec_id, patient
         self.terminal, self.console_socket, self.size = terminal, console_socket, size
         self.network, self.face = network, face
 
@@ -86,12 +88,15 @@ def of_container(directory: str, spec: Spec, console_socket: str = "") -> Job:
     )
 
 
-def of_exec(directory: str, process: dict[str, Any], console_socket: str = "") -> Job:
+def of_exec(
+    directory: str, process: dict[str, Any], console_socket: str = "", *, patient: bool = False
+) -> Job:
     """The job for one more process in a container; `process` is checked already."""
     return Job(
         directory,
         process=process,
         exec_id=f"{os.getpid()}-{os.urandom(6).hex()}",
+        patient=patient,
         terminal=bool(process.get("terminal", False)),
         console_socket=console_socket,
         size=_console_size(process),

@@ -134,6 +134,7 @@ def _begin(
         )
         client.call("Create", request, fds=fds)
         return
+    url = task.PATIENT_PROCESS_URL if job.patient else task.PROCESS_URL
     exec_request = task.ExecProcessRequest(
         id=job.id,
         exec_id=job.exec_id,
@@ -141,7 +142,7 @@ def _begin(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        spec=Any_(type_url=task.PROCESS_URL, value=jsontext.dumps(job.process).encode()),
+        spec=Any_(type_url=url, value=jsontext.dumps(job.process).encode()),
     )
     client.call("Exec", exec_request, fds=fds)
     try:

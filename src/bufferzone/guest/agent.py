@@ -213,7 +213,12 @@ class Agent:
     def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
         process = loads(request.process, "process.json")
         self._containers.execute(
-            request.id, request.exec_id, process, (request.seccomp, request.seccomp_flags), reply
+            request.id,
+            request.exec_id,
+            process,
+            (request.seccomp, request.seccomp_flags),
+            reply,
+            patient=request.patient,
         )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:

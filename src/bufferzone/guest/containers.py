@@ -100,14 +100,22 @@ class Containers:
         return init.pid
 
     def execute(
-        self, id: str, exec_id: str, process: dict[str, Any], seccomp: tuple[bytes, int], reply: Reply
+        self,
+        id: str,
+        exec_id: str,
+        process: dict[str, Any],
+        seccomp: tuple[bytes, int],
+        reply: Reply,
+        *,
+        patient: bool,
     ) -> None:
-        """Start one more process; `reply` gets its pid once its program runs.
+        """Start one more process; `reply` gets its pid once its program runs. `patient`: in a paused
+        container that is after it was resumed, for its cgroup freezes the process on entry.
 
         A failure leaves nothing behind.
         """
         container = self.container(id)
-        if container.state != "running":
+        if container.state not in ("created", "running") and not (patient and container.state == "paused"):
             raise StateError(
                 f"cannot exec in a {container.state} container", code=f"container-{container.state}"
             )

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from bufferzone.wire.proto import Message
     from bufferzone.wire.task import Mount
 
+#: for an exec that waits until its container is resumed
+_PATIENCE_S = 7 * 86400.0
 _NO_FILTER = libseccomp.Filter(program=b"", flags=0)
 
 
@@ -193,9 +195,16 @@ class Containers:
             self._sandbox.serve_locks()
         return self._call("Create", request, followups)
 
-    def _call(self, method: str, request: Message, followups: Sequence[tuple[str, Message]]) -> list[Pending]:
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        followups: Sequence[tuple[str, Message]],
+        *,
+        timeout_s: float = 0,
+    ) -> list[Pending]:
         """Make a process, and send `followups` with it; returns what answers them."""
-        first, *pending = self.agent.send((method, request), *followups)
+        first, *pending = self.agent.send((method, request), *followups, timeout_s=timeout_s)
         try:
             first.result(agent.PidResponse)
         except BaseException:
@@ -278,10 +287,16 @@ class Containers:
         self.agent.call("File", request, Empty)
 
     def exec(
-        self, ref: agent.ProcessRef, process: bytes, pid: int, followups: Sequence[tuple[str, Message]] = ()
+        self,
+        ref: agent.ProcessRef,
+        process: bytes,
+        pid: int,
+        followups: Sequence[tuple[str, Message]] = (),
+        *,
+        patient: bool = False,
     ) -> list[Pending]:
         """Run one more process in a container, under the container's seccomp filter; `followups` as in
-        `create`, and what answers them.
+        `create`, and what answers them. `patient`: wait for a paused container.
         """
         container = self._made.get(ref.id)
         if container is not None and container.cgroup and pid != os.getpid():
@@ -293,8 +308,9 @@ class Containers:
             process=process,
             seccomp=seccomp.program,
             seccomp_flags=seccomp.flags,
+            patient=patient,
         )
-        return self._call("Exec", request, followups)
+        return self._call("Exec", request, followups, timeout_s=_PATIENCE_S if patient else 0)
 
     def update(self, container: Container, changes: dict[str, Any]) -> None:
         """Change limits, in the guest and on the host; after an error all are as they were.

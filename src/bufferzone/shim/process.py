@@ -25,7 +25,7 @@ KILLED = 137  # 128 + SIGKILL: what a process gets that went down with its VM
 ALLOWED = {
     "start": (task.CREATED,),
     "kill": (task.CREATED, task.RUNNING, task.PAUSED),
-    "exec": (task.RUNNING,),
+    "exec": (task.CREATED, task.RUNNING),
     "pause": (task.RUNNING,),
     "resume": (task.PAUSED,),
     "update": (task.CREATED, task.RUNNING, task.PAUSED),
@@ -51,9 +51,12 @@ class Process:
         stdio: Stdio,
         pid: int,
         spec: bytes = b"",
+        patient: bool = False,
     ) -> None:
         self.ref, self.bundle, self.terminal, self.uris = ref, bundle, terminal, uris
         self.stdio, self.pid, self.spec = stdio, pid, spec
+        self.patient = patient  # an exec that may wait for its container to be resumed
+        self.begun = not spec  # the guest was asked to make it
         self.status = task.CREATED
         self.exit_status = 0
         self.exited_at_ns = 0
@@ -67,9 +70,9 @@ class Process:
         """What messages call it."""
         return f"exec {self.ref.exec_id}" if self.ref.exec_id else f"container {self.ref.id}"
 
-    def require(self, verb: str) -> None:
-        """Raise the `StateError` runc's callers expect unless `verb` fits the state."""
-        if self.status in ALLOWED[verb]:
+    def require(self, verb: str, *, paused: bool = False) -> None:
+        """Raise the `StateError` runc's callers expect unless `verb` fits the state. `paused` does, too."""
+        if self.status in ALLOWED[verb] or (paused and self.status == task.PAUSED):
             return
         now = task.STATUS_NAMES[self.status]
         if verb == "kill":

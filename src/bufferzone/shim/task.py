@@ -207,9 +207,10 @@ class TaskService:
             stdio=stdio,
             pid=peer.pid if fds else os.getpid(),
             spec=request.spec.value if request.spec else b"",
+            patient=request.spec is not None and request.spec.type_url == task.PATIENT_PROCESS_URL,
         )
         try:
-            init.require("exec")
+            init.require("exec", paused=process.patient)
             check_spec(process.spec)
             self._table.reserve(process)
         except BaseException:
@@ -221,9 +222,12 @@ class TaskService:
         return Empty()
 
     def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
-        self._table.find(process.ref.id, "").require("exec")
+        self._table.find(process.ref.id, "").require("exec", paused=process.patient)
+        process.begun = True
         try:
-            pending = self._sandbox.exec(process.ref, process.spec, process.pid, process.first_requests())
+            pending = self._sandbox.exec(
+                process.ref, process.spec, process.pid, process.first_requests(), patient=process.patient
+            )
         except BaseException:
             # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted
             process.spec = b""
@@ -332,7 +336,7 @@ class TaskService:
         return container
 
     def _signal(self, process: Process, signal: int, *, everyone: bool) -> None:
-        if process.spec:
+        if not process.begun:
             return  # an exec that never started has nothing to signal
         ref = process.ref
         request = agent.SignalRequest(id=ref.id, exec_id=ref.exec_id, signal=signal, all=everyone)

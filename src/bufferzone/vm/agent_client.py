@@ -141,11 +141,13 @@ class AgentClient:
         """Send requests at once and return their pending answers, in that order.
 
         The guest wakes up once for all of them and takes them in this order: a request may be about what the
-        one before it made. Answers that nobody asks for are dropped. Raises `VmmError` as `call` does.
+        one before it made. Answers that nobody asks for are dropped. `timeout_s`, as in `call`, is for the
+        first. Raises `VmmError` as `call` does.
         """
         pending, frames, end = [], b"", None
         for method, request in requests:
             call, limit_s = _Call(), timeout_s or _LIMITS_S.get(method, _LIMIT_S)
+            timeout_s = 0  # of the first alone
             stream, frame = self._register(call, method, request)
             pending.append(Pending(self, call, stream, method, limit_s))
             frames += frame

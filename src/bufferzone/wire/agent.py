@@ -131,6 +131,7 @@ class ProcessRequest(Message):
     process: bytes = blob(3)
     seccomp: bytes = blob(4)
     seccomp_flags: int = uint(5)
+    patient: bool = boolean(6)  # where the container is paused, begin once it is resumed
 
 
 class PidResponse(Message):

@@ -41,6 +41,8 @@ class Mount(Message):
 
 #: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards
 FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
+#: of `ExecProcessRequest.spec`, from our own verbs: it may begin in a paused container, to run once that does
+PATIENT_PROCESS_URL = "bufferzone.shim.v1.PatientProcess"
 
 
 class CreateTaskRequest(Message):

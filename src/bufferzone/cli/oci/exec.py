@@ -1,4 +1,4 @@
-"""`exec`: one more process in a running container, from --process FILE or the bundle's own plus flags."""
+"""`exec`: one more process in a container that has not ended: --process FILE, or the bundle's plus flags."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = (
     Flag("env e", "K=V", "one more environment variable", kind="list"),
     Flag("cap c", "NAME", "one more capability", kind="list"),
     Flag("no-new-privs", "", "set no_new_privs"),
-    Flag("ignore-paused", "", "allow it while the container is paused"),
+    Flag("ignore-paused", "", "where the container is paused, wait until it is resumed"),
     Flag("cgroup", "PATH", "/ alone: the process joins the container's cgroup in the guest", kind="list"),
     process_flags.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
@@ -48,15 +48,21 @@ def run(options: Options, words: list[str]) -> int:
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     directory = container.find(options.root, words[0])
     status = state.status(directory)
-    allowed = (state.RUNNING, state.PAUSED) if options.ignore_paused else (state.RUNNING,)
-    if status not in allowed:
+    allowed = (state.CREATED, state.RUNNING)
+    if status not in allowed and not (options.ignore_paused and status == state.PAUSED):
         raise container.refusal("exec", words[0], status)
     process = _process(options, words[1:], directory)
     process_flags.check_console(options, bool(process.get("terminal", False)), detached=options.detach)
     stdio, note = process_flags.STDIO, options.note
     if not options.detach:
         return execution.execute_attached(
-            directory, process, stdio, pid_file=pid_file, pass_signals=True, note=note
+            directory,
+            process,
+            stdio,
+            pid_file=pid_file,
+            patient=options.ignore_paused,
+            pass_signals=True,
+            note=note,
         )
     execution.execute(
         directory,
@@ -64,6 +70,7 @@ def run(options: Options, words: list[str]) -> int:
         stdio,
         console_socket=console_socket,
         pid_file=pid_file,
+        patient=options.ignore_paused,
         forked=True,
         note=note,
     )
