@@ -10,7 +10,7 @@ from style.source import imports, package, report
 #: lowest first; the names are the first path component below src/bufferzone
 LAYERS = (
     ("errors", "model", "log", "jsontext", "programs", "linux", "egress", "toml"),
-    ("wire", "oci", "config", "spawn"),
+    ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "client", "guest"),
     ("vm",),

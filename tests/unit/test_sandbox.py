@@ -11,6 +11,7 @@ import pytest
 from bufferzone.errors import HostError, VmmError
 from bufferzone.sandbox.facts import Facts
 from bufferzone.sandbox.sandbox import HostSide, Sandbox, Start
+from bufferzone.vm.group import Group
 
 FACTS = Facts(
     start="pool",
@@ -32,7 +33,9 @@ def sandbox(finish=lambda: None):
         tree=None,
         kill=lambda: told.append("killed"),
     )
-    host = HostSide(network=None, disk=None, cgroup="", left=None, timeline=None, log=lambda text: None)
+    host = HostSide(
+        network=None, disk=None, cgroup=Group(""), left=None, timeline=None, log=lambda text: None
+    )
     start = Start(kind="pool", boot_timeout_s=1.0, finish=finish)
     return Sandbox("c", vm, host, start, FACTS), told
 

@@ -12,7 +12,8 @@ from bufferzone.sandbox import limits
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.containers import Containers
 from bufferzone.sandbox.copies import Copies
-from bufferzone.vm import cgroups
+from bufferzone.vm import cgroups, group
+from bufferzone.vm.group import Group
 
 MIB = 1 << 20
 EVERYTHING = {
@@ -59,7 +60,7 @@ class Host:
         monkeypatch.setattr(cgroups, "_made", {str(self.place)} if ours else set())
 
     def apply(self, resources):
-        return limits.apply("c", resources, 512, self.lines.append)
+        return limits.apply(Group("c"), resources, 512, self.lines.append)
 
     def found(self):
         # a write does not shorten a plain file, as it does one of the kernel's
@@ -137,9 +138,9 @@ def test_a_block_io_weight_is_whichever_the_unified_hierarchy_has(tmp_path, monk
 def test_one_without_a_controller_or_a_cgroup_is_an_error(tmp_path, monkeypatch):
     Host(tmp_path, monkeypatch, "cpu.shares")
     with pytest.raises(HostError, match="the host's controller is not available"):
-        limits.apply("c", {"cpu": {"cpus": "0"}}, 512, print)
+        limits.apply(Group("c"), {"cpu": {"cpus": "0"}}, 512, print)
     with pytest.raises(HostError, match="no cgroup of its own") as caught:
-        limits.apply("", {"cpu": {"cpus": "0"}}, 512, print)
+        limits.apply(Group(""), {"cpu": {"cpus": "0"}}, 512, print)
     assert "linux.cgroupsPath" in caught.value.hint
 
 
@@ -208,7 +209,7 @@ class Sandbox:
     """What an update needs; `refusal` is what the guest says."""
 
     def __init__(self, refusal=None):
-        self.cgroup, self.vcpus, self.memory_mib, self.log = "c", 1, 512, print
+        self.cgroup, self.vcpus, self.memory_mib, self.log = Group("c"), 1, 512, print
         self.agent, self.refusal, self.asked = self, refusal, []
 
     def call(self, method, request, reply):
@@ -231,7 +232,7 @@ def container():
         joined=False,
         adopted=False,
         namespace=-1,
-        cgroup="",
+        cgroup=Group(""),
         undo=ExitStack(),
     )
 
@@ -273,5 +274,6 @@ def test_an_update_beyond_the_vm_is_not_even_asked(tmp_path, monkeypatch, contai
         ({"cgroupsPath": "machine.slice:libpod:1"}, "machine.slice/libpod-1.scope"),
     ],
 )
-def test_limits_without_a_cgroup_get_one_with_the_containers_name(linux, path):
-    assert limits.cgroup_of({"linux": linux}, "c") == path
+def test_limits_without_a_cgroup_get_one_with_the_containers_name(linux, path, monkeypatch):
+    monkeypatch.setattr(group, "is_there", lambda: False)
+    assert limits.cgroup_of({"linux": linux}, "c").path == path

@@ -25,9 +25,9 @@ GLOBAL = (
     Flag("log", "FILE", "append a failure to this file as well, and the steps with --debug"),
     Flag("log-format", "text|json", "the form of a record in the log", default="text"),
     Flag("debug", "", "tell each step with its time, and where a failure came from"),
+    Flag("systemd-cgroup", "", "the cgroup is a scope that systemd makes; cgroupsPath is slice:prefix:name"),
     Flag("version v", "", "print the version"),
     Flag("shim", "FILE", "for tests: the Python file to run as the shim", hidden=True),
-    ignored("systemd-cgroup", "", "cgroupsPath tells by its form who manages it"),
     ignored("cgroup-manager", "NAME", "crun's; the guest manages its own cgroups"),
     ignored("rootless", "true|false|auto", "found out by itself"),
     ignored("criu", "PATH", "a checkpoint is a whole VM"),
@@ -93,7 +93,8 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     if own.help:
         _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
         return 0
-    own.take(root=options.root, shim=options.shim, verb=verb, note=_note(options))
+    told = {name: getattr(options, name) for name in ("root", "shim", "systemd_cgroup")}
+    own.take(**told, verb=verb, note=_note(options))
     check_words(verb, rest, *module.WORDS)
     return int(module.run(own, rest))
 

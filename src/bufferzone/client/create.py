@@ -26,8 +26,8 @@ class Order:
 
     With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
     `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
-    container on the host; `console_socket` the master of its terminal; `shim` is another program to run as
-    the shim (tests); `note` is called with each step.
+    container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `shim` is
+    another program to run as the shim (tests); `note` is called with each step.
     """
 
     def __init__(
@@ -40,13 +40,14 @@ class Order:
         checkpoint: str = "",
         pid_file: str = "",
         console_socket: str = "",
+        scope: bool = False,
         shim: str = "",
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.root, self.id, self.spec = root, state.check_id(id), spec
         self.own_bundle = own_bundle
         self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
-        self.shim, self.note = shim, note
+        self.scope, self.shim, self.note = scope, shim, note
 
 
 def create(order: Order, stdio: Sequence[int], *, forked: bool = False) -> int:
@@ -93,7 +94,7 @@ def run_attached(
 
     try:
         order.note("start the shim")
-        start.start_shim(directory, order.spec, order.shim, order.checkpoint)
+        start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
         order.note("make the container")
         work = job.of_container(directory, order.spec)
         status = waiter.attach(work, begin, stdio, pass_signals=pass_signals)
@@ -112,7 +113,7 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
         config = os.path.join(order.spec.bundle, "config.json")
         state.replace_file(config, jsontext.dumps(order.spec.raw).encode())
     order.note("start the shim")
-    start.start_shim(directory, order.spec, order.shim, order.checkpoint, waiter.get_ready)
+    start.start_shim(directory, order.spec, order.shim, order.checkpoint, waiter.get_ready, scope=order.scope)
     order.note("make the container")
     work = job.of_container(directory, order.spec, order.console_socket)
     pid = detach.detach(work, stdio, forked=forked)

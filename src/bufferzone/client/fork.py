@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from bufferzone import oci, state
 from bufferzone.client import checkpoint, create, scratch
 from bufferzone.errors import ExistsError, HostError, StateError, UsageError
+from bufferzone.oci.cgroup_path import systemd_form
 from bufferzone.oci.host import settings_of
 from bufferzone.oci.mounts import is_bind
 
@@ -95,6 +96,6 @@ def clone_of(original: Spec, name: str, bundle: str) -> Spec:
 
 def _cgroup(path: str, name: str) -> str:
     """A cgroup beside the original's; systemd's form is slice:prefix:name."""
-    if path.count(":") == 2:
+    if systemd_form(path):
         return f"{path.rpartition(':')[0]}:{name}"
     return os.path.join(os.path.dirname(path.rstrip("/")), name)

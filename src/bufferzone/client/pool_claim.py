@@ -141,6 +141,10 @@ def _undo(directory: str, shim: int) -> None:
     left = state.read_leftovers(directory)
     for pid, start in left.get("processes", []):
         _await_helper(int(pid), int(start))
+    for unit in left.get("scopes", []):
+        from bufferzone.systemd import scope
+
+        scope.stop(unit)
     for path in left.get("cgroups", []):
         try:
             os.rmdir(path)  # who makes it anew limits it

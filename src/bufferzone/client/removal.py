@@ -76,12 +76,18 @@ def _remove(directory: str, id: str, *, force: bool, program: str) -> None:
 
 
 def _remove_cgroups(directory: str) -> None:
-    """Those that the shim could not leave while it lived; on cgroup v2 inside a container, say."""
+    """Those that the shim could not leave while it lived; on cgroup v2 inside a container, say. A scope ends
+    with the shim: a container of the same name can be made at once only when it is gone.
+    """
     try:
-        paths = state.read_leftovers(directory).get("cgroups", [])
+        left = state.read_leftovers(directory)
     except ValueError:
         return  # half written: it was on the way up
-    for path in paths:
+    for unit in left.get("scopes", []):
+        from bufferzone.systemd import scope
+
+        scope.stop(unit)
+    for path in left.get("cgroups", []):
         try:
             os.rmdir(path)
         except OSError:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _LOG = "shim.log"
 _READY_FD = 3
-_KEPT_ENVIRONMENT = ("HOME", "XDG_RUNTIME_DIR")  # TTRPC_ADDRESS must not arrive: it would speak to containerd
+#: TTRPC_ADDRESS must not arrive: it would speak to containerd
+_KEPT_ENVIRONMENT = ("HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 
 
 def new_container(root: str, id: str, spec: Spec) -> str:
@@ -102,6 +103,8 @@ def start_shim(
     program: str,
     restore_from: str = "",
     meanwhile: Callable[[], None] = lambda: None,
+    *,
+    scope: bool = False,
 ) -> int:
     """Start the shim of a new container and wait until its socket listens; returns its pid.
 
@@ -109,7 +112,8 @@ def start_shim(
     taken, if there is one; else it is our child. Raises what the shim reports,
     or `HostError` with the last line of its log when it died, reaped. With `restore_from`, the directory of a
     checkpoint, the VM is the one that was saved there. `meanwhile` is what the caller can do while one that
-    was taken gets ready; whether it is called is not certain.
+    was taken gets ready; whether it is called is not certain. `scope`: its cgroup is a scope of
+    systemd's, which config.json does not name.
     """
     entry = network_entry(os.path.dirname(directory), spec)
     if entry:
@@ -117,8 +121,8 @@ def start_shim(
 
         if pid := join.join(directory, entry, restore_from):
             return pid
-    if restore_from:
-        return _start_shim(directory, spec.bundle, program, restore_from)
+    if restore_from or scope:
+        return _start_shim(directory, spec.bundle, program, restore_from, scope=scope)
     settings = settings_of(spec)
     if not wants_pool(settings):
         return _start_shim(directory, spec.bundle, program)
@@ -177,10 +181,13 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 
-def _start_shim(directory: str, bundle: str, program: str, restore_from: str = "") -> int:
+def _start_shim(
+    directory: str, bundle: str, program: str, restore_from: str = "", *, scope: bool = False
+) -> int:
     reader, writer = os.pipe()
     try:
         more = ["-restore-from", restore_from] if restore_from else []
+        more += ["-systemd-cgroup"] if scope else []
         command = _command(directory, bundle, program, *more, "-ready-fd", str(_READY_FD), "serve")
         pid = _spawn(command, os.path.join(directory, _LOG), writer)
     except BaseException:

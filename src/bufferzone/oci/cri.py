@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.oci.cgroup_path import systemd_form
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +43,6 @@ def is_pod(notes: Mapping[str, str]) -> bool:
 
 
 def _is_crio(cgroups_path: str) -> bool:
-    parts = cgroups_path.split(":")
-    if len(parts) == 3:
-        return parts[1] == "crio"
+    if form := systemd_form(cgroups_path):
+        return form[1] == "crio"
     return os.path.basename(cgroups_path.rstrip("/")).startswith("crio-")

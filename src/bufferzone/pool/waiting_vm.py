@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bufferzone.network.tcfilter import Tap
     from bufferzone.oci import Spec
     from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.vm.group import Group
     from bufferzone.vm.launch import RunningVm
     from bufferzone.vm.shape import VmShape
 
@@ -170,8 +171,7 @@ class WaitingVm:
         for pid in self.helpers:
             left.add_process(pid)
         cgroup = limits.cgroup_of(spec.raw, container_id)
-        if cgroup and (others := cgroups.claim(cgroup)):
-            self._log(f"container's cgroup is not empty: {others} process(es) found")
+        cgroup.check(self._log)
         here = cgroups.of_process(caller)
         self._tree.land(make_directory(directory, "share"))
         for name in _LOGS:
@@ -193,13 +193,9 @@ class WaitingVm:
         )
         return assemble(self._before, container_id, self._vm, resources, start, settings)
 
-    def _join(self, cgroup: str, callers: str, left: Leftovers) -> None:
+    def _join(self, cgroup: Group, callers: str, left: Leftovers) -> None:
         """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""
         if not cgroup:
             cgroups.follow(callers, (os.getpid(), *self.helpers))
             return
-        joined = cgroups.join(cgroup, os.getpid())
-        self._after.callback(cgroups.leave_and_remove, joined, os.getpid())
-        left.add_cgroups(joined)
-        for pid in self.helpers:
-            cgroups.join(cgroup, pid)
+        self._after.callback(cgroup.begin((os.getpid(), *self.helpers), left))

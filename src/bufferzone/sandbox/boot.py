@@ -18,7 +18,6 @@ from bufferzone.sandbox.origin import NewVm, SavedVm
 from bufferzone.sandbox.sandbox import HostSide, Sandbox
 from bufferzone.sandbox.user_network import Link, UserNetwork
 from bufferzone.storage import share
-from bufferzone.vm import cgroups
 from bufferzone.vm.launch import VmLauncher, make_directory
 from bufferzone.vm.leftovers import Leftovers
 from bufferzone.vm.timeline import Timeline
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.sandbox import Start
     from bufferzone.snapshot.checkpoint_dir import Checkpoint
+    from bufferzone.vm.group import Group
     from bufferzone.vm.launch import RunningVm
 
 
@@ -43,17 +43,20 @@ def boot(
     directory: str,
     log: Callable[[str], None],
     checkpoint: Checkpoint | None = None,
+    *,
+    systemd: bool = False,
 ) -> Iterator[Sandbox]:
     """Start the VM for `spec`'s sandbox and yield it, booting still; on leaving, nothing of it is left.
 
-    With `checkpoint` the VM is that one's, with its container. `directory` is the state directory. Raises
-    `CallerError` for wishes that cannot be met, else `HostError` or `VmmError`. One thread only.
+    With `checkpoint` the VM is that one's, with its container. `directory` is the state directory. `systemd`:
+    see `group_of`. Raises `CallerError` for wishes that cannot be met, else `HostError` or `VmmError`. One
+    thread only.
     """
     timeline, left = Timeline(), Leftovers(directory)
     settings = host.settings_of(spec)
     host.check_network(spec.raw, settings)
     wish = NewVm(spec, settings, log) if checkpoint is None else SavedVm(checkpoint, spec, settings, log)
-    cgroup = limits.cgroup_of(spec.raw, container_id)
+    cgroup = limits.cgroup_of(spec.raw, container_id, systemd=systemd)
     with ExitStack() as stack:
         tap = wish.park()
         planned = wish.plan(stack, os.path.dirname(directory), tap)
@@ -81,14 +84,10 @@ def boot(
         yield assemble(stack, container_id, vm, resources, start, wish.settings)
 
 
-def _join(stack: ExitStack, cgroup: str, left: Leftovers, log: Callable[[str], None]) -> None:
-    if not cgroup:
-        return
-    if others := cgroups.claim(cgroup):
-        log(f"container's cgroup is not empty: {others} process(es) found: its limits stay as they are")
-    joined = cgroups.join(cgroup, os.getpid())
-    stack.callback(cgroups.leave_and_remove, joined, os.getpid())
-    left.add_cgroups(joined)
+def _join(stack: ExitStack, cgroup: Group, left: Leftovers, log: Callable[[str], None]) -> None:
+    if cgroup:
+        cgroup.check(log)
+        stack.callback(cgroup.begin((os.getpid(),), left))
 
 
 def connect(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from bufferzone.linux import libseccomp
     from bufferzone.sandbox.copies import Copies
+    from bufferzone.vm.group import Group
 
 
 class Container:
@@ -22,7 +23,7 @@ class Container:
     `pid` is the host's process that stands for it. `joined`: it came into the VM of another container. `pod`
     is what containerd or CRI-O says of its pod, see `Spec.pod`. `adopted`: from a checkpoint, so it ran
     before, and is frozen until it is started. `namespace` is a descriptor of its network namespace, -1: none
-    to attach. `cgroup` is that of the host's process, empty: none.
+    to attach. `cgroup` is that of the host's process.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Container:
         joined: bool,
         adopted: bool,
         namespace: int,
-        cgroup: str,
+        cgroup: Group,
         undo: ExitStack,
     ) -> None:
         self.id, self.bundle, self.pid = container_id, bundle, pid

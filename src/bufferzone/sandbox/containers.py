@@ -21,7 +21,6 @@ from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Pod
 from bufferzone.snapshot import compatible
 from bufferzone.snapshot.checkpoint import Capture
-from bufferzone.vm import cgroups
 from bufferzone.vm.size import size_for
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from bufferzone.sandbox.sandbox import Sandbox
     from bufferzone.vm.agent_client import Pending
+    from bufferzone.vm.group import Group
     from bufferzone.wire.proto import Message
     from bufferzone.wire.task import Mount
 
@@ -160,17 +160,15 @@ class Containers:
 
     def _join_cgroup(
         self, undo: ExitStack, container_id: str, spec: dict[str, Any], pid: int, *, joined: bool
-    ) -> str:
+    ) -> Group:
         """The cgroups of the host: of the VM with its first container, of a waiter alone where it joined.
 
         `pid` is 0 where nothing stands for the container alone.
         """
         if joined:
-            cgroup = limits.cgroup_of(spec, container_id)
-            self._pod.join_cgroup(undo, cgroup, pid)
-            return cgroup
+            return self._pod.join_cgroup(undo, limits.cgroup_of(spec, container_id), pid)
         if self._sandbox.cgroup and pid:
-            cgroups.join(self._sandbox.cgroup, pid)
+            self._sandbox.cgroup.join(pid)
         return self._sandbox.cgroup
 
     def _make(
@@ -300,7 +298,7 @@ class Containers:
         """
         container = self._made.get(ref.id)
         if container is not None and container.cgroup and pid != os.getpid():
-            cgroups.join(container.cgroup, pid)
+            container.cgroup.join(pid)
         seccomp = _NO_FILTER if container is None else container.seccomp
         request = agent.ProcessRequest(
             id=ref.id,
@@ -345,7 +343,8 @@ class Containers:
         plain = overrides.apply_vm(config.load(), spec.get("vm") or {})
         size = size_for(spec, container.pod, vcpus=plain.vcpus, memory_mib=plain.memory_mib)
         memory_mib = min(sandbox.memory_mib, size.memory_mib)
-        return limits.apply(sandbox.cgroup, resources, memory_mib, sandbox.log)
+        before = {} if spec is container.spec else limits.resources_of(container.spec, container.pod)
+        return limits.apply(sandbox.cgroup, resources, memory_mib, sandbox.log, before)
 
     def run_hooks(self, container: Container, name: str, state: bytes) -> None:
         """Run the hooks of one stage. Once the container has started a failing one is a warning in the log;

@@ -15,13 +15,18 @@ import os
 
 from bufferzone.errors import CallerError, HostError
 from bufferzone.oci import cri
+from bufferzone.sandbox import unit_properties
 from bufferzone.vm import cgroups
+from bufferzone.vm.group import group_of
 from bufferzone.vm.size import cpus_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
+
+    from bufferzone.sandbox.unit_properties import Properties
+    from bufferzone.vm.group import Group
 
     #: (file, text, whether create fails when it cannot be written: nobody else holds this limit)
     Settings = list[tuple[str, str, bool]]
@@ -52,17 +57,17 @@ def resources_of(spec: dict[str, Any], pod: Mapping[str, str]) -> dict[str, Any]
     return (spec.get("linux") or {}).get("resources") or {}
 
 
-def cgroup_of(spec: dict[str, Any], container_id: str) -> str:
-    """The path below each hierarchy of the cgroup for what runs the container; empty: it stays the caller's.
+def cgroup_of(spec: dict[str, Any], container_id: str, *, systemd: bool = False) -> Group:
+    """The cgroup for what runs the container; a false one: it stays the caller's. `systemd`: see `group_of`.
 
     Without linux.cgroupsPath it is named after the container, as with runc, crun and runsc, where there is a
-    limit to hold; without one a start does not pay for it. Raises `SpecError`.
+    limit to hold; without one a start does not pay for it. Raises `SpecError`, and what `group_of` does.
     """
     linux = spec.get("linux") or {}
     path = str(linux.get("cgroupsPath") or "")
-    if not path and cgroup_v1(linux.get("resources") or {}, 0):
+    if not path and not systemd and cgroup_v1(linux.get("resources") or {}, 0):
         path = f"/{container_id}"
-    return cgroups.relative_path(path, container_id)
+    return group_of(path, container_id, systemd=systemd)
 
 
 def for_guest(resources: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +144,8 @@ def cgroup_v2(resources: dict[str, Any], memory_mib: int) -> Settings:
     found: Settings = []
     if limit := _memory(resources, memory_mib):
         found.append(("memory.max", "max" if limit < 0 else str(limit), False))
+    if (reservation := int((resources.get("memory") or {}).get("reservation") or 0)) > 0:
+        found.append(("memory.low", str(reservation), False))
     if cpu.get("shares"):
         shares = min(max(int(cpu["shares"]), 2), 262144)
         found.append(("cpu.weight", str(1 + (shares - 2) * 9999 // 262142), False))
@@ -187,16 +194,28 @@ def _rates(block: dict[str, Any], key: str) -> list[tuple[str, int]]:
 
 
 def apply(
-    relative: str, resources: dict[str, Any], memory_mib: int, log: Callable[[str], None]
+    cgroup: Group,
+    resources: dict[str, Any],
+    memory_mib: int,
+    log: Callable[[str], None],
+    before: dict[str, Any] | None = None,
 ) -> Callable[[], None]:
-    """Limit the cgroup `relative` in every hierarchy where we made it; returns what takes it back.
+    """Limit the cgroup in every hierarchy where it is ours, from the limits `before` to `resources`; returns
+    what takes it back. Systemd is told of a scope's: it would write those that it knows at its next reload.
 
     Raises `HostError` for a limit that only the host can hold and that cannot be set, and nothing has
     changed; others, which the guest holds anyway, are one line in the log.
     """
-    places = [place for place in cgroups.places(relative) if cgroups.is_ours(place)] if relative else []
-    writer = _Writer(log)
+    found = cgroups.places(cgroup.path) if cgroup.path else []
+    places = [place for place in found if cgroups.is_ours(place)]
+    writer, unit = _Writer(log), _Unit(cgroup, cgroup_v2(before or {}, memory_mib), log)
+
+    def take_back() -> None:
+        unit.take_back()
+        writer.take_back()
+
     try:
+        unit.set(cgroup_v2(resources, memory_mib))
         for place in places:
             unified = os.path.exists(os.path.join(place, "cgroup.controllers"))
             writer.write(place, (cgroup_v2 if unified else cgroup_v1)(resources, memory_mib))
@@ -208,9 +227,37 @@ def apply(
                     raise HostError(f"{what}: {why}", hint="set linux.cgroupsPath", code="cgroup")
                 raise HostError(f"{what}: the host's controller is not available", code="cgroup")
     except HostError:
-        writer.take_back()
+        take_back()
         raise
-    return writer.take_back
+    return take_back
+
+
+class _Unit:
+    """Tells systemd of limits. What it refuses is a line in the log: the files hold it."""
+
+    def __init__(self, cgroup: Group, before: Settings, log: Callable[[str], None]) -> None:
+        self._cgroup, self._log = cgroup, log
+        self._before = unit_properties.properties_of(before)
+        self._now = self._before
+
+    def set(self, settings: Settings) -> None:
+        """These limits instead of those now."""
+        self._tell(unit_properties.properties_of(settings))
+
+    def take_back(self) -> None:
+        """Those before."""
+        self._tell(self._before)
+
+    def _tell(self, wanted: Properties) -> None:
+        changes = {**unit_properties.without(self._now), **wanted}
+        changed = {name: value for name, value in changes.items() if self._now.get(name) != value}
+        if not self._cgroup.unit or not changed:
+            return
+        try:
+            self._cgroup.set_properties(changed)
+            self._now = wanted
+        except HostError as error:
+            self._log(f"{self._cgroup.unit}: {error.line()}; its limits do not outlive a daemon-reload")
 
 
 def _names(name: str) -> set[str]:

@@ -18,7 +18,6 @@ from bufferzone.linux import apart
 from bufferzone.oci import overrides
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.netns_owner import NetnsOwner
-from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from bufferzone import oci
     from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.vm.group import Group
 
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
 #: settings that make a VM what it is, and that an annotation can ask for
@@ -145,26 +145,12 @@ class Pod:
             except (OSError, HostError) as error:
                 self._sandbox.log(f"cannot share another directory with the VM: {error}")
 
-    def join_cgroup(self, undo: ExitStack, cgroup: str, pid: int) -> None:
+    def join_cgroup(self, undo: ExitStack, cgroup: Group, pid: int) -> Group:
         """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""
-        if not cgroup:
-            return
-        if not pid:
-            return
-        joined = cgroups.join(cgroup, pid)
-        if cgroup == self._sandbox.cgroup:
-            return  # the VM is in it, and removes it
-        left = self._sandbox.left
-        left.add_cgroups(joined)
-        undo.callback(left.drop_cgroups, joined)
-        undo.callback(_leave, joined, pid)
-
-
-def _leave(directories: list[str], pid: int) -> None:
-    """Remove them; a waiter that was told of the end a moment ago is moved out of the way."""
-    for directory in directories:
-        with suppress(OSError):
-            if str(pid) in cgroups.read_file(os.path.join(directory, "cgroup.procs")).split():
-                cgroups.write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
-        with suppress(OSError):
-            cgroups.remove(directory)
+        if cgroup.name == self._sandbox.cgroup.name:
+            cgroup = self._sandbox.cgroup  # the VM is in it, and removes it
+            if cgroup and pid:
+                cgroup.join(pid)
+        elif cgroup and pid:
+            undo.callback(cgroup.begin_for_one(pid, self._sandbox.left))
+        return cgroup

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.facts import Facts
     from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.rootdisk import RootDisk
+    from bufferzone.vm.group import Group
     from bufferzone.vm.launch import RunningVm
     from bufferzone.vm.leftovers import Leftovers
     from bufferzone.vm.timeline import Timeline
@@ -41,12 +42,12 @@ def _nothing() -> None:
 class HostSide:
     """What a sandbox has of the host beside its VM. Owned by whoever made it.
 
-    `disk`: what the root file system is on, None: it is shared. `cgroup`: relative, empty: none.
+    `disk`: what the root file system is on, None: it is shared. `cgroup`: what its processes are in.
     """
 
     network: Network
     disk: RootDisk | None
-    cgroup: str
+    cgroup: Group
     left: Leftovers
     timeline: Timeline
     log: Callable[[str], None]

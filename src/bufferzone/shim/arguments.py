@@ -1,4 +1,4 @@
-"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the four flags of our
+"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the few flags of our
 own.
 """
 
@@ -21,7 +21,7 @@ _WITH_VALUE = (
     "shape",
     "restore-from",
 )
-_SWITCHES = ("debug", "v", "info", "version")
+_SWITCHES = ("debug", "systemd-cgroup", "v", "info", "version")
 ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver")
 
 
@@ -30,7 +30,7 @@ class Arguments:
 
     def __init__(self) -> None:
         self.action = ""
-        self.debug = False
+        self.debug = self.systemd_cgroup = False
         self.namespace = self.address = self.id = self.bundle = self.root = self.ready_fd = ""
         self.shape = ""
         self.restore_from = ""
@@ -68,7 +68,7 @@ def parse(argv: list[str], actions: tuple[str, ...] = ACTIONS) -> Arguments:
 
 
 def _switch(result: Arguments, name: str) -> None:
-    if name == "debug":
-        result.debug = True
+    if name in ("debug", "systemd-cgroup"):
+        setattr(result, name.replace("-", "_"), True)
     else:
         result.action = "info" if name == "info" else "version"

@@ -129,7 +129,8 @@ def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: i
         os.close(ready)
 
     checkpoint = open_checkpoint(arguments.restore_from) if arguments.restore_from else None
-    with boot(arguments.id, spec, directory, log, checkpoint) as sandbox:
+    scope = arguments.systemd_cgroup
+    with boot(arguments.id, spec, directory, log, checkpoint, systemd=scope) as sandbox:
         if checkpoint is not None:
             checkpoint.close()
         run_sandbox(arguments, sandbox, listener, announce, cli=cli)

@@ -11,6 +11,7 @@ import os
 import time
 
 from bufferzone.errors import HostError, SpecError
+from bufferzone.oci.cgroup_path import systemd_form, unit_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,11 +47,9 @@ def relative_path(cgroups_path: str, container_id: str) -> str:
     """
     if not cgroups_path:
         return ""
-    parts = cgroups_path.split(":")
-    if len(parts) == 3 and "/" not in cgroups_path:
-        slice_, prefix, name = parts
-        unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
-        return os.path.join(_expand_slice(slice_ or "system.slice"), unit)
+    if form := systemd_form(cgroups_path):
+        slice_, prefix, name = form
+        return os.path.join(_expand_slice(slice_ or "system.slice"), unit_name(prefix, name))
     normal = os.path.normpath("/" + cgroups_path).lstrip("/")
     if normal in ("", "."):
         raise SpecError(
@@ -77,6 +76,20 @@ def places(relative: str) -> list[str]:
 def is_ours(directory: str) -> bool:
     """Whether `join` made it, or `claim` found it empty: the limits of any other are its maker's."""
     return directory in _made
+
+
+def own(directories: Iterable[str]) -> None:
+    """They were made for us, by systemd, so that they are ours to limit."""
+    _made.update(directories)
+
+
+def path_in_systemd(cgroup: str) -> str:
+    """Of the text of a /proc/PID/cgroup, the path in the hierarchy that systemd keeps its units in, without
+    a leading slash. Source: cgroups(7), "/proc/pid/cgroup".
+    """
+    rows = [line.split(":", 2) for line in cgroup.splitlines()]
+    by_controllers = {controllers: path for _, controllers, path in rows}
+    return by_controllers.get("name=systemd", by_controllers.get("", "/")).strip("/")
 
 
 def claim(relative: str) -> int:

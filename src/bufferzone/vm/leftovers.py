@@ -32,7 +32,13 @@ class Leftovers:
     def __init__(self, directory: str) -> None:
         self._directories = [directory]
         self._lock = threading.Lock()
-        self._left: dict[str, list[Any]] = {"processes": [], "cgroups": [], "networks": [], "links": []}
+        self._left: dict[str, list[Any]] = {
+            "processes": [],
+            "cgroups": [],
+            "scopes": [],
+            "networks": [],
+            "links": [],
+        }
 
     def add_process(self, pid: int) -> None:
         """One that has to end with the sandbox."""
@@ -47,6 +53,16 @@ class Leftovers:
         with self._lock:
             for directory in directories:
                 self._left["cgroups"].remove(directory)
+            self._write()
+
+    def add_scope(self, unit: str) -> None:
+        """A unit of systemd's that has to go."""
+        self._add("scopes", [unit])
+
+    def drop_scope(self, unit: str) -> None:
+        """It ends by itself."""
+        with self._lock:
+            self._left["scopes"].remove(unit)
             self._write()
 
     def add_network(self, identity: list[int], path: str, taps: list[str]) -> None:
@@ -88,7 +104,7 @@ class Leftovers:
 
 
 def clean(directory: str) -> list[str]:
-    """Kill the recorded processes, wait for their end, remove the recorded cgroups.
+    """Kill the recorded processes, wait for their end, remove the recorded cgroups and scopes.
 
     Returns what could not be removed, as text; the state directory itself stays for the caller.
     """
@@ -103,6 +119,11 @@ def clean(directory: str) -> list[str]:
             cgroups.remove(path)
         except OSError as error:
             left.append(f"cgroup {path}: {error.strerror}")
+    for unit in leftovers.get("scopes", []):
+        from bufferzone.systemd import scope
+
+        if problem := scope.stop(unit):
+            left.append(f"scope {unit}: {problem}")
     for path, identity in leftovers.get("links", []):
         _unlink(path, identity)
     for network in leftovers.get("networks", []):

@@ -8,12 +8,14 @@ from bufferzone import oci, state
 from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.client import create
-from bufferzone.errors import UsageError
+from bufferzone.errors import HostError, SpecError, UsageError
+from bufferzone.oci.cgroup_path import systemd_form
 from bufferzone.oci.host import check_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
+    from bufferzone.oci import Spec
 
 FLAGS: tuple[Flag, ...] = (
     Flag("bundle b", "DIR", "directory with config.json", default="."),
@@ -55,6 +57,27 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
         checkpoint=checkpoint,
         pid_file=pid_file,
         console_socket=console_socket,
+        scope=options.systemd_cgroup and _wants_scope(spec),
         shim=options.shim,
         note=options.note,
     )
+
+
+def _wants_scope(spec: Spec) -> bool:
+    """Under `--systemd-cgroup`: whether the scope is one that config.json does not name; raises `SpecError`
+    for another form of path, `HostError` where systemd does not run.
+    """
+    from bufferzone import systemd
+
+    if not systemd.is_there():
+        raise HostError(
+            "systemd does not run on this host, so it cannot manage cgroups",
+            hint="leave out --systemd-cgroup; with Podman: --cgroup-manager cgroupfs",
+            code="no-systemd",
+        )
+    path = spec.cgroups_path
+    if path and systemd_form(path) is None:
+        raise SpecError(
+            f"config.json: linux.cgroupsPath: expected slice:prefix:name with --systemd-cgroup, got {path!r}"
+        )
+    return not path

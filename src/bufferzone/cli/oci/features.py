@@ -51,7 +51,7 @@ def features(settings: config.Settings) -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(NAMESPACES),
             "capabilities": list(CAPABILITIES),
-            "cgroup": {"v1": False, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": False, "v2": True, "systemd": True, "systemdUser": True, "rdma": False},
             "seccomp": {
                 "enabled": True,
                 "actions": [f"SCMP_ACT_{name}" for name in _ACTIONS.split()],
