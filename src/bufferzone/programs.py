@@ -14,10 +14,11 @@ import sys
 #: what every program of ours may count on, whoever starts it
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+#: where our modules lie: another version of us has another place
+PLACE = os.path.dirname(os.path.abspath(__file__))
 
 
 def argv(package: str, *arguments: str, program: str = "") -> list[str]:
     """The command line of a package's program; `program` is a Python file to run in its place."""
     python = sys.executable or "/usr/bin/python3"
-    return [python, "-I", "-S", "-Xutf8", program or f"{_HERE}/{package}/__main__.py", *arguments]
+    return [python, "-I", "-S", "-Xutf8", program or f"{PLACE}/{package}/__main__.py", *arguments]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -230,6 +231,14 @@ def test_a_caller_of_another_user_namespace_ends_a_users_pool_and_not_roots(begi
         assert_ended(running)
     else:
         running.await_states("waiting")
+
+
+def test_a_caller_of_another_version_ends_the_pool(begin, monkeypatch):
+    running = begin()
+    running.await_states("waiting")
+    monkeypatch.setattr(keeper, "programs", SimpleNamespace(PLACE="/usr/lib/bufferzone/older/bufferzone"))
+    assert running.claim() == 0
+    assert_ended(running)
 
 
 def test_a_caller_of_other_namespaces_does_not_keep_the_pool_alive(begin):

@@ -125,19 +125,22 @@ def test_every_program_starts_from_its_own_version_and_an_empty_environment(inst
         assert file.readline() == "#!/usr/bin/python3 -IS\n"
 
 
-def test_a_new_version_comes_beside_the_old_ones_and_few_stay(install, tmp_path):
+def test_a_new_version_comes_beside_the_old_ones_and_few_stay(tmp_path):
+    library = load("library")
     for number in range(9):
-        assert install.install_library({"bufferzone/__init__.py": b"N = %d\n" % number}, f"version{number}")
+        files = {"bufferzone/__init__.py": b"N = %d\n" % number}
+        assert library.install(str(tmp_path / "lib"), files, f"version{number}")
         os.utime(tmp_path / "lib" / f"version{number}", (number, number))
     names = sorted(os.listdir(tmp_path / "lib"))
     assert names == [f"version{number}" for number in range(3, 9)]
     assert (tmp_path / "lib/version8/bufferzone/__init__.py").read_text() == "N = 8\n"
 
 
-def test_a_package_that_does_not_compile_leaves_what_was_there(install, tmp_path):
-    install.install_library({"bufferzone/__init__.py": b""}, "good")
+def test_a_package_that_does_not_compile_leaves_what_was_there(tmp_path):
+    library = load("library")
+    library.install(str(tmp_path / "lib"), {"bufferzone/__init__.py": b""}, "good")
     with pytest.raises(SystemExit):
-        install.install_library({"bufferzone/__init__.py": b"def"}, "bad")
+        library.install(str(tmp_path / "lib"), {"bufferzone/__init__.py": b"def"}, "bad")
     assert os.listdir(tmp_path / "lib") == ["good"]
 
 

@@ -33,6 +33,9 @@ GLOBAL = (
     ignored("criu", "PATH", "a checkpoint is a whole VM"),
 )
 
+SUMMARY = "an OCI runtime that runs each container in a virtual machine"
+USAGE = "[global options] COMMAND [options] [arguments]"
+
 _FAILED, _EXEC_FAILED = 1, 255  # runc's
 
 
@@ -128,12 +131,6 @@ def version() -> str:
 
 
 def _program_help() -> str:
-    text = help_text(
-        "bufferzone",
-        "an OCI runtime that runs each container in a virtual machine",
-        "[global options] COMMAND [options] [arguments]",
-        "",
-        GLOBAL,
-    )
+    text = help_text("bufferzone", SUMMARY, USAGE, "", GLOBAL)
     rows = "".join(f"   {name.ljust(12)}{summary}\n" for name, (_, summary) in VERBS.items())
     return f"{text}\nCOMMANDS:\n{rows}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone import config, jsontext, state
+from bufferzone import config, jsontext, programs, state
 from bufferzone.client.connection import connect_unix, rights
 from bufferzone.linux import namespaces, pidfd
 from bufferzone.oci import cri
@@ -98,6 +98,7 @@ def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings, m
         "oom_score_adj": oom_score_adj,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "namespaces": namespaces.shared(),
+        "code": programs.PLACE,
         **shape(spec, settings),
         **more,
     }

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 
-from bufferzone import config, state
+from bufferzone import config, programs, state
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import identity, namespaces, pidfd
 from bufferzone.pool.listener import MOST_REQUEST, Listener, receive
@@ -285,6 +285,9 @@ class Keeper:
             return False
         if request["namespaces"] != self._namespaces:
             self._refuse_other_namespaces(request["namespaces"])
+        if request.get("code") != programs.PLACE:
+            self._ending = True  # an upgrade: VMs that wait are the older version's
+            raise HostError("a caller of another version: the pool ends")
         self._used = time.monotonic()
         shape = self.add_shape(request["settings"], request["spec"])
         self._hand_over(shape, request, connection, fds)

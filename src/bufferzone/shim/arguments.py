@@ -8,20 +8,27 @@ import os
 
 from bufferzone.errors import UsageError
 
-_WITH_VALUE = (
-    "namespace",
-    "address",
-    "publish-binary",
-    "id",
-    "bundle",
-    "socket",
-    "debug-socket",
-    "root",
-    "ready-fd",
-    "shape",
-    "restore-from",
-)
-_SWITCHES = ("debug", "systemd-cgroup", "v", "info", "version")
+#: flag -> what the manual page says
+WITH_VALUE = {
+    "namespace": "containerd's namespace",
+    "address": "containerd's own socket",
+    "publish-binary": "containerd's program that takes events; events go to TTRPC_ADDRESS",
+    "id": "the container",
+    "bundle": "the directory of its config.json",
+    "socket": "accepted for containerd",
+    "debug-socket": "accepted for containerd",
+    "root": "where state lies; not given: below /run/bufferzone-containerd",
+    "ready-fd": "descriptor that gets one line: ready, or why not",
+    "shape": "what the VMs of a pool are to be like, in JSON",
+    "restore-from": "directory of a checkpoint to go on from",
+}
+SWITCHES = {
+    "debug": "accepted for containerd",
+    "systemd-cgroup": "cgroups are made by systemd, as bufferzone's own flag says",
+    "v": "print the version",
+    "info": "print what containerd asks of a runtime",
+    "version": "print the version",
+}
 ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver")
 
 
@@ -54,9 +61,9 @@ def parse(argv: list[str], actions: tuple[str, ...] = ACTIONS) -> Arguments:
             result.action = word
             continue
         name, equals, value = word.lstrip("-").partition("=")
-        if name in _SWITCHES:
+        if name in SWITCHES:
             _switch(result, name)
-        elif name in _WITH_VALUE:
+        elif name in WITH_VALUE:
             if not equals and not words:
                 raise UsageError(f"flag needs a value: -{name}")
             setattr(result, name.replace("-", "_"), value if equals else words.pop(0))

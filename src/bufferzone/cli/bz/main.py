@@ -24,6 +24,8 @@ GLOBAL = (
     Flag("debug", "", "show where a failure came from"),
     Flag("version v", "", "print the version"),
 )
+SUMMARY = "containers in virtual machines"
+USAGE = "[options] COMMAND"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if options.help or not rest:
             rows = "".join(f"   {name.ljust(12)}{summary}\n" for name, summary in VERBS.items())
-            text = help_text("bz", "containers in virtual machines", "[options] COMMAND", "", GLOBAL)
+            text = help_text("bz", SUMMARY, USAGE, "", GLOBAL)
             output.print_text(f"{text}\nCOMMANDS:\n{rows}")
             return 0
         return _run(rest[0], rest[1:], options)
