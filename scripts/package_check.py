@@ -85,7 +85,7 @@ def put_packages(place: str, work: str) -> None:
     script = [sys.executable, "-I", f"{later}/scripts/package_deb.py", work]
     made = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     shutil.move(made, os.path.join(place, "new.deb"))
-    for name in ("package_check_inside.py", "busybox_image.py"):
+    for name in ("package_check_inside.py", "still_running.py", "busybox_image.py"):
         shutil.copy(f"{HERE}/{name}", place)
 
 

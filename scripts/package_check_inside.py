@@ -14,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import still_running
+
 PLACE = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 BEGIN = time.monotonic()
 #: what a container needs beside our own package's Depends and Recommends
@@ -89,7 +92,7 @@ def prepare() -> None:
     apt("--no-install-recommends", "satisfy", *needs)
     apt("--no-install-recommends", "install", *AROUND.split())
     run("podman", "info")
-    told(f"installed what {needs[0]} needs")
+    told("installed what the package needs")
 
 
 def files() -> set[str]:
@@ -141,16 +144,9 @@ def first_image() -> str:
     return image
 
 
-def pids_of(directory: str) -> list[str]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word.startswith(directory.encode() + b"/") for word in words):
-            found.append(name)
-    return found
+def pids_of(directory: str) -> list[int]:
+    """The shims that run from there: what ends by itself, like a maker of templates, is not of interest."""
+    return [pid for pid, words in still_running.processes(directory) if b"serve" in words]
 
 
 def upgraded_under_a_container(old: str, image: str) -> None:

@@ -1,19 +1,29 @@
 """For the Debian package: ends with 1 and one line when processes still run from PLACE, which is to go.
 
-still_running.py PLACE
+    still_running.py PLACE
+
+Those that end by themselves are awaited: shims whose container has just been removed, makers of templates.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
+import time
 
 PROC = "/proc"
+#: seconds: for a shim to end, and for one that makes a template or writes a checkpoint
+SHIM_S, JOB_S = 5.0, 120.0
+JOBS = (b"template", b"saver")
 
 
 def main() -> int:
     (place,) = sys.argv[1:]
-    found = processes(place)
+    begin = time.monotonic()
+    for pid, words in processes(place):
+        await_end(pid, begin + (JOB_S if any(job in words for job in JOBS) else SHIM_S))
+    found = [pid for pid, _ in processes(place)]
     if not found:
         return 0
     pids = " ".join(map(str, found[:10])) + (" ..." if len(found) > 10 else "")
@@ -25,8 +35,8 @@ def main() -> int:
     return 1
 
 
-def processes(place: str) -> list[int]:
-    """The pids whose program is a Python file below `place` in our own root directory."""
+def processes(place: str) -> list[tuple[int, list[bytes]]]:
+    """Pid and words of each process whose program is a Python file below `place` in our own root directory."""
     ours = os.stat(f"{PROC}/self/root")
     found = []
     for name in sorted(filter(str.isdigit, os.listdir(PROC)), key=int):
@@ -40,8 +50,22 @@ def processes(place: str) -> list[int]:
             continue  # it has ended
         # a container may have the same path inside, where it means another file
         if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
-            found.append(int(name))
+            found.append((int(name), words))
     return found
+
+
+def await_end(pid: int, until: float) -> None:
+    """Wait for the end of a process that is not our child."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(max(0.0, until - time.monotonic()) * 1000)
+    finally:
+        os.close(pidfd)
 
 
 if __name__ == "__main__":
