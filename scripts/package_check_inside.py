@@ -85,7 +85,9 @@ def apt(*words: str) -> str:
 
 
 def prepare() -> None:
-    """What the package needs is there before we look at what the package leaves."""
+    """What the package needs is there before we look at what the package leaves; an earlier check is not."""
+    attempt("podman", "rm", "-f", "-t", "0", MARK, f"{MARK}-new")
+    attempt("dpkg", "--purge", "bufferzone")
     apt("update")
     fields = run("dpkg-deb", "-f", str(PLACE / "old.deb"), "Depends", "Recommends")
     needs = [line.partition(":")[2].strip() for line in fields.splitlines()]

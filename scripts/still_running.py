@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def processes(place: str) -> list[tuple[int, list[bytes]]]:
-    """Pid and words of each process whose program is a Python file below `place` in our own root directory."""
+    """Pid and words of each process whose program is a file below `place`, in our own root directory."""
     ours = os.stat(f"{PROC}/self/root")
     found = []
     for name in sorted(filter(str.isdigit, os.listdir(PROC)), key=int):
