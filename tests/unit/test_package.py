@@ -1,4 +1,4 @@
-"""The Debian package as a file: what is in it, twice the same bytes; and what is printed from the flags' tables.
+"""The Debian package as a file: what is in it, twice the same bytes; what is printed from the flags' tables.
 
 That it installs, upgrades and purges is what `scripts/package --check RELEASE` proves in a tree.
 """
@@ -121,7 +121,8 @@ def bash_words(*words: str) -> list[str]:
     script = load("completion").bash(next(p for p in load("command_tables").programs() if p.name == words[0]))
     quoted = " ".join(f"'{word}'" for word in words)
     asked = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _{words[0]}_completion"
-    text = f"compopt() {{ :; }}\nbufferzone() {{ echo one two; }}\n{script}\n{asked}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    known = "compopt() { :; }; bufferzone() { echo one two; }"
+    text = "\n".join([known, script, asked, "printf '%s\\n' \"${COMPREPLY[@]}\""])
     done = subprocess.run(["bash", "--norc", "-c", text], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
