@@ -1,5 +1,6 @@
 """The Task service against a scripted guest: states, refusals, and what a hostile guest cannot hold up."""
 
+import json
 import os
 import threading
 import types
@@ -167,7 +168,7 @@ def test_what_does_not_fit_the_state_is_refused_in_runcs_words(world):
     with pytest.raises(StateError, match="container not running"):
         world.service.kill(world.peer, task.KillRequest(id="c", signal=15))
     with pytest.raises(NotFoundError, match="does not exist"):
-        world.service.state(world.peer, task.StateRequest(id="other"))
+        world.service.inquiries.state(world.peer, task.StateRequest(id="other"))
 
 
 def test_deleting_a_created_container_kills_it_first(world):
@@ -273,3 +274,71 @@ def test_shutdown_waits_for_the_last_container(world):
     world.service.delete(world.peer, task.DeleteRequest(id="c"))
     assert isinstance(world.service.shutdown(world.peer, task.ShutdownRequest(id="c")), Empty)
     assert world.ended.is_set()
+
+
+class StandIns:
+    """Makes processes of the host that are none; `lost[n]` is what is called when somebody ends the nth."""
+
+    def __init__(self):
+        self.networks, self.lost, self.ended = [], [], []
+
+    def begin(self, network, words, lost):
+        self.networks.append((network, words))
+        self.lost.append(lost)
+        pid = 100 + len(self.lost)
+        return types.SimpleNamespace(pid=pid, end=lambda: self.ended.append(pid))
+
+
+@pytest.fixture
+def containerds(tmp_path):
+    """A service that containerd started, and the bundle of a container with a network of its own."""
+    sandbox, story, makers = Sandbox(), Story(), StandIns()
+    ended = threading.Event()
+    service = TaskService(sandbox, story, story, ended.set, single=False, stand_ins=makers)
+    spec = {"process": {"args": ["run", "it"]}, "linux": {"namespaces": [{"type": "network"}]}}
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    return types.SimpleNamespace(
+        service=service, sandbox=sandbox, story=story, peer=Peer(), makers=makers, bundle=str(tmp_path)
+    )
+
+
+def begin_exec(world, exec_id="e"):
+    spec = Any_(value=b'{"args":["look","around"]}')
+    world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id=exec_id, spec=spec))
+    return world.service.start(world.peer, task.StartRequest(id="c", exec_id=exec_id)).pid
+
+
+def test_every_task_and_exec_of_containerd_has_a_process_of_its_own(containerds):
+    world = containerds
+    assert create(world, bundle=world.bundle).pid == 101
+    assert world.service.start(world.peer, task.StartRequest(id="c")).pid == 101
+    assert begin_exec(world) == 102
+    assert world.makers.networks == [("", ["run", "it"]), (None, ["look", "around"])]
+    pids = world.service.inquiries.pids(world.peer, task.PidsRequest(id="c"))
+    assert [found.pid for found in pids.processes] == [101, 102]
+    world.sandbox.agent.finish(agent.ProcessRef(id="c", exec_id="e"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="c", exec_id="e"))
+    assert world.makers.ended == [102]
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    assert world.makers.ended == [102, 101]
+
+
+def test_a_failed_create_leaves_no_process_on_the_host(containerds):
+    world = containerds
+    world.sandbox.create = lambda *_, **more: (_ for _ in ()).throw(StateError("no"))
+    with pytest.raises(StateError, match="no"):
+        create(world, bundle=world.bundle)
+    assert world.makers.ended == [101]
+
+
+def test_whoever_kills_what_stands_for_a_task_kills_the_task(containerds):
+    world = containerds
+    create(world, bundle=world.bundle)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    begin_exec(world)
+    world.makers.lost[1]()
+    assert world.service.wait(world.peer, task.WaitRequest(id="c", exec_id="e")).exit_status == 137
+    assert world.service.delete(world.peer, task.DeleteRequest(id="c", exec_id="e")).exit_status == 137
+    world.makers.lost[0]()
+    assert world.service.wait(world.peer, task.WaitRequest(id="c")).exit_status == 137

@@ -176,6 +176,12 @@ def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, i
     assert missing.returncode != 0
     assert b"executable file not found" in missing.stderr
     assert "pids.current" in containerd.ctr("task", "metrics", "task1").stdout.decode()
+    containerd.ctr("task", "exec", "-d", "--exec-id", "e4", "task1", "sleep", "1000")
+    rows = containerd.ctr("task", "ps", "task1").stdout.decode().splitlines()[1:]
+    shown = [Path(f"/proc/{row.split()[0]}/cmdline").read_bytes().rstrip(b"\0") for row in rows]
+    assert shown == [b"sleep\x001000"] * 2
+    networks = {os.stat(f"/proc/{row.split()[0]}/ns/net").st_ino for row in rows}
+    assert len(networks - {os.stat("/proc/self/ns/net").st_ino}) == 1
     containerd.ctr("task", "pause", "task1")
     assert "PAUSED" in containerd.ctr("task", "ls").stdout.decode()
     containerd.ctr("task", "resume", "task1")

@@ -27,6 +27,7 @@ from bufferzone.shim.logs import log, log_to_containerd
 from bufferzone.shim.pool_start import PoolStart
 from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
+from bufferzone.shim.stand_ins import StandIns
 from bufferzone.shim.task import TaskService
 from bufferzone.snapshot.checkpoint_dir import open_checkpoint
 from bufferzone.wire import agent, shim, task
@@ -154,13 +155,16 @@ def run_sandbox(
     """From the first thread to the end of a sandbox; `on_serving` is called once it is served. Closes
     nothing of the VM.
     """
+    stand_ins = None if cli else StandIns()  # a fork: before the first thread
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
     records = Records(arguments.state_root, sandbox.annotations)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
     containers = Containers(sandbox, records.text, home)
-    tasks = TaskService(containers, records, publisher, sandbox.end, single=cli)
+    tasks = TaskService(containers, records, publisher, sandbox.end, single=cli, stand_ins=stand_ins)
+    if stand_ins is not None:
+        stand_ins.start()
     server = Server(listener, _services(tasks, sandbox), log)
     server.start()
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
@@ -172,6 +176,8 @@ def run_sandbox(
     server.stop_accepting()
     server.drain(2.0)
     publisher.close()
+    if stand_ins is not None:
+        stand_ins.close()
 
 
 def _lift_descriptor_limit() -> None:
@@ -188,7 +194,7 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
         return sandbox.agent.call("Stats", request, agent.StatsResponse)
 
     own: dict[str, Handler] = {
-        "Processes": tasks.processes,
+        "Processes": tasks.inquiries.processes,
         "Info": info,
         "Metrics": counters,
         "WaitOom": tasks.oom.wait,

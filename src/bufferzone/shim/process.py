@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from bufferzone.shim.stand_ins import StandIn
     from bufferzone.vm.agent_client import AgentClient, Pending
 
 KILLED = 137  # 128 + SIGKILL: what a process gets that went down with its VM
@@ -64,11 +65,25 @@ class Process:
         self.exited = threading.Event()
         self.transition = threading.Lock()  # held while the status changes and the change is published
         self.saved = False  # it ends because it goes on from a checkpoint
+        self._stand_in: StandIn | None = None
 
     @property
     def name(self) -> str:
         """What messages call it."""
         return f"exec {self.ref.exec_id}" if self.ref.exec_id else f"container {self.ref.id}"
+
+    def words(self) -> list[str]:
+        """The command line of an exec that has not been started; `check_spec` has seen it."""
+        return [str(word) for word in json.loads(self.spec)["args"]]
+
+    def stand_on_host(self, stand_in: StandIn) -> None:
+        """From now on `stand_in` stands for it, until it ends."""
+        self._stand_in, self.pid = stand_in, stand_in.pid
+
+    def leave_host(self) -> None:
+        """Nothing of ours stands for it any more."""
+        if self._stand_in is not None:
+            self._stand_in.end()
 
     def require(self, verb: str, *, paused: bool = False) -> None:
         """Raise the `StateError` runc's callers expect unless `verb` fits the state. `paused` does, too."""
@@ -131,6 +146,7 @@ class Process:
                 self.stdio.print_line(f"bufferzone: {self.ref.id}: {failure}\n")
                 self.stdio.hurry()  # nothing more will come, and the end is no reader's to hold back
             self.stdio.finish()
+            self.leave_host()
             with self.transition:
                 self.exit_status, self.exited_at_ns = status, time.time_ns()
                 self.status = task.STOPPED

@@ -7,18 +7,20 @@ the guest is asked anything.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
-from bufferzone.shim import events
+from bufferzone.shim import events, stand_ins
 from bufferzone.shim.checkpoint import Checkpoints
+from bufferzone.shim.inquiries import Inquiries
 from bufferzone.shim.oom import OomReporter
 from bufferzone.shim.process import Process, check_spec, parse_resources
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
-from bufferzone.wire import agent, metrics, task
-from bufferzone.wire.proto import Any_, Empty
+from bufferzone.wire import agent, task
+from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.records import Records
     from bufferzone.shim.server import Handler, Peer, Service
+    from bufferzone.shim.stand_ins import StandIns
 
 _SIGKILL = 9
 _KILL_S = 10.0
@@ -45,10 +48,12 @@ class TaskService:
         ended: Callable[[], None],
         *,
         single: bool,
+        stand_ins: StandIns | None = None,
     ) -> None:
         """`single`: the sandbox exists for its containers, one as a rule, and ends with the last (the CLI); a
-        pod outlives them.
+        pod outlives them. `stand_ins` are for tasks that come without a process of the host.
         """
+        self._stand_ins = stand_ins
         self._single = single
         self._sandbox = containers
         self._records = records
@@ -57,15 +62,16 @@ class TaskService:
         self._table = Table()
         self.oom = OomReporter(self._table, publisher)
         self._checkpoints = Checkpoints(self._table, containers, publisher)
+        self.inquiries = Inquiries(self._table, containers.agent)
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
         handlers: dict[str, Handler] = {
-            "State": self.state,
+            "State": self.inquiries.state,
             "Create": self.create,
             "Start": self.start,
             "Delete": self.delete,
-            "Pids": self.pids,
+            "Pids": self.inquiries.pids,
             "Pause": self.pause,
             "Resume": self.resume,
             "Kill": self.kill,
@@ -75,8 +81,8 @@ class TaskService:
             "Update": self.update,
             "Checkpoint": self._checkpoints.checkpoint,
             "Wait": self.wait,
-            "Stats": self.stats,
-            "Connect": self.connect,
+            "Stats": self.inquiries.stats,
+            "Connect": self.inquiries.connect,
             "Shutdown": self.shutdown,
         }
         return {name: (task.METHODS[name][0], handler) for name, handler in handlers.items()}
@@ -99,6 +105,8 @@ class TaskService:
         )
         try:
             self._table.reserve(process)
+            if not attended and self._stand_ins is not None:
+                self._give_stand_in(self._stand_ins, process, *stand_ins.of_container(request.bundle))
             container, pending = self._sandbox.create(
                 request.id,
                 request.bundle,
@@ -108,6 +116,7 @@ class TaskService:
                 foreground=request.options is not None and request.options.type_url == task.FOREGROUND_URL,
             )
         except BaseException:
+            process.leave_host()
             self._table.forget(process)
             stdio.close()
             self._end_if_done()
@@ -225,6 +234,8 @@ class TaskService:
         self._table.find(process.ref.id, "").require("exec", paused=process.patient)
         process.begun = True
         try:
+            if process.pid == os.getpid() and self._stand_ins is not None:
+                self._give_stand_in(self._stand_ins, process, None, process.words())
             pending = self._sandbox.exec(
                 process.ref, process.spec, process.pid, process.first_requests(), patient=process.patient
             )
@@ -242,9 +253,6 @@ class TaskService:
         return task.StartResponse(pid=process.pid)
 
     # ---- the smaller verbs
-
-    def state(self, peer: Peer, request: task.StateRequest) -> task.StateResponse:
-        return self._table.find(request.id, request.exec_id).state()
 
     def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
         """Freeze every process of the container."""
@@ -290,30 +298,6 @@ class TaskService:
             self._sandbox.update(self._container(request.id), changes)
         return Empty()
 
-    def stats(self, peer: Peer, request: task.StatsRequest) -> task.StatsResponse:
-        process = self._table.find(request.id, "")
-        reply = self._sandbox.agent.call("Stats", process.ref, agent.StatsResponse)
-        value = metrics.from_counters({c.name: c.value for c in reply.counters})
-        return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
-
-    def pids(self, peer: Peer, request: task.PidsRequest) -> task.PidsResponse:
-        """Host pids: the processes that stand for the container and its running execs."""
-        self._table.find(request.id)
-        pids = {process.pid for process in self._table.of(request.id)}
-        return task.PidsResponse(processes=[task.ProcessInfo(pid=pid) for pid in sorted(pids)])
-
-    def processes(self, peer: Peer, request: agent.ProcessRef) -> agent.PidsResponse:
-        """The guest's own process table of the container (service bufferzone.shim.v1.Shim)."""
-        process = self._table.find(request.id, "")
-        if process.status == task.STOPPED:
-            raise StateError("container not running", code="not-running")
-        return self._sandbox.agent.call("Pids", process.ref, agent.PidsResponse)
-
-    def connect(self, peer: Peer, request: task.ConnectRequest) -> task.ConnectResponse:
-        init = [process for process in self._table.of(request.id) if not process.ref.exec_id]
-        pid = init[0].pid if init else 0
-        return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="2")
-
     def shutdown(self, peer: Peer, request: task.ShutdownRequest) -> Empty:
         """End the shim unless containers are left: `StateError` `vm-shared` for the CLI, which would wait."""
         if not self._table.has_containers():
@@ -335,6 +319,12 @@ class TaskService:
             raise NotFoundError(f"container {container_id} does not exist")
         return container
 
+    def _give_stand_in(
+        self, makers: StandIns, process: Process, network: str | None, words: list[str]
+    ) -> None:
+        """Have a process of the host's stand for one that nobody stands for."""
+        process.stand_on_host(makers.begin(network, words, functools.partial(self._lost, process)))
+
     def _signal(self, process: Process, signal: int, *, everyone: bool) -> None:
         if not process.begun:
             return  # an exec that never started has nothing to signal
@@ -344,14 +334,18 @@ class TaskService:
 
     def _abandoned(self, process: Process) -> None:
         """The host process that stood for it is gone: so goes the process, as with runc."""
-        if process.status != task.STOPPED:
-            self._enforce_kill(process)
-            with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
-                self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
+        self._lost(process)
         if process.ref.exec_id:  # nobody is left to delete it
             process.exited.wait()
             with contextlib.suppress(BufferzoneError):  # then it stays in the table, as it does in the guest
                 self._free(process)
+
+    def _lost(self, process: Process) -> None:
+        """The same for a stand-in, whose caller is there to delete it."""
+        if process.status != task.STOPPED:
+            self._enforce_kill(process)
+            with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
+                self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
