@@ -77,6 +77,7 @@ class Features:
     `label` is its name for people. `wall`: it keeps a container from the host's kernel. `kernel`: it boots a
     guest image. `virtiofs`: it shares files through a virtiofsd; `tree`: it takes the shared tree itself.
     `nic`: its VMs have a network. `slot_bytes`: the largest image that a disk slot takes, 0: it has no slots.
+    `snapshot`: it saves and restores a VM; `templates`: one that was saved empty is worth starting from.
     `share_in_template`: it may save a VM with its share plugged; a version that cannot says so when told to.
     `balloon`: it can take memory from a guest.
     """
@@ -92,6 +93,7 @@ class Features:
     hotplug_nic: bool
     slot_bytes: int
     snapshot: bool
+    templates: bool
     balloon: bool
 
 

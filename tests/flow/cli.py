@@ -39,21 +39,21 @@ needs_host = pytest.mark.skipif(
 _SCRIPTS = {
     "pause": "exec sleep 1000",
     "end": "exit $1",
+    "count": ("while :; do n=$(($(cat /count 2>/dev/null) + 1)); echo $n >/count; echo $n; sleep 0.05; done"),
     "greet": "trap 'echo usr1' USR1; trap 'exit 130' INT; echo up; while :; do sleep 0.05; done",
     "size": (
         'last=; while :; do now=$(stty size 2>/dev/null); [ "$now" = "$last" ] || echo "$now"; last=$now; '
         "sleep 0.05; done"
     ),
 }
-#: a shim whose agent is another program; what the command line of the agent is follows in its sys.argv
+#: a shim in which something is not as it is
 _ODD_SHIM = """\
 import sys
 
 sys.path.insert(0, {source!r})
 from bufferzone.shim.__main__ import main
-from bufferzone.vmm.host import driver
 
-driver._PROGRAM = {program!r}
+exec({change!r})
 sys.exit(main(sys.argv[1:]))
 """
 _namespaces: dict[str, int] = {}
@@ -88,16 +88,51 @@ class Cli:
         self._enter = ["nsenter", f"--mount={_namespace(settings)}", "--"]
         self._running: list[subprocess.Popen[str]] = []
 
-    def odd_agent(self, program: str) -> None:
-        """From now on the agent of a new VM is this Python program; `agent_fd` is the channel it has."""
-        head = "import sys; agent_fd = int(sys.argv[sys.argv.index('--fd') + 1])\n"
+    def odd_shim(self, change: str) -> None:
+        """From now on this is done in a shim before it begins."""
         path = self.base / "shim.py"
-        path.write_text(_ODD_SHIM.format(source=str(ROOT / "src"), program=head + program))
+        path.write_text(_ODD_SHIM.format(source=str(ROOT / "src"), change=change))
         self.shim = str(path)
+
+    def odd_agent(self, program: str) -> None:
+        """From now on the agent of a new VM is this Python program; `agent_fd` is the channel it has.
+
+        What the command line of the agent is follows in its sys.argv.
+        """
+        head = "import sys; agent_fd = int(sys.argv[sys.argv.index('--fd') + 1])\n"
+        self.odd_shim(f"from bufferzone.vmm.host import driver\ndriver._PROGRAM = {head + program!r}")
 
     def command(self, *words: str) -> list[str]:
         shim = ["--shim", self.shim] if self.shim else []
         return [*self._enter, PROGRAM, "--root", str(self.root), *shim, *words]
+
+    def bz(self, *words: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command of `bz`."""
+        command = [*self._enter, f"{PROGRAM.removesuffix('bufferzone')}bz", "--root", str(self.root), *words]
+        done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S)
+        if check is not None:
+            assert done.returncode == check, (words, done.returncode, done.stdout, done.stderr)
+        return done
+
+    def host(self, *words: str) -> str:
+        """Run a program of the host where the verbs run, in their mount namespace; its output."""
+        done = subprocess.run(
+            [*self._enter, *words], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+        )
+        return done.stdout
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Begin a verb whose stdout and stderr are read at its end; it is killed with the test."""
+        process = subprocess.Popen(
+            self.command(*words),
+            env={},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._running.append(process)
+        return process
 
     def __call__(self, *words: str, check: int | None = 0, **more) -> subprocess.CompletedProcess[str]:
         """Run a verb with an empty environment; its exit status must be `check` unless that is None."""
@@ -111,11 +146,21 @@ class Cli:
             assert done.returncode == check, (words, done.returncode, done.stdout, done.stderr)
         return done
 
-    def create(self, id: str, bundle: Path, *flags: str, check: int | None = 0, out: str = os.devnull) -> str:
-        """`create` with stdio that nobody waits for; returns what it wrote to stderr."""
+    def create(
+        self,
+        id: str,
+        bundle: Path,
+        *flags: str,
+        verb: str = "create",
+        check: int | None = 0,
+        out: str = os.devnull,
+    ) -> str:
+        """`create`, or another verb that makes a container, with stdio that nobody waits for; returns what it
+        wrote to stderr.
+        """
         with open(self.base / f"{id[:20]}.err", "w+") as errors, open(out, "ab") as output:
             done = subprocess.run(
-                self.command("create", "--bundle", str(bundle), *flags, id),
+                self.command(verb, "--bundle", str(bundle), *flags, id),
                 env={},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

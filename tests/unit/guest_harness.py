@@ -30,7 +30,7 @@ from bufferzone.wire.proto import Empty, Message
 
 TIMEOUT_S = 60.0
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
-_START = f"import sys; sys.path.insert(0, {SOURCE!r}); from bufferzone.guest.__main__ import main; main()"
+_START = f"import sys; sys.path.insert(0, {SOURCE!r}); from bufferzone.guest.hosted import main; main()"
 _NUMBERS = count()
 BUSYBOX = "/bin/busybox"
 
@@ -151,7 +151,6 @@ class Guest:
                 sys.executable,
                 "-ISBc",
                 _START,
-                "--no-boot",
                 "--fd",
                 str(fd),
                 "--cgroup-root",

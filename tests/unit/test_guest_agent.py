@@ -11,7 +11,7 @@ _PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {SOURCE!r})
 from bufferzone.guest.agent import Agent
-print(*Agent(os.pipe()[0], "/nowhere", [], hosted=True).methods)
+print(*Agent(os.pipe()[0], "/nowhere", []).methods)
 """
 
 

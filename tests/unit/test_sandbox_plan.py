@@ -325,8 +325,8 @@ def test_a_wish_that_the_vmm_cannot_follow_is_refused_and_one_that_nobody_has_is
     plan.within_features(Settings(), replace(QEMU, **lacking), shares=False, restored=False)
 
 
-def test_a_vmm_that_saves_nothing_starts_without_templates() -> None:
+def test_a_vmm_that_gains_nothing_by_templates_starts_without_them() -> None:
     settings = Settings()
     kept = plan.within_features(settings, QEMU, shares=True, restored=False)
-    cold = plan.within_features(settings, replace(QEMU, snapshot=False), shares=True, restored=False)
+    cold = plan.within_features(settings, replace(QEMU, templates=False), shares=True, restored=False)
     assert (kept.templates, cold.templates) == (True, False)

@@ -1,5 +1,4 @@
-"""PID 1 of the VM: boot, serve, power off. With `--no-boot --fd N --cgroup-root PATH`: the same agent on a
-host, for tests.
+"""PID 1 of the VM: boot, serve, power off.
 
 A fatal error of PID 1 becomes one line on the console and the VM powers off: a kernel panic would say less.
 """
@@ -7,7 +6,6 @@ A fatal error of PID 1 becomes one line on the console and the VM powers off: a 
 from __future__ import annotations
 
 import os
-import sys
 
 from bufferzone.container.loop import report, warn
 from bufferzone.guest.agent import Agent
@@ -18,27 +16,17 @@ POWER_OFF = 0x4321FEDC
 
 
 def main() -> None:
-    """Be PID 1, or a hosted agent when the arguments say so."""
+    """Be PID 1."""
     phases = Phases()
-    if "--no-boot" in sys.argv:
-        _hosted(sys.argv, phases)
-        return
     try:
         fd = boot(phases)
         lp.set_dumpable(False)
-        Agent(fd, os.path.join(CGROUP_ROOT, "bufferzone"), phases.rows, hosted=False).serve()
+        Agent(fd, os.path.join(CGROUP_ROOT, "bufferzone"), phases.rows).serve()
     except BaseException as error:
         _last_words(error)
     finally:
         os.sync()
         lp.reboot(POWER_OFF)
-
-
-def _hosted(argv: list[str], phases: Phases) -> None:
-    options = {argv[at]: argv[at + 1] for at in range(len(argv) - 1)}
-    lp.become_subreaper()
-    os.umask(0o022)
-    Agent(int(options["--fd"]), options["--cgroup-root"], phases.rows, hosted=True).serve()
 
 
 def _last_words(error: BaseException) -> None:

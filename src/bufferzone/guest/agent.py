@@ -39,20 +39,18 @@ _MIN_ENTROPY = 32
 
 
 class Agent:
-    """Serves `fd` until `Shutdown`, or until end of file in a `hosted` agent: one that is not PID 1 of a VM.
-
-    A hosted agent leaves clock, hostname, entropy and power of the machine alone. `power_off` is called at
-    the end.
+    """Serves `fd` until `Shutdown`, or until end of file where it is not `persistent`: in a VM that is the
+    host's pause.
     """
 
-    def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, hosted: bool) -> None:
-        self._phases, self._hosted = phases, hosted
+    def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, persistent: bool = True) -> None:
+        self._phases = phases
         self._loop = Loop(self._reap)
         self._containers = Containers(self._loop, cgroup_root, self._oom)
         self._oom_reply: Reply | None = None
         self._oom_ids: list[str] = []
         self._handlers = self._table()
-        self._server = Server(self._loop, fd, self.handle, persistent=not hosted)
+        self._server = Server(self._loop, fd, self.handle, persistent=persistent)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -122,15 +120,7 @@ class Agent:
             self._containers.reaped(pid, status)
 
     def _hello(self, request: wire.HelloRequest, reply: Reply) -> None:
-        if not self._hosted:
-            if len(request.entropy) < _MIN_ENTROPY:
-                raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
-            add_entropy(request.entropy)
-            if request.hostname:
-                import _socket
-
-                _socket.sethostname(request.hostname)
-            mac.randomize_all()
+        self._take_identity(request)
         answer = wire.HelloResponse(
             kernel=os.uname().release,
             version=__version__,
@@ -141,31 +131,38 @@ class Agent:
         answer.monotonic_ns = time.monotonic_ns()
         reply.now(answer)
 
+    def _take_identity(self, request: wire.HelloRequest) -> None:
+        """What no other VM has, though it was restored from the same template."""
+        if len(request.entropy) < _MIN_ENTROPY:
+            raise CallerError(f"at least {_MIN_ENTROPY} bytes of entropy are needed")
+        add_entropy(request.entropy)
+        if request.hostname:
+            import _socket
+
+            _socket.sethostname(request.hostname)
+        mac.randomize_all()
+
     def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
-        if request.offset_ns and not self._hosted:
+        if request.offset_ns:
             set_wall_clock(request.offset_ns)
         return wire.ClockResponse(monotonic_ns=time.monotonic_ns())
 
     def _prepare_snapshot(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
-        return wire.PrepareSnapshotResponse(free=0 if self._hosted else prepare())
+        return wire.PrepareSnapshotResponse(free=prepare())
 
     def _zero_free_memory(self, request: Message, reply: Reply) -> Message:
-        if not self._hosted:
-            zero_free_memory()
+        zero_free_memory()
         return Empty()
 
     def _mount(self, request: wire.MountRequest, reply: Reply) -> Message:
-        if self._hosted:
-            return Empty()  # whoever started it has shown it the share
         options = mountoptions.parse(request.options)
         os.makedirs(request.target, 0o755, exist_ok=True)
         lm.mount(request.source, request.target, request.kind, options.set, ",".join(options.data))
         return Empty()
 
     def _network(self, request: NetworkRequest, reply: Reply) -> Message:
-        if not self._hosted:
-            take_over(request.interfaces)
+        take_over(request.interfaces)
         return Empty()
 
     def _root(self, request: wire.RootRequest, reply: Reply) -> Message:
@@ -196,19 +193,20 @@ class Agent:
         self._report_oom()
         return Empty()
 
-    def _adopt(self, request: wire.AdoptRequest, reply: Reply) -> Message:
+    def _adopt(self, request: wire.AdoptRequest, reply: Reply) -> Message | None:
         container = self._containers.adopt(request.id, request.new_id)
         pid = container.init.pid
         if request.hostname:
             adopt.set_hostname(pid, request.hostname)
-        if not self._hosted:
-            nic.unbind_all()
+        self._leave_networks()
         return wire.PidResponse(pid=pid)
+
+    def _leave_networks(self) -> None:
+        nic.unbind_all()
 
     def _start(self, request: wire.ProcessRef, reply: Reply) -> None:
         self._containers.process(request.id, request.exec_id).start(reply)
-        if not self._hosted:
-            begin("virtio_balloon")  # there in a restored VM; it gives back memory, and no start waits for it
+        begin("virtio_balloon")  # there in a restored VM; it gives back memory, and no start waits for it
 
     def _exec(self, request: wire.ProcessRequest, reply: Reply) -> None:
         process = loads(request.process, "process.json")
@@ -308,5 +306,4 @@ class Agent:
 
     def _stop(self) -> None:
         self._loop.running = False
-        if not self._hosted:
-            warn("shutting down")
+        warn("shutting down")

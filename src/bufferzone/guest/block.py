@@ -18,34 +18,43 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.wire.agent import FileRequest
 
+#: where the overlay keeps what was written
+UPPER = f"{wire.ROOT_PATH}/over/upper"
 _BLOCKS = "/sys/block"
 #: no journal is replayed on a disk that cannot be written; EROFS has none
 _OPTIONS = {"erofs": "", "ext4": "noload"}
 
 
-def mount_root(kind: str) -> None:
-    """Mount the disk and the overlay; raises `CallerError`, `GuestError` or OSError."""
+def mount_root(kind: str, device: str = "") -> None:
+    """Mount the disk and the overlay; raises `CallerError`, `GuestError` or OSError.
+
+    `device` is the disk's path; empty: it is found by its serial number.
+    """
     if kind not in _OPTIONS:
         raise CallerError(f"no kind of root file system: {kind!r}")
+    lower, over, merged = (f"{wire.ROOT_PATH}/{part}" for part in ("image", "over", "rootfs"))
+    for path in (lower, over, merged):
+        os.makedirs(path, 0o755, exist_ok=True)
+    lm.mount(device or _find_root_disk(), lower, kind, lm.MS_RDONLY | lm.MS_NODEV, _OPTIONS[kind])
+    lm.mount("overlay", over, "tmpfs", lm.MS_NODEV, "mode=0700")
+    work = f"{over}/work"
+    os.mkdir(UPPER)
+    os.mkdir(work)
+    facts = os.stat(lower)
+    os.chown(UPPER, facts.st_uid, facts.st_gid)
+    os.chmod(UPPER, facts.st_mode & 0o7777)
+    data = f"lowerdir={lower},upperdir={UPPER},workdir={work}"
+    lm.mount("overlay", merged, "overlay", lm.MS_NODEV, data)
+
+
+def _find_root_disk() -> str:
     name = find_disk(wire.ROOT_DISK)
     if not name:
         modprobe("virtio_blk")
         name = find_disk(wire.ROOT_DISK)
     if not name:
         raise GuestError(f"no disk with the serial number {wire.ROOT_DISK}", code="no-disk")
-    lower, over, merged = (f"{wire.ROOT_PATH}/{part}" for part in ("image", "over", "rootfs"))
-    for path in (lower, over, merged):
-        os.makedirs(path, 0o755, exist_ok=True)
-    lm.mount(f"/dev/{name}", lower, kind, lm.MS_RDONLY | lm.MS_NODEV, _OPTIONS[kind])
-    lm.mount("overlay", over, "tmpfs", lm.MS_NODEV, "mode=0700")
-    upper, work = f"{over}/upper", f"{over}/work"
-    os.mkdir(upper)
-    os.mkdir(work)
-    facts = os.stat(lower)
-    os.chown(upper, facts.st_uid, facts.st_gid)
-    os.chmod(upper, facts.st_mode & 0o7777)
-    data = f"lowerdir={lower},upperdir={upper},workdir={work}"
-    lm.mount("overlay", merged, "overlay", lm.MS_NODEV, data)
+    return f"/dev/{name}"
 
 
 def find_disk(serial: str) -> str:

@@ -9,6 +9,8 @@ from bufferzone.errors import HostError
 
 #: below src/bufferzone; a directory means every .py file in it
 PARTS = ("__init__.py", "errors.py", "container", "guest", "linux", "wire")
+#: of what is in them, what a VM has no use for
+_LEFT_OUT = ("guest/hosted.py",)
 ROOT = "/usr/lib/bufferzone"  # on the guest's sys.path, so the package is ROOT/bufferzone
 
 #: the guest's modprobe; /init links it to where the kernel looks, CONFIG_MODPROBE_PATH. Were it there at the
@@ -41,7 +43,7 @@ def sources(package: str) -> dict[str, bytes]:
         for directory, _, names in os.walk(path):
             inner = os.path.relpath(directory, package)
             for name in names:
-                if name.endswith(".py"):
+                if name.endswith(".py") and f"{inner}/{name}" not in _LEFT_OUT:
                     found[f"{ROOT}/bufferzone/{inner}/{name}"] = _read(os.path.join(directory, name))
     if f"{ROOT}/bufferzone/guest/__main__.py" not in found:
         raise HostError(f"the agent is not in {package}", hint="reinstall bufferzone", code="agent-missing")

@@ -80,7 +80,7 @@ def within_features(settings: Settings, features: Features, *, shares: bool, res
         lacking = "has no network for a policy to hold"
     if lacking:
         raise HostError(f"{features.label} {lacking}", hint=hint, code="vmm-feature")
-    return settings if features.snapshot else settings.with_values(templates=False)
+    return settings if features.templates else settings.with_values(templates=False)
 
 
 def plan_container(

@@ -63,7 +63,7 @@ class Draft:
     def __exit__(self, *_: object) -> None:
         for fd in self.fds.values():
             os.close(fd)
-        for name in self._names.values():
+        for name in (*self._names.values(), _MANIFEST_NEW) if self._names else ():
             with suppress(OSError):  # the directory may have been removed meanwhile
                 os.unlink(name, dir_fd=self._at)
         os.close(self._at)  # and with it the lock
@@ -98,12 +98,20 @@ class Draft:
         _tidy(self._at, kept)
 
     def _write(self, name: str, data: bytes) -> None:
+        """A new file with `data`, or none: what is there in part would stand in the way of the next."""
+        self._unlink(name)
+        try:
+            with open(os.open(name, _NEW, 0o600, dir_fd=self._at), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._unlink(name)
+            raise
+
+    def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._at)
-        with open(os.open(name, _NEW, 0o600, dir_fd=self._at), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _present(self) -> set[str]:
         """The files of the checkpoint that is there. Raises OSError for what is there and not ours."""

@@ -26,6 +26,8 @@ OURS = "bufferzone-"
 _TOKEN = 16
 _HEX = frozenset("0123456789abcdef")
 _MIB = 1 << 20
+#: the accelerator of what is no machine: it boots no files
+_NO_MACHINE = "none"
 #: linux: PATH_MAX; x86's COMMAND_LINE_SIZE, which bounds the arguments together
 _MOST_PATH, _MOST_COMMAND_LINE = 4096, 2048
 #: device state is some 350 KiB; an image of a root file system is a container's
@@ -66,8 +68,9 @@ def _switch(value: Any) -> None:
 
 
 def _path(value: Any) -> None:
+    """Absolute, or empty; see `_machine`."""
     _text(_MOST_PATH)(value)
-    if not value.startswith("/"):
+    if value and not value.startswith("/"):
         raise ValueError("expected an absolute path")
 
 
@@ -115,7 +118,7 @@ SHAPE: dict[str, Check] = {
     "kernel": _path,
     "initrd": _path,
     "kernel_arguments": _arguments,
-    "accelerator": _one_of("kvm", "tcg"),
+    "accelerator": _one_of("kvm", "tcg", _NO_MACHINE),
     "vcpus": _integer(1, ROWS["vcpus"].maximum),
     "memory_mib": _integer(1, ROWS["memory_mib"].maximum),
     "vmm": _text(32),
@@ -139,12 +142,22 @@ FIELDS: dict[str, Check] = {
 def check(value: Any) -> None:
     """Raise ValueError, which says where, unless `value` is a manifest of this version's form."""
     _object(value, FIELDS, "")
+    if value["shape"]["accelerator"] != _NO_MACHINE:
+        _machine(value["shape"])
     most = {MEMORY: value["shape"]["memory_mib"] * _MIB, STATE: _MOST_STATE, DISK: _MOST_DISK}
     for kind, (name, size, _) in value["files"].items():
         if size > most[kind]:
             raise ValueError(f"files.{kind}: must be at most {most[kind]} bytes")
         if not is_file_name(name):
             raise ValueError(f"files.{kind}: not a name of ours: {name[:80]!a}")
+
+
+def _machine(shape: dict[str, Any]) -> None:
+    paths = {key: shape[key] for key in ("kernel", "initrd")}
+    paths |= {f"image.{key}": shape["image"][key] for key in ("directory", "kernel", "initrd")}
+    for key, path in paths.items():
+        if not path:
+            raise ValueError(f"shape.{key}: expected an absolute path")
 
 
 def check_head(value: Any) -> None:

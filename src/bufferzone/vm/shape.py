@@ -89,11 +89,12 @@ def _without_kernel(settings: Settings, size: VmSize) -> VmShape:
         kernel="",
         initrd="",
         kernel_arguments=(),
-        accelerator="none",
+        accelerator=accelerator.NONE,
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
         vmm=settings.vmm,
         nic=False,
+        block=settings.rootfs == "block",
     )
 
 
@@ -191,7 +192,8 @@ def check_accelerator(shape: VmShape, settings: Settings, directory: str, log: C
             f"the saved VM ran in {shape.vmm!r}, here it would run in {settings.vmm}",
             code="checkpoint-mismatch",
         )
-    chosen = _accelerator(settings, directory, log).name
+    machine = drivers.find(settings.vmm).FEATURES.kernel
+    chosen = _accelerator(settings, directory, log).name if machine else accelerator.NONE
     if chosen != shape.accelerator:
         raise HostError(
             f"the saved VM ran under {shape.accelerator}, here it would run under {chosen}",

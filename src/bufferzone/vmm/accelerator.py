@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from bufferzone.linux.kvm import Probe
 
 POLICIES = ("require", "warn", "allow")
+#: what runs a guest that is no machine
+NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ What a container does here it does to the host's kernel, with no more between th
 namespaces. All else is as with a VM: shim, Task service, agent, channel, share. So whole flows and
 their failures run in a fraction of a second. The agent is PID 1 of namespaces of its own and dies with the
 shim; all that is in there dies with it. Only the setting `vmm = "host"` of a settings file chooses it, no
-annotation. Refuses: what takes a machine, such as saving and restoring, NICs, disks, a kernel of its own.
+annotation. A root file system may be on a disk, which is a loop device, and then it is saved and restored,
+but for what no file can hold: the program begins again. Refuses: what takes a machine, such as NICs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import ExitStack
 
 from bufferzone import spawn
 from bufferzone.errors import HostError
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
 
 FEATURES = machine.FEATURES
 _SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from bufferzone.guest.__main__ import main; main()"
-)
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from bufferzone.guest.hosted import main; main()"
 _NAMESPACES = process.CLONE_NEWNS | process.CLONE_NEWNET | process.CLONE_NEWUTS | process.CLONE_NEWIPC
 _SAFE = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
 
@@ -45,28 +45,38 @@ def start(spec: VmSpec, confinement: Confinement, *, console_log_fd: int = -1) -
     Raises `HostError`, also without a writable cgroup v2 hierarchy; then nothing runs.
     """
     log = BoundedLog(console_log_fd)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    ours, theirs = socket.socketpair()
-    cgroup = None
-    try:
+    with ExitStack() as stack, ExitStack() as failed:
+        failed.callback(log.close)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        failed.callback(os.close, reader)
+        stack.callback(os.close, writer)
+        agent, agent_there = socket.socketpair()
+        machine, machine_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for ours, theirs in ((agent, agent_there), (machine, machine_there)):
+            failed.enter_context(ours)
+            stack.enter_context(theirs)
+        memory_fd = _open_memory(stack, spec.memory)
         cgroup = VmCgroup()
-        child = _start(spec, cgroup, theirs.fileno(), writer)
-    except BaseException:
-        for close in (ours.close, log.close, *([cgroup.remove] if cgroup is not None else [])):
-            close()
-        os.close(reader)
-        raise
-    finally:
-        theirs.close()
-        os.close(writer)
-    return HostVm(child, ours, cgroup, Reader("console", reader, log))
+        failed.callback(cgroup.remove)
+        child = _start(spec, cgroup, (agent_there.fileno(), machine_there.fileno(), memory_fd), writer)
+        failed.pop_all()
+        return HostVm(child, agent, machine, cgroup, Reader("console", reader, log))
 
 
-def restore(spec: VmSpec, confinement: Confinement, *, console_log_fd: int = -1) -> HostVm:
-    """Raises `HostError`: what a container did on a kernel that lives on cannot be saved or restored."""
-    if console_log_fd >= 0:
-        os.close(console_log_fd)
-    raise HostError(f"{FEATURES.label} cannot restore a VM", code="vmm-feature")
+#: an agent that is told its state before it makes anything
+restore = start
+
+
+def _open_memory(stack: ExitStack, path: str) -> int:
+    """The file that holds what is saved; -1: it is never saved. Raises `HostError`."""
+    if not path:
+        return -1
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot open {path}: {error.strerror}", code="memory") from error
+    stack.callback(os.close, fd)
+    return fd
 
 
 def fingerprint(spec: VmSpec) -> dict[str, Any]:
@@ -74,20 +84,25 @@ def fingerprint(spec: VmSpec) -> dict[str, Any]:
     return {"kernel": os.uname().release}
 
 
-def _start(spec: VmSpec, cgroup: VmCgroup, agent_fd: int, log_fd: int) -> spawn.Child:
-    if len(spec.shares) > 1 or spec.nics or spec.disks:
-        raise HostError(f"{FEATURES.label} has one share, no NIC and no disk", code="vmm-feature")
+def _start(spec: VmSpec, cgroup: VmCgroup, fds: tuple[int, int, int], log_fd: int) -> spawn.Child:
+    """`fds`: the agent's ends of its two channels, and its memory."""
+    if len(spec.shares) > 1 or spec.nics or len(spec.disks) > 1:
+        raise HostError(f"{FEATURES.label} has one share, one disk and no NIC", code="vmm-feature")
     share_fd = spec.shares[0].fd if spec.shares else -1
 
     def enter(talk: spawn.Conversation) -> None:
-        _enter(talk, cgroup, share_fd=share_fd, agent_fd=agent_fd, log_fd=log_fd)
+        _enter(talk, cgroup, share_fd=share_fd, kept=fds, log_fd=log_fd)
 
-    arguments = ["--no-boot", "--fd", str(agent_fd), "--cgroup-root", cgroup.containers]
+    names = ("--fd", "--machine", "--memory")
+    arguments = ["--cgroup-root", cgroup.containers]
+    arguments += [word for name, fd in zip(names, fds, strict=True) if fd >= 0 for word in (name, str(fd))]
     command = [sys.executable, "-ISBXutf8", "-c", _PROGRAM, _SOURCE, *arguments]
     return spawn.start("agent", command, enter, pid_namespace=True)
 
 
-def _enter(talk: spawn.Conversation, cgroup: VmCgroup, *, share_fd: int, agent_fd: int, log_fd: int) -> None:
+def _enter(
+    talk: spawn.Conversation, cgroup: VmCgroup, *, share_fd: int, kept: tuple[int, ...], log_fd: int
+) -> None:
     """What a boot does in a VM: a place of its own, and the share in it."""
     talk.step = "join the cgroup"
     cgroup.join()
@@ -111,5 +126,7 @@ def _enter(talk: spawn.Conversation, cgroup: VmCgroup, *, share_fd: int, agent_f
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     for number, fd in enumerate((null, log_fd, log_fd)):
         os.dup2(fd, number)
-    os.set_inheritable(agent_fd, True)
+    for fd in kept:
+        if fd >= 0:
+            os.set_inheritable(fd, True)
     process.die_with_parent()

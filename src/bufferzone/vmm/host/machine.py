@@ -1,16 +1,20 @@
-"""The agent on the host as a `vmm.interface.Vmm`: a process with its descendants, its channel, its log."""
+"""The agent on the host as a `vmm.interface.Vmm`: a process with its descendants, its channels, its log.
+
+What a VMM does to a machine, this one asks the agent for, on a channel of their own; see `guest.hosted`.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 
 from bufferzone.errors import VmmError
+from bufferzone.linux import loopdevice
 from bufferzone.model import Features
 from bufferzone.vmm.explain import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from contextlib import AbstractContextManager
     from typing import NoReturn
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from bufferzone.vmm.console import Reader
     from bufferzone.vmm.host.cgroup import VmCgroup
 
+_SLOT_BYTES = 64 << 30
 FEATURES = Features(
     name="host",
     label="the host without a VM",
@@ -29,20 +34,32 @@ FEATURES = Features(
     share_in_template=False,
     nic=False,
     hotplug_nic=False,
-    slot_bytes=0,
-    snapshot=False,
+    slot_bytes=_SLOT_BYTES,
+    snapshot=True,
+    templates=False,  # it boots as fast as it would restore one
     balloon=False,
 )
 _LINES = 20
+#: what the agent is told, as `guest.hosted` has it, and its one answer when that is done; seconds until then
+_DISK, _SAVE, _LOAD, _DONE = b"D", b"S", b"L", b"d"
+_ANSWER_S = 60.0
 
 
 class HostVm:
-    """An agent that runs. Owns its process, the channel, its cgroup and its log."""
+    """An agent that runs. Owns its process, its channels, its cgroup and its log."""
 
     features = FEATURES
 
-    def __init__(self, child: Child, agent: socket.socket, cgroup: VmCgroup, console: Reader) -> None:
-        self.agent = agent
+    def __init__(
+        self,
+        child: Child,
+        agent: socket.socket,
+        machine: socket.socket,
+        cgroup: VmCgroup,
+        console: Reader,
+    ) -> None:
+        self.agent, self._machine = agent, machine
+        machine.settimeout(_ANSWER_S)
         self.version = f"{FEATURES.name} {os.uname().release}"
         self._child, self._cgroup, self._console = child, cgroup, console
 
@@ -63,16 +80,24 @@ class HostVm:
         """Nothing stands between us and the agent."""
 
     def load(self, state_fd: int) -> None:
-        """Raises `VmmError`."""
-        self._refuse("restore a VM")
+        """Give the agent its state; it makes the container when that is adopted."""
+        self._tell(_LOAD, state_fd, "restore")
 
     def plug_share(self, share: Share) -> None:
         """Raises `VmmError`."""
         self._refuse("plug a share")
 
     def insert_disk(self, name: str, fd: int) -> None:
-        """Raises `VmmError`."""
-        self._refuse("show a disk")
+        """Give the agent the disk of a root file system; there is one slot. Raises `VmmError`."""
+        try:
+            device = loopdevice.attach(fd)
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            raise VmmError(f"cannot make a loop device: {error.strerror}{where}") from error
+        try:
+            self._tell(_DISK, device, f"take the disk {name}")
+        finally:
+            os.close(device)
 
     def plug_nic(self, tap_fd: int, *, number: int, mac: str) -> None:
         """Raises `VmmError`."""
@@ -87,8 +112,9 @@ class HostVm:
         self._freeze(True)
 
     def save(self, state_fd: int) -> None:
-        """Raises `VmmError`."""
-        self._refuse("save a VM")
+        """Have the agent write its state and fill its memory, then let it stand still."""
+        self._tell(_SAVE, state_fd, "save")
+        self.stop()
 
     def squeezed(self, *, memory: int, free: int) -> AbstractContextManager[None]:
         """Raises `VmmError`."""
@@ -114,6 +140,7 @@ class HostVm:
         """Kill, reap, close everything. May be called twice."""
         self._child.close()
         self.agent.close()
+        self._machine.close()
         self._console.join()
         self._cgroup.remove()
 
@@ -122,6 +149,26 @@ class HostVm:
             self._cgroup.freeze(frozen)
         except OSError as error:
             raise VmmError(f"cannot stop or resume the agent: {error.strerror}") from error
+
+    def _tell(self, tag: bytes, fd: int, what: str) -> None:
+        """Say it and wait until it is done. Raises `VmmError`; OSError for a file that did not take it."""
+        try:
+            socket.send_fds(self._machine, [tag], [fd])
+            answer = self._machine.recv(4096)
+        except TimeoutError as error:
+            raise VmmError(
+                f"the agent did not {what} within {_ANSWER_S:g} s", code="agent-timeout"
+            ) from error
+        except OSError as error:
+            raise VmmError(f"the agent could not {what}: {error.strerror}", code="agent-lost") from error
+        if answer == _DONE:
+            return
+        if not answer:
+            raise VmmError(f"the agent ended and did not {what}", code="agent-lost")
+        number, _, text = answer.decode("utf-8", "replace").partition(" ")
+        if int(number):
+            raise OSError(int(number), text)
+        raise VmmError(f"the agent cannot {what}: {text}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise VmmError(f"{FEATURES.label} cannot {what}", code="vmm-feature")

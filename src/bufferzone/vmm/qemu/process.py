@@ -34,6 +34,7 @@ FEATURES = Features(
     hotplug_nic=True,
     slot_bytes=SLOT_BYTES,
     snapshot=True,
+    templates=True,
     balloon=True,
 )
 #: console lines looked at for an explanation: a panic's call trace and registers come after its one line
