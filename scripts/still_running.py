@@ -2,37 +2,50 @@
 
     still_running.py PLACE
 
-Those that end by themselves are awaited: shims whose container has just been removed, makers of templates.
+Shims whose container has just been removed and writers of checkpoints are awaited, makers of templates ended.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 
 PROC = "/proc"
-#: seconds: for a shim to end, and for one that makes a template or writes a checkpoint
+#: seconds: for a shim to end, and for a program of its that does one thing
 SHIM_S, JOB_S = 5.0, 120.0
-JOBS = (b"template", b"saver")
+MAKER, SAVER = b"template", b"saver"
 
 
 def main() -> int:
     (place,) = sys.argv[1:]
     begin = time.monotonic()
     for pid, words in processes(place):
-        await_end(pid, begin + (JOB_S if any(job in words for job in JOBS) else SHIM_S))
-    found = [pid for pid, _ in processes(place)]
+        if MAKER in words:
+            end(pid)  # nobody waits for a template
+        if SAVER not in words:
+            await_end(pid, begin + SHIM_S)
+    found = processes(place)
+    if all(SAVER in words for _, words in found):
+        for pid, _ in found:
+            await_end(pid, begin + JOB_S)
+        found = processes(place)
     if not found:
         return 0
+    tell([pid for pid, _ in found])
+    return 1
+
+
+def tell(found: list[int]) -> None:
+    """One line for who removes the package."""
     pids = " ".join(map(str, found[:10])) + (" ..." if len(found) > 10 else "")
     print(
         f"bufferzone: still in use by {len(found)} processes: {pids} (hint: remove the containers first, "
         "for each user: bz ps, podman rm -f; VMs that wait: bz pool stop)",
         file=sys.stderr,
     )
-    return 1
 
 
 def processes(place: str) -> list[tuple[int, list[bytes]]]:
@@ -52,6 +65,14 @@ def processes(place: str) -> list[tuple[int, list[bytes]]]:
         if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
             found.append((int(name), words))
     return found
+
+
+def end(pid: int) -> None:
+    """Ask a process to end."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
 
 
 def await_end(pid: int, until: float) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,16 @@ def test_removal_is_refused_while_a_process_runs_from_the_package(tmp_path, monk
         monkeypatch.setattr(running, "SHIM_S", 60.0)  # one that is ending is awaited
         process.send_signal(signal.SIGKILL)
         assert running.main() == 0
+
+
+def test_a_wheel_has_the_same_commands():
+    with open(SCRIPTS.parent / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    assert project["scripts"].keys() == load("install_programs").ENTRIES.keys()
+    assert "version" in project["dynamic"]
+    for target in project["scripts"].values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_lintian_has_nothing_to_say(tmp_path):

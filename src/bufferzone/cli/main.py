@@ -39,6 +39,11 @@ USAGE = "[global options] COMMAND [options] [arguments]"
 _FAILED, _EXEC_FAILED = 1, 255  # runc's
 
 
+def command() -> int:
+    """The program that a wheel installs, pyproject.toml: `main` with this process's words."""
+    return main(sys.argv[1:])
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return the exit status. Every failure is told through `log`."""
     options = Options(GLOBAL)

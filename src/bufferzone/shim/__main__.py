@@ -19,6 +19,11 @@ from bufferzone.errors import BufferzoneError, UsageError
 from bufferzone.shim import arguments
 
 
+def command() -> int:
+    """The program that a wheel installs, pyproject.toml: `main` with this process's words."""
+    return main(sys.argv[1:])
+
+
 def main(argv: list[str]) -> int:
     """Run one action; returns the exit status. Errors are one line on stderr."""
     os.umask(os.umask(0o077) | 0o022)  # what we make in passing is nobody else's to write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from bufferzone import log
 from bufferzone.cli import output
@@ -26,6 +27,11 @@ GLOBAL = (
 )
 SUMMARY = "containers in virtual machines"
 USAGE = "[options] COMMAND"
+
+
+def command() -> int:
+    """The program that a wheel installs, pyproject.toml: `main` with this process's words."""
+    return main(sys.argv[1:])
 
 
 def main(argv: Sequence[str]) -> int:
