@@ -37,6 +37,8 @@ class Child:
         self.name = name
         self.pid = pid
         self.pidfd = pidfd
+        #: what the host's security modules had to do with its failure, once it has ended with one
+        self.denied = ""
         self._status: int | None = None
         self._reaping = threading.Lock()
 
@@ -55,6 +57,7 @@ class Child:
             if poller.poll(None if timeout_s is None else timeout_s * 1000):
                 with self._reaping:  # the second to come finds no child: its status would be lost
                     if self._status is None:
+                        self.denied = _denied(self.pid)
                         self._status = _reap(self.pid)
         return self._status
 
@@ -79,6 +82,20 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _denied(pid: int) -> str:
+    """Asked while its label can still be read: of one that has ended by itself, with an error."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return ""
+    if ended is None or ended.si_code != os.CLD_EXITED or ended.si_status == 0:
+        return ""
+    from bufferzone.linux import denial  # no start needs it
+
+    confined = denial.label(pid)
+    return denial.of(pid, confined) if confined else ""
 
 
 def _reap(pid: int) -> int:
@@ -160,7 +177,9 @@ def _fork_into(pid_namespace: bool) -> int:
         return pidns.fork()
     except OSError as error:
         raise HostError(
-            f"cannot create a process in a PID namespace: {error}", code="spawn-failed"
+            f"cannot create a process in a PID namespace: {error}",
+            hint=_hint(error.errno or 0, os.getpid(), "create a PID namespace"),
+            code="spawn-failed",
         ) from error
 
 
@@ -220,4 +239,11 @@ def _answer(child: Child, line: str, writer: int, attend: Callable[[str, int], N
     if kind != "fail" or not number.isdigit():
         raise BugError(f"unexpected report from {child.name}: {line!r}")
     reason = f": {os.strerror(int(number))}" if int(number) else ""
-    raise HostError(f"cannot start {child.name}: {step}{reason}", code="spawn-failed")
+    hint = _hint(int(number), child.pid, step)
+    raise HostError(f"cannot start {child.name}: {step}{reason}", hint=hint, code="spawn-failed")
+
+
+def _hint(number: int, pid: int, step: str) -> str:
+    from bufferzone.linux import denial
+
+    return denial.hint(number, pid, step)

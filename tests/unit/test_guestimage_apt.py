@@ -109,6 +109,27 @@ def test_empty_lists_of_apt_point_at_apt_get_update(monkeypatch: pytest.MonkeyPa
         assert caught.value.hint == "run: apt-get update"
 
 
+@pytest.mark.parametrize("release", ["ubuntu", "debian"])
+def test_another_distribution_is_told_that_it_is_one(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    """apt-get update is no help there."""
+    found = {"ID": release, "PRETTY_NAME": "Ubuntu 24.04 LTS"}
+    monkeypatch.setattr(distro.platform, "freedesktop_os_release", lambda: found)
+
+    def unknown(*_: object, **__: object) -> str:
+        raise HostError("apt-cache failed: E: No packages found", code="program-failed")
+
+    monkeypatch.setattr(apt, "run", unknown)
+    with pytest.raises(HostError) as caught:
+        distro.Distro().kernel_packages()
+    if release == "debian":
+        assert caught.value.hint == "run: apt-get update"
+    else:
+        assert caught.value.line() == (
+            "no guest image can be built on Ubuntu 24.04 LTS: it has no package linux-image-cloud-amd64 "
+            "(hint: use Debian 12 (bookworm) or Debian 13 (trixie))"
+        )
+
+
 def test_a_missing_program_names_its_package() -> None:
     with pytest.raises(HostError, match="no-such-program is not installed") as caught:
         apt.pipe(["no-such-program"], b"", package="lz4")

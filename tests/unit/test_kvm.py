@@ -1,6 +1,8 @@
 """The KVM probe: what it says of devices that are none, its cache, and the policy on top."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,23 @@ def test_the_finding_is_kept_and_a_broken_cache_is_replaced(tmp_path: Path) -> N
     cache.write_text(json.dumps({**kept, "key": ["another boot"]}))
     assert kvm.cached_probe(str(cache), "/dev/null") == first
     assert [path.name for path in tmp_path.iterdir()] == ["kvm.json"]
+
+
+def test_a_device_that_can_no_longer_be_opened_is_probed_anew(tmp_path: Path) -> None:
+    """As when the module is gone and its node stays: access(2) says yes, open(2) fails with ENXIO."""
+    device, cache = tmp_path / "kvm", tmp_path / "cache"
+    device.touch()
+    kvm.cached_probe(str(cache), str(device))
+    kept = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**kept, "usable": True, "reason": ""}))
+    assert kvm.cached_probe(str(cache), str(device)).usable
+    device.unlink()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(device))
+        assert os.access(device, os.R_OK | os.W_OK)
+        found = kvm.cached_probe(str(cache), str(device))
+    assert not found.usable
+    assert found.reason.startswith(f"cannot open {device}: ")
 
 
 def test_the_policy_decides_what_happens_without_kvm() -> None:

@@ -186,7 +186,13 @@ def _enter_network(network: str | None) -> None:
             os.close(fd)
     except OSError as error:
         where = f"network namespace {network}" if network else "a new network namespace"
-        raise HostError(f"cannot enter {where}: {os.strerror(error.errno or 0)}", code="netns") from error
+        from bufferzone.linux import denial
+
+        raise HostError(
+            f"cannot enter {where}: {os.strerror(error.errno or 0)}",
+            hint=denial.hint(error.errno or 0, os.getpid(), where),
+            code="netns",
+        ) from error
 
 
 def _new_network() -> None:

@@ -30,8 +30,13 @@ def fork_in_own_pid_namespace() -> int:
     try:
         return pidns.fork()
     except OSError as error:
-        text = f"cannot create a PID namespace: {os.strerror(error.errno or 0)}"
-        raise HostError(text, code="stand-in") from error
+        from bufferzone.linux import denial
+
+        step = "create a PID namespace"
+        hint = denial.hint(error.errno or 0, os.getpid(), step)
+        raise HostError(
+            f"cannot {step}: {os.strerror(error.errno or 0)}", hint=hint, code="stand-in"
+        ) from error
 
 
 def enter_root(face: Face, *, on_disk: bool) -> ProcessTable | None:

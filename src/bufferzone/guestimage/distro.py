@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 
 from bufferzone.errors import HostError
@@ -22,7 +23,10 @@ class Distro:
     name = "distro"
 
     def kernel_packages(self) -> list[str]:
-        image = apt.one_needed_by(META_PACKAGE, _IMAGE)
+        try:
+            image = apt.one_needed_by(META_PACKAGE, _IMAGE)
+        except HostError as error:
+            raise _of_this_release(error) from error
         return [image, *apt.needed_by(image, _PARTS)]
 
     def kernel(self, packages: list[apt.Package], cache: str, progress: apt.Progress) -> Kernel:
@@ -50,3 +54,19 @@ class Distro:
             modules=modules.Modules(found),
             builtin=frozenset(modules.name_of(line) for line in files["builtin"].decode().split()),
         )
+
+
+def _of_this_release(error: HostError) -> HostError:
+    """Where another distribution has no such package, that is what is wrong, and no update helps."""
+    try:
+        found = platform.freedesktop_os_release()
+    except OSError:
+        found = {}
+    if error.code != "package-unknown" or found.get("ID") == "debian":
+        return error
+    return HostError(
+        f"no guest image can be built on {found.get('PRETTY_NAME', 'this release')}: "
+        f"it has no package {META_PACKAGE}",
+        hint="use Debian 12 (bookworm) or Debian 13 (trixie)",
+        code="release-unsupported",
+    )

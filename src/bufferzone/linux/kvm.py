@@ -123,7 +123,16 @@ def _key(device: str) -> list[object]:
         number = os.stat(device).st_rdev
     except OSError:
         number = 0
-    return [boot, os.uname().release, device, number, os.access(device, os.R_OK | os.W_OK)]
+    return [boot, os.uname().release, device, number, _opens(device)]
+
+
+def _opens(device: str) -> bool:
+    """A node outlives its module, and says nothing of the LSM: only opening it tells."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _best_attempt(device: str) -> tuple[str, float | None]:

@@ -20,9 +20,8 @@ _WAY = "podman unshare bufferzone ..."
 
 def advice() -> str:
     """How this user, who is not root, gets a user namespace to run us in: what is missing comes first."""
-    for path, off, remedy in _SWITCHES:
-        if _read(path).strip() == off:
-            return f"user namespaces are switched off: as root, {remedy}; then {_WAY}"
+    if off := switched_off():
+        return f"{off}; then {_WAY}"
     for program in _PROGRAMS:
         if not any(os.access(f"{directory}/{program}", os.X_OK) for directory in _PATH.split(":")):
             return f"{program} is missing: apt-get install uidmap; then {_WAY}"
@@ -35,6 +34,14 @@ def advice() -> str:
                 f"--add-subgids 100000-165535 {user}; then {_WAY}"
             )
     return f"without root, use a user namespace: {_WAY}"
+
+
+def switched_off() -> str:
+    """Which switch keeps user namespaces from ordinary users, and what turns it on; empty: none does."""
+    for path, off, remedy in _SWITCHES:
+        if _read(path).strip() == off:
+            return f"user namespaces are switched off: as root, {remedy}"
+    return ""
 
 
 def _user() -> str:

@@ -261,13 +261,15 @@ class Sandbox:
         if name == "vmm":
             self._fail(self._vmm.failure(self._timeline.phase))
         else:
-            status = self.vm.virtiofsd.wait_exit(0) if self.vm.virtiofsd is not None else None
+            child = self.vm.virtiofsd
+            status, denied = (child.wait_exit(0), child.denied) if child is not None else (None, "")
             how = (
                 f"was killed (signal {-status})"
                 if status is not None and status < 0
                 else f"ended with status {status}"
             )
-            self._fail(VmmError(f"virtiofsd {how}: the sandbox lost its file system", code="virtiofsd-died"))
+            lost = f"virtiofsd {how}: the sandbox lost its file system"
+            self._fail(VmmError(lost, hint=denied, code="virtiofsd-died"))
 
     def _agent_broke(self, error: VmmError) -> None:
         """The channel is gone: because the VM is, or because the agent misbehaves; then the VM has to go."""

@@ -135,7 +135,7 @@ def check(child: Child, log: console.Reader) -> None:
     log.join()
     said = [line for line in log.log.tail(50) if line and not line.startswith(_NOISE)]
     reason = f": {said[-1]}" if said else ""
-    raise HostError(f"passt ended with status {status}{reason}", code="passt")
+    raise HostError(f"passt ended with status {status}{reason}", hint=child.denied, code="passt")
 
 
 def interface() -> messages.Interface:

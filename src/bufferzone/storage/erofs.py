@@ -49,7 +49,7 @@ class Packing:
             raise HostError(
                 f"cannot pack {self._source} into an image: {self._why(status)}",
                 code="pack",
-                hint="rootfs = virtiofs",
+                hint=self._child.denied or "rootfs = virtiofs",
             )
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 

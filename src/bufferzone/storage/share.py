@@ -34,7 +34,10 @@ def own_namespace() -> None:
         unshare(CLONE_NEWNS)
         mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_SLAVE)
     except OSError as error:
-        hint = userns.advice() if os.geteuid() else ""
+        from bufferzone.linux import denial
+
+        step = "create a mount namespace"
+        hint = userns.advice() if os.geteuid() else denial.hint(error.errno or 0, os.getpid(), step)
         raise HostError(
             f"cannot create a mount namespace: {error.strerror}", hint=hint, code="no-mount-namespace"
         ) from error

@@ -26,14 +26,16 @@ def explain(
     console: Sequence[str] = (),
     stderr: Sequence[str] = (),
     waited_s: float | None = None,
+    denied: str = "",
 ) -> VmmError:
     """The error for a VM that ended, or did not answer, in `phase` (`start the VMM`, `boot the guest`, ...).
 
     `program` is the VMM's name, `status` its exit status (negative: a signal) or None while it runs;
     `console` and `stderr` are printable lines, oldest first. The message is one line, what was printed is
-    quoted in it.
+    quoted in it. `denied` is what a security module had to do with it.
     """
     what, hint, code = _verdict(program, status, panicked, reset, waited_s)
+    hint = denied or hint
     parts = [f"the virtual machine {what} during: {phase}"]
     if stderr:
         parts.append(f"{program.lower()} said: " + " | ".join(stderr[-_STDERR_LINES:]))

@@ -98,6 +98,7 @@ class Qemu:
             console=self.console_tail(_TRACE_LINES),
             stderr=self.stderr_tail(),
             waited_s=waited_s,
+            denied=self.child.denied,
         )
 
     def wait_exit(self, timeout_s: float | None = None) -> int | None:

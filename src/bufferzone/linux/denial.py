@@ -1,0 +1,106 @@
+"""Who refused: a security module of the host, or a sysctl, as advice for an error line. Changes nothing.
+
+Read only after something failed. AppArmor and SELinux say what they denied in the kernel's log alone, which
+root may read. Source: proc(5) attr, user_namespaces(7), namespaces(7), /dev/kmsg in the kernel's ABI
+documentation, apparmor(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from bufferzone.linux import userns
+
+_PROC = "/proc"
+_LIMITS = "/proc/sys/user"
+_SELINUX = "/sys/fs/selinux/enforce"
+_LOG = "/dev/kmsg"
+_KINDS = ("user", "mnt", "pid", "ipc", "uts", "net", "cgroup")
+_MOST = 300  # characters of the kernel's words
+
+
+def label(pid: int) -> str:
+    """What confines a process, also one that has ended and was not reaped: `AppArmor profile passt`,
+    `SELinux type container_t`; empty where nothing does, or it only complains.
+    """
+    directory = f"{_PROC}/{pid}/attr"
+    text = _read(f"{directory}/apparmor/current") or _read(f"{directory}/current")
+    name, _, mode = text.rpartition(" ")
+    if mode in ("(enforce)", "(kill)"):
+        return f"AppArmor profile {name}"
+    kinds = text.split(":")
+    if len(kinds) > 2 and "unconfined" not in kinds[2] and _read(_SELINUX) == "1":
+        return f"SELinux type {kinds[2]}"
+    return ""
+
+
+def of(pid: int, confined: str) -> str:
+    """What the kernel's log says was denied to the process; else that `confined`, its label, may be why."""
+    if record := _last_record(pid):
+        return record
+    return f"{confined} confines it; what it denied: dmesg | grep -i denied" if confined else ""
+
+
+def hint(number: int, pid: int, step: str = "") -> str:
+    """Advice for the error `number` of a process that is there, in its `step`; empty when there is none."""
+    if number in (errno.EPERM, errno.EACCES):
+        return of(pid, label(pid)) or (userns.switched_off() if "namespace" in step else "")
+    if number in (errno.ENOSPC, errno.EUSERS) and "namespace" in step:
+        return limits()
+    return ""
+
+
+def limits() -> str:
+    """Which limit of namespaces is at 0, or that one is reached."""
+    for kind in _KINDS:
+        if _read(f"{_LIMITS}/max_{kind}_namespaces") == "0":
+            return f"{kind} namespaces are switched off: as root, sysctl user.max_{kind}_namespaces=15000"
+    return "a limit of namespaces is reached: sysctl user"
+
+
+def _last_record(pid: int) -> str:
+    """The last denial of that process in the kernel's log, in few words."""
+    found = ""
+    try:
+        log = os.open(_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        while record := _next(log):
+            if f" pid={pid} " in record and ('apparmor="DENIED"' in record or "avc:  denied" in record):
+                found = record
+    finally:
+        os.close(log)
+    return _told(found) if found else ""
+
+
+def _next(log: int) -> str:
+    """The next record; empty at the end."""
+    while True:
+        try:
+            return os.read(log, 8192).decode("ascii", "replace")
+        except BrokenPipeError:
+            continue  # overwritten while we read: the next one is there
+        except OSError:
+            return ""
+
+
+def _told(record: str) -> str:
+    """`AppArmor profile passt denied open /run/x`. A name that a program chose is in hexadecimal there."""
+    text = record.partition(";")[2].partition("\n")[0]
+    if "avc:" in text:
+        return f"SELinux {text.partition('avc:')[2].strip()}"[:_MOST]
+    words = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    said = [words.get(name, "").strip('"') for name in ("profile", "operation", "name", "info", "denied")]
+    profile, *rest = said
+    return f"AppArmor profile {profile} denied {' '.join(word for word in rest if word)}"[:_MOST]
+
+
+def _read(path: str) -> str:
+    """The file in one line; empty where there is none, or no module answers (EINVAL)."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4096).strip("\0\n ")
+    except OSError:
+        return ""

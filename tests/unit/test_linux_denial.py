@@ -1,0 +1,192 @@
+"""Who refused, as an error line tells it: a security module with what it denied, or a sysctl."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bufferzone import spawn
+from bufferzone.errors import HostError
+from bufferzone.linux import denial, userns
+from bufferzone.vmm.explain import explain
+from style.source import PACKAGE
+
+PID = 4242
+APPARMOR = (
+    '5,1,2,-;audit: type=1400 audit(1.2:3): apparmor="DENIED" operation="open" class="file" '
+    f'profile="passt" name="/etc/secret" pid={PID} comm="passt.avx2" requested_mask="r" denied_mask="r"\n'
+)
+USERNS = (
+    '5,1,2,-;audit: type=1400 audit(1.2:3): apparmor="DENIED" operation="userns_create" class="namespace" '
+    f'profile="unconfined" pid={PID} comm="python3" requested="userns_create" denied="userns_create"\n'
+)
+SELINUX = (
+    "5,1,2,-;audit: type=1400 audit(1.2:3): avc:  denied  { read } for  "
+    f'pid={PID} comm="virtiofsd" name="x" scontext=a:b:container_t:s0 tclass=file permissive=0\n'
+)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine whose /proc, kernel log and switches are files of `tmp_path`: nothing is denied or off."""
+    (tmp_path / "proc" / str(PID) / "attr" / "apparmor").mkdir(parents=True)
+    monkeypatch.setattr(denial, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(denial, "_LIMITS", str(tmp_path))
+    monkeypatch.setattr(denial, "_LOG", str(tmp_path / "kmsg"))
+    monkeypatch.setattr(denial, "_SELINUX", str(tmp_path / "enforce"))
+    switches = [(str(tmp_path / os.path.basename(path)), off, say) for path, off, say in userns._SWITCHES]
+    monkeypatch.setattr(userns, "_SWITCHES", switches)
+    return tmp_path
+
+
+def set_label(machine: Path, text: str, module: str = "apparmor/") -> None:
+    (machine / "proc" / str(PID) / "attr" / f"{module}current").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "expected"),
+    [
+        ("apparmor/", "passt (enforce)\n", "AppArmor profile passt"),
+        ("", "/usr/bin/passt{,.avx2} (enforce)\n", "AppArmor profile /usr/bin/passt{,.avx2}"),
+        ("apparmor/", "docker-default (kill)\n", "AppArmor profile docker-default"),
+        ("apparmor/", "passt (complain)\n", ""),
+        ("apparmor/", "crun (unconfined)\n", ""),
+        ("apparmor/", "unconfined\n", ""),
+        ("", "system_u:system_r:container_t:s0:c1,c2\0", "SELinux type container_t"),
+        ("", "unconfined_u:unconfined_r:unconfined_t:s0\0", ""),
+    ],
+)
+def test_a_label_counts_where_a_module_enforces_it(machine, module, text, expected):
+    (machine / "enforce").write_text("1")
+    set_label(machine, text, module)
+    assert denial.label(PID) == expected
+
+
+def test_selinux_that_only_warns_and_a_process_that_is_gone_confine_nothing(machine):
+    (machine / "enforce").write_text("0")
+    set_label(machine, "system_u:system_r:container_t:s0", "")
+    assert denial.label(PID) == ""
+    assert denial.label(PID + 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (APPARMOR, "AppArmor profile passt denied open /etc/secret"),
+        (USERNS, "AppArmor profile unconfined denied userns_create userns_create"),
+        (SELINUX, f'SELinux denied  {{ read }} for  pid={PID} comm="virtiofsd" name="x"'),
+    ],
+)
+def test_what_the_kernel_denied_is_told_from_its_log(machine, record, told):
+    (machine / "kmsg").write_text(record)
+    assert denial.hint(errno.EACCES, PID, "execute /usr/bin/passt").startswith(told)
+
+
+def test_a_denial_of_another_process_is_not_told(machine):
+    (machine / "kmsg").write_text(APPARMOR)
+    assert denial.hint(errno.EACCES, PID + 1, "open /dev/kvm") == ""
+
+
+def test_without_the_log_the_profile_and_where_to_look_are_told(machine):
+    set_label(machine, "passt (enforce)\n")
+    told = denial.hint(errno.EPERM, PID, "execute /usr/bin/passt")
+    assert told == "AppArmor profile passt confines it; what it denied: dmesg | grep -i denied"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize(
+    ("name", "off"),
+    [
+        ("max_user_namespaces", "0"),
+        ("unprivileged_userns_clone", "0"),
+        ("apparmor_restrict_unprivileged_userns", "1"),
+    ],
+)
+def test_a_namespace_that_is_refused_is_told_with_the_switch(machine, number, name, off):
+    (machine / name).write_text(f"{off}\n")
+    told = denial.hint(number, PID, "create a user namespace")
+    assert told.startswith("user namespaces are switched off: as root, sysctl ")
+    assert f".{name}=" in told
+    assert denial.hint(number, PID, "open /dev/kvm") == ""
+
+
+@pytest.mark.parametrize("kind", ["user", "pid", "net"])
+def test_a_limit_at_zero_is_named(machine, kind):
+    (machine / f"max_{kind}_namespaces").write_text("0\n")
+    told = denial.hint(errno.ENOSPC, PID, "create namespaces")
+    assert told == f"{kind} namespaces are switched off: as root, sysctl user.max_{kind}_namespaces=15000"
+
+
+def test_a_limit_that_is_reached_is_told_and_a_full_disk_is_not(machine):
+    assert (
+        denial.hint(errno.ENOSPC, PID, "create namespaces") == "a limit of namespaces is reached: sysctl user"
+    )
+    assert denial.hint(errno.ENOSPC, PID, "build the root") == ""
+
+
+def test_a_helper_that_may_not_be_executed_is_told_with_its_profile(monkeypatch):
+    monkeypatch.setattr(denial, "label", lambda pid: "AppArmor profile shim")
+    monkeypatch.setattr(denial, "_LOG", "/nonexistent")
+
+    def enter(talk: spawn.Conversation) -> None:
+        talk.step = "execute /usr/bin/passt"
+        raise PermissionError(errno.EACCES, "")
+
+    with pytest.raises(HostError) as caught:
+        spawn.start("passt", ["/bin/true"], enter)
+    assert caught.value.line().startswith(
+        "cannot start passt: execute /usr/bin/passt: Permission denied (hint: "
+    )
+    assert "AppArmor profile shim confines it" in caught.value.hint
+
+
+@pytest.mark.parametrize(("program", "denied"), [("/bin/false", True), ("/bin/true", False)])
+def test_a_helper_that_fails_later_is_asked_for_its_profile_before_it_is_forgotten(
+    monkeypatch, program, denied
+):
+    def label(pid: int) -> str:
+        assert os.path.exists(f"/proc/{pid}")  # not reaped yet
+        return "AppArmor profile passt"
+
+    monkeypatch.setattr(denial, "label", label)
+    monkeypatch.setattr(denial, "_LOG", "/nonexistent")
+    with spawn.start("passt", [program], lambda talk: None) as child:
+        child.wait_exit()
+        assert ("AppArmor profile passt" in child.denied) is denied
+
+
+def test_the_explanation_of_a_vm_that_failed_names_who_denied():
+    error = explain("start QEMU", program="QEMU", status=1, denied="AppArmor profile qemu denied open /x")
+    assert error.hint == "AppArmor profile qemu denied open /x"
+
+
+LIMITED = """
+import sys
+sys.path.insert(0, {source!r})
+with open("/proc/sys/user/max_{kind}_namespaces", "w") as file:
+    file.write("0")
+from bufferzone import jail
+from bufferzone.errors import HostError
+try:
+    jail.start(["/bin/true"], jail.Jail(name="virtiofsd", uid=0, gid=0, log_fd=2, user_namespace={user}))
+except HostError as error:
+    print(error.line())
+"""
+
+
+@pytest.mark.parametrize(("kind", "user"), [("user", True), ("pid", False), ("net", False)])
+def test_a_real_limit_of_zero_is_one_line_that_names_the_sysctl(kind, user):
+    """In a user namespace of its own: its limits are nobody else's."""
+    text = LIMITED.format(source=str(PACKAGE.parent), kind=kind, user=user)
+    inside = ["unshare", "--user", "--map-root-user", "--", sys.executable, "-c", text]
+    done = subprocess.run(inside, capture_output=True, text=True, check=False)
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip(f"no user namespace here: {done.stderr.strip()}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"sysctl user.max_{kind}_namespaces=15000" in done.stdout
+    assert done.stdout.count("\n") == 1
