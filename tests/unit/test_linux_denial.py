@@ -183,7 +183,7 @@ except HostError as error:
 def test_a_real_limit_of_zero_is_one_line_that_names_the_sysctl(kind, user):
     """In a user namespace of its own: its limits are nobody else's."""
     text = LIMITED.format(source=str(PACKAGE.parent), kind=kind, user=user)
-    inside = ["unshare", "--user", "--map-root-user", "--", sys.executable, "-c", text]
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "--", sys.executable, "-c", text]
     done = subprocess.run(inside, capture_output=True, text=True, check=False)
     if done.returncode and "unshare" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.strip()}")
