@@ -60,6 +60,30 @@ def test_either_may_go_first_and_the_vm_goes_with_the_last(pair, first, last):
     assert pair.left() == []
 
 
+def test_every_namespace_of_the_other_can_be_named_and_each_is_its_own(bz, netns):
+    bz.create("one", bundle(bz, netns, "one"))
+    pid = bz.state("one")["pid"]
+    files = {"pid": "pid_for_children", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup"}
+    given = [{"type": kind, "path": f"/proc/{pid}/ns/{file}"} for kind, file in files.items()]
+    names = [*given, {"type": "network", "path": netns}, {"type": "mount"}]
+    bz.create("two", bz.bundle("pause", name="two", linux={"namespaces": names}))
+    kinds = [f"/proc/self/ns/{kind}" for kind in ("pid", "ipc", "uts", "cgroup", "mnt")]
+    one, two = (
+        [bz("exec", id, "busybox", "readlink", kind).stdout for kind in kinds] for id in ("one", "two")
+    )
+    assert [mine == theirs for mine, theirs in zip(one, two, strict=True)] == [True, True, True, True, False]
+
+
+def test_the_namespace_of_a_container_of_another_vm_is_refused_in_one_line(bz, netns):
+    bz.create("one", bundle(bz, netns, "one"))
+    path = f"/proc/{bz.state('one')['pid']}/ns/uts"
+    names = [{"type": "uts", "path": path}, {"type": "mount"}, {"type": "network"}]
+    said = bz.create("two", bz.bundle("pause", name="two", linux={"namespaces": names}), check=1)
+    assert f"linux.namespaces[0].path: a VM cannot join the uts namespace {path!r}" in said
+    assert "share the network too" in said
+    assert [name for name in bz.left() if not name.startswith("@")] == ["one"]
+
+
 def test_a_vm_with_two_containers_is_not_saved(pair):
     refused = pair("checkpoint", "--image-path", str(pair.base / "saved"), "one", check=1).stderr
     assert "an exec or another container is in its VM" in refused

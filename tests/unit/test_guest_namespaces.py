@@ -206,6 +206,49 @@ def share_with(spec: dict[str, Any], id: str, *kinds: str) -> dict[str, Any]:
     return spec
 
 
+def test_a_user_namespace_is_shared_with_its_mappings_and_a_cgroup_namespace_too(
+    guest: Guest, rootfs: Path
+) -> None:
+    look = "cd /proc/self/ns; for kind in user cgroup uts; do readlink $kind; done"
+    guest.create("a", user_spec(rootfs, "sh", "-c", f"{look}; echo end; exec sleep 1000"))
+    guest.start("a")
+    theirs = guest.read_until(b"end\n", "a").decode().splitlines()[:3]
+    spec = make_spec(rootfs, "sh", "-c", f"{look}; id -u; cat /proc/self/uid_map >&2; echo out >/dev/stdout")
+    spec["linux"]["namespaces"].append({"type": "user"})
+    status, ours, maps = guest.run(share_with(spec, "a", "user", "cgroup", "uts"))
+    assert status == 0, maps
+    *kinds, uid, out = ours.splitlines()
+    assert (kinds, uid, out) == (theirs, "0", "out")
+    assert maps.split() == _map_of(guest)
+    spec = make_spec(rootfs, "sleep", "1000")
+    spec["linux"]["namespaces"].append({"type": "user"})
+    guest.create("b", share_with(spec, "a", "user", "pid"))
+    guest.start("b")
+    guest.exec("b", "e", "cat", "/proc/self/uid_map")
+    assert guest.read_all("b", "e").decode().split() == maps.split()
+    for id in ("b", "a"):
+        guest.signal(id, 9)
+        guest.wait(id)
+        guest.delete(id)
+
+
+def _map_of(guest: Guest) -> list[str]:
+    guest.exec("a", "map", "cat", "/proc/self/uid_map")
+    return guest.read_all("a", "map").decode().split()
+
+
+def test_a_name_given_to_a_shared_uts_namespace_is_its_name(guest: Guest, rootfs: Path) -> None:
+    guest.create("a", make_spec(rootfs, "sleep", "1000"))
+    guest.start("a")
+    spec = share_with(make_spec(rootfs, "hostname"), "a", "uts")
+    assert guest.run({**spec, "hostname": "other"})[:2] == (0, "other\n")
+    guest.exec("a", "e", "hostname")
+    assert guest.read_all("a", "e") == b"other\n"
+    guest.signal("a", 9)
+    guest.wait("a")
+    guest.delete("a")
+
+
 def test_a_container_shares_what_it_names_of_another_and_no_more(guest: Guest, rootfs: Path) -> None:
     look = "cd /proc/self/ns; for kind in ipc uts pid mnt cgroup; do readlink $kind; done; cat /dev/shm/file"
     first = make_spec(rootfs, "sh", "-c", f"echo there > /dev/shm/file; {look}; exec sleep 1000")

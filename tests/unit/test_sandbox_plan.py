@@ -32,7 +32,7 @@ class OneTmpfs(mounts.Host):
         self.tmpfs_size = tmpfs_size
 
 
-def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=None):
+def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=lambda pid: ""):
     return plan.plan_container(
         value,
         container_id="c1",
@@ -122,7 +122,7 @@ def other_container(pid):
 
 
 def test_the_namespaces_of_a_container_of_the_same_vm_are_named_after_it():
-    kinds = ("ipc", "uts", "pid")
+    kinds = ("ipc", "uts", "pid", "user", "cgroup")
     linux = {"namespaces": [{"type": kind, "path": f"/proc/4711/ns/{kind}"} for kind in kinds]}
     shm = {"destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["bind", "nosuid"]}
     made = json.loads(
@@ -135,6 +135,12 @@ def test_the_namespaces_of_a_container_of_the_same_vm_are_named_after_it():
         "container:other",
         ["nosuid"],
     )
+
+
+def test_the_pid_namespace_of_its_children_is_that_of_a_container():
+    linux = {"namespaces": [{"type": "pid", "path": "/proc/4711/ns/pid_for_children"}]}
+    made = json.loads(decide(spec(linux=linux), other_container=other_container).guest_spec)
+    assert made["linux"]["namespaces"] == [{"type": "pid", "path": "container:other"}]
 
 
 def test_without_its_ipc_namespace_another_containers_memory_is_not_shared():
@@ -161,8 +167,10 @@ def test_without_its_ipc_namespace_another_containers_memory_is_not_shared():
         ("ipc", "/proc/4711/ns/../ns/ipc"),
         ("ipc", "/run/ipc"),
         ("mount", "/proc/4711/ns/mount"),
-        ("user", "/proc/4711/ns/user"),
-        ("cgroup", "/proc/4711/ns/cgroup"),
+        ("mount", "/proc/4711/ns/mnt"),
+        ("time", "/proc/4711/ns/time"),
+        ("user", "/proc/4712/ns/user"),
+        ("cgroup", "/proc/4711/ns/pid_for_children"),
     ],
 )
 def test_no_other_namespace_of_the_host_is_another_containers(kind, path):

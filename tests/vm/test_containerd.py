@@ -191,6 +191,26 @@ def test_a_task_runs_execs_is_measured_and_deleted_without_a_trace(containerd, i
     assert containerd.ctr("containers", "ls", "-q").stdout == b""
 
 
+def test_containers_of_a_pod_share_the_namespaces_that_they_name_by_the_sandboxs_pid(containerd, image):
+    pod = ["run", "-d", "--runtime", RUNTIME, "--annotation", "io.containerd.runc.v2.group=pod"]
+    containerd.ctr(*pod, image, "sandbox", "sleep", "1000")
+    (row,) = containerd.ctr("task", "ls").stdout.decode().splitlines()[1:]
+    given = [
+        word for kind in ("ipc", "uts") for word in ("--with-ns", f"{kind}:/proc/{row.split()[1]}/ns/{kind}")
+    ]
+    containerd.ctr(*pod, *given, image, "member", "sleep", "1000")
+
+    def links(id):
+        look = "for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done"
+        return containerd.ctr("task", "exec", "--exec-id", "e", id, "sh", "-c", look).stdout.split()
+
+    same = [one == other for one, other in zip(links("sandbox"), links("member"), strict=True)]
+    assert same == [True, True, False]
+    for id in ("member", "sandbox"):
+        containerd.ctr("task", "rm", "-f", id)
+        containerd.ctr("containers", "rm", id)
+
+
 def test_an_out_of_memory_kill_is_an_event_before_the_exit(containerd, image):
     command = ["ctr", "-a", containerd.socket, "-n", "bz-test", "events"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as events:

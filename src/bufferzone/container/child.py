@@ -181,7 +181,8 @@ def _set_names(child_spec: ChildSpec) -> None:
         str(child_spec.config.get("hostname") or ""),
         str(child_spec.config.get("domainname") or ""),
     )
-    if (hostname or domain) and not child_spec.unshares & lp.CLONE_NEWUTS:
+    joined = any(kind == lp.CLONE_NEWUTS for _, kind in child_spec.joins)
+    if (hostname or domain) and not (joined or child_spec.unshares & lp.CLONE_NEWUTS):
         raise SpecError("hostname: unable to set hostname without a private UTS namespace")
     if hostname:
         _socket.sethostname(hostname)

@@ -21,17 +21,22 @@ MOUNT = "shared-mount"
 _NAME = "container:"
 
 
-def resolve(spec: dict[str, Any], pid_of: Callable[[str], int]) -> None:
-    """Replace the names in `spec` by paths below /proc. `pid_of` tells the pid of a container's init, or
-    raises.
+def resolve(spec: dict[str, Any], other: Callable[[str], tuple[int, dict[str, Any]]]) -> None:
+    """Replace the names in `spec` by paths below /proc. `other` tells the pid of a container's init and its
+    config.json, or raises. With a user namespace come its mappings.
     """
-    for entry in (spec.get("linux") or {}).get("namespaces") or []:
+    linux = spec.get("linux") or {}
+    for entry in linux.get("namespaces") or []:
         path, file = str(entry.get("path") or ""), NAMESPACE_FILES.get(str(entry.get("type")))
         if path.startswith(_NAME) and file:
-            entry["path"] = f"/proc/{pid_of(path.removeprefix(_NAME))}/ns/{file}"
+            pid, config = other(path.removeprefix(_NAME))
+            entry["path"] = f"/proc/{pid}/ns/{file}"
+            if file == "user":
+                theirs = config.get("linux") or {}
+                linux.update({key: theirs.get(key) or [] for key in ("uidMappings", "gidMappings")})
     for entry in spec.get("mounts") or []:
         if entry.get("type") == MOUNT:
-            entry["source"] = f"/proc/{pid_of(str(entry['source']).removeprefix(_NAME))}/ns/mnt"
+            entry["source"] = f"/proc/{other(str(entry['source']).removeprefix(_NAME))[0]}/ns/mnt"
 
 
 def open_tree(namespace: str, path: str) -> int:

@@ -65,7 +65,7 @@ class Containers:
         check_id(id)
         if id in self.containers:
             raise ExistsError(f"container with given ID already exists: {id}")
-        shared_namespaces.resolve(config, self._pid_of)
+        shared_namespaces.resolve(config, self._other)
         unshares, joined = namespaces(config)
         cgroup = self._make_cgroup(id)
         try:
@@ -92,12 +92,12 @@ class Containers:
         container = self.containers[id] = Container(id, config, cgroup, init, locks=bool(locks))
         cgroup.watch_oom(lambda: self._oom(container))
 
-    def _pid_of(self, id: str) -> int:
-        """The init of a container whose namespaces another one wants."""
+    def _other(self, id: str) -> tuple[int, dict[str, Any]]:
+        """The init of a container whose namespaces another one wants, and its config.json."""
         init = self.process(id, "")
         if init.exit is not None or init.state == "creating":
             raise StateError(f"cannot share the namespaces of container {id}: it is not running")
-        return init.pid
+        return init.pid, self.container(id).config
 
     def execute(
         self,

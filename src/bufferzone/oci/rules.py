@@ -125,9 +125,11 @@ def check_linux(linux: dict[str, Any]) -> None:
         where = f"linux.namespaces[{index}].path"
         if path and not path.startswith("/"):
             raise fail(where, f"expected an absolute path, got {path!r}")
-        if path and namespace["type"] not in ("network", "uts", "ipc", "pid"):
+        if path and namespace["type"] in ("mount", "time"):
             reason = f"a VM cannot join the {namespace['type']} namespace {path!r}"
-            raise fail(where, reason, "containers of one VM can share network, ipc, uts and pid")
+            raise fail(
+                where, reason, "containers of one VM can share network, ipc, uts, pid, user and cgroup"
+            )
     for index, device in enumerate(linux.get("devices", [])):
         if not device.get("path", "").startswith("/"):
             raise fail(

@@ -136,13 +136,16 @@ class Containers:
         if not block:
             rootmounts.mount(rootfs, os.path.join(bundle, "rootfs"), undo)
         name = self._pod.share_name(container_id, joined=joined)
-        other_container = self._container_of if joined else None
-        made = partial(sources.plan_of, spec.raw, name, bundle, block=block, other_container=other_container)
+        made = partial(
+            sources.plan_of, spec.raw, name, bundle, block=block, other_container=self._container_of
+        )
         decided: plan.ContainerPlan = see(made)
         return spec, decided
 
     def _container_of(self, pid: int) -> str:
-        """The container that this process of the host stands for, or empty."""
+        """The container that this process of the host stands for, or empty. For containerd that is the shim
+        for each of them, and what a pod's containers name is its first one's: the sandbox container's.
+        """
         return next((found.id for found in list(self._made.values()) if found.pid == pid), "")
 
     def _own_network(self, undo: ExitStack, spec: dict[str, Any], pid: int, *, joined: bool) -> int:

@@ -37,8 +37,15 @@ _ENGINE_FILES = (
     "/etc/group",
     "/run/.containerenv",
 )
-#: namespaces that a container may share with another one of its VM, besides the network
-_SHARED = ("ipc", "uts", "pid")
+#: namespaces that a container may share with another one of its VM, besides the network, and their files in
+#: /proc/PID/ns
+_SHARED = {
+    "ipc": ("ipc",),
+    "uts": ("uts",),
+    "pid": ("pid", "pid_for_children"),
+    "user": ("user",),
+    "cgroup": ("cgroup",),
+}
 #: createContainer's path is the host's, and what it changes in the root file system arrives in the guest
 _HOST_HOOKS = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 _GUEST_HOOKS = ("startContainer",)
@@ -90,10 +97,10 @@ def plan_container(
     bundle: str,
     host: mounts.Host,
     is_small: Callable[[str], bool] | None = None,
-    other_container: Callable[[int], str] | None = None,
+    other_container: Callable[[int], str] = lambda pid: "",
 ) -> ContainerPlan:
     """The container `spec` describes. `host` says what its paths are. `other_container(pid)` is the id of the
-    container of the same VM that this process stands for, or empty; None: there is no other. With `is_small`,
+    container of the same VM that this process stands for, or empty. With `is_small`,
     which says whether a path is a small regular file, the root file system is on a disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
@@ -186,9 +193,7 @@ def _lockable(mounts: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _namespaces(
-    entries: list[dict[str, Any]], other_container: Callable[[int], str] | None
-) -> list[dict[str, Any]]:
+def _namespaces(entries: list[dict[str, Any]], other_container: Callable[[int], str]) -> list[dict[str, Any]]:
     """Namespaces as the guest makes them. A host path means nothing in a VM, unless it is that of the process
     which stands for a container of the same VM: then that container's own is meant.
 
@@ -204,12 +209,12 @@ def _namespaces(
             made.append({"type": kind})
             continue
         pid = _process_of(entry["path"], kind)
-        other = other_container(pid) if pid and other_container is not None else ""
+        other = other_container(pid) if pid else ""
         if not other:
             raise SpecError(
                 f"config.json: linux.namespaces[{index}].path: a VM cannot join the {kind} namespace"
                 f" {entry['path']!r}",
-                hint="containers that share ipc, uts or pid have to share the network too",
+                hint="containers that share a namespace have to share the network too, and so the VM",
             )
         made.append({"type": kind, "path": f"container:{other}"})
     return made
@@ -218,9 +223,13 @@ def _namespaces(
 def _process_of(path: str, kind: str) -> int:
     """PID of /proc/PID/ns/KIND, for those kinds that containers of one VM may share; else 0."""
     parts = path.split("/")
-    if len(parts) != 5 or [*parts[:2], parts[3], parts[4]] != ["", "proc", "ns", kind]:
+    if (
+        len(parts) != 5
+        or [*parts[:2], parts[3]] != ["", "proc", "ns"]
+        or parts[4] not in _SHARED.get(kind, ())
+    ):
         return 0
-    return int(parts[2]) if kind in _SHARED and parts[2].isascii() and parts[2].isdigit() else 0
+    return int(parts[2]) if parts[2].isascii() and parts[2].isdigit() else 0
 
 
 def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:

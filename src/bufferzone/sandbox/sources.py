@@ -31,7 +31,7 @@ def plan_of(
     bundle: str,
     *,
     block: bool,
-    other_container: Callable[[int], str] | None = None,
+    other_container: Callable[[int], str] = lambda pid: "",
 ) -> plan.ContainerPlan:
     """The container that `spec` describes, as `plan.plan_container` does, with the facts of this host."""
     return plan.plan_container(
