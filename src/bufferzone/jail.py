@@ -151,8 +151,8 @@ def library_view() -> tuple[tuple[JailBind, ...], tuple[tuple[str, str], ...]]:
 
 
 def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
-    """Start `argv` in `jail`; it dies by SIGKILL when this thread ends. Raises HostError; then nothing is
-    left.
+    """Start `argv` in `jail`; it dies by SIGKILL when this thread ends, and heeds no signal that asks it to.
+    Raises HostError; then nothing is left.
 
     Takes no ownership: the caller still has to close its copies of the donated descriptors.
     """
@@ -164,7 +164,7 @@ def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
         _enter(jail, talk, rights)
 
     separate = rights.root and "pid" in jail.namespaces
-    return spawn.start(jail.name, argv, enter, pid_namespace=separate, attend=_attend)
+    return spawn.start(jail.name, argv, enter, pid_namespace=separate, deaf=True, attend=_attend)
 
 
 class _Rights:

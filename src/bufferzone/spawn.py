@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: seconds a child may take from fork to execve; mounts and namespaces need milliseconds
 START_TIMEOUT_S = 20.0
+#: what asks a process to end; `systemctl stop` of a scope asks all that are in it
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Child:
@@ -141,12 +143,14 @@ def start(
     enter: Callable[[Conversation], None],
     *,
     pid_namespace: bool = False,
+    deaf: bool = False,
     attend: Callable[[str, int], None] | None = None,
 ) -> Child:
     """Start `argv` (argv[0] is the absolute path as the child sees it after `enter`) with an empty
     environment.
 
-    `enter` runs in the child and confines it. `attend(topic, pid)` runs here when the child asks for
+    `enter` runs in the child and confines it. `deaf`: signals that ask it to end stay pending; what starts it
+    kills it. `attend(topic, pid)` runs here when the child asks for
     something. Raises HostError naming the step that failed; then nothing is left running.
     """
     to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -154,7 +158,7 @@ def start(
     if pid == 0:
         os.close(to_child[1])
         os.close(to_parent[0])
-        _become(argv, enter, Conversation(to_child[0], to_parent[1]))
+        _become(argv, enter, Conversation(to_child[0], to_parent[1]), _ENDING if deaf else ())
     os.close(to_child[0])
     os.close(to_parent[1])
     child = Child(name, pid, os.pidfd_open(pid))
@@ -183,12 +187,14 @@ def _fork_into(pid_namespace: bool) -> int:
         ) from error
 
 
-def _become(argv: Sequence[str], enter: Callable[[Conversation], None], talk: Conversation) -> None:
+def _become(
+    argv: Sequence[str], enter: Callable[[Conversation], None], talk: Conversation, blocked: Sequence[int]
+) -> None:
     """The child's whole life in Python. Never returns."""
     try:
         os.setsid()  # a ^C at the caller's terminal is not for the helper
         enter(talk)
-        _default_signals()
+        _default_signals(blocked)
         talk.step = f"execute {argv[0]}"
         os.execve(argv[0], list(argv), {})
     except OSError as error:
@@ -200,12 +206,12 @@ def _become(argv: Sequence[str], enter: Callable[[Conversation], None], talk: Co
         os._exit(127)
 
 
-def _default_signals() -> None:
+def _default_signals(blocked: Sequence[int]) -> None:
     """Python ignores SIGPIPE and SIGXFSZ, and ignored signals and the mask survive execve."""
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _attend(child: Child, reader: int, writer: int, attend: Callable[[str, int], None] | None) -> None:

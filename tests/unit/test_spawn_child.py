@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
+from bufferzone import spawn
 from bufferzone.spawn import Child
 
 
@@ -30,6 +32,19 @@ def test_every_thread_that_waits_learns_the_same_status() -> None:
             for thread in threads:
                 thread.join()
         assert seen == [-signal.SIGKILL] * 4
+
+
+def test_a_deaf_child_ends_by_kill_alone() -> None:
+    with spawn.start("sleeper", ["/bin/sleep", "1000"], lambda talk: None, deaf=True) as child:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            child.kill(number)
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        )
+        assert int(status["ShdPnd"], 16) == sum(1 << number - 1 for number in spawn._ENDING)
+        assert child.wait_exit(0.05) is None
+        child.kill()
+        assert child.wait_exit(10) == -signal.SIGKILL
 
 
 def test_a_wait_that_runs_out_of_time_tells_nothing_and_may_be_repeated() -> None:

@@ -21,6 +21,7 @@ from bufferzone.linux import process
 from bufferzone.oci import cri
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
+from bufferzone.shim import termination
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
 from bufferzone.shim.logs import log, log_to_containerd
@@ -168,7 +169,7 @@ def run_sandbox(
     server = Server(listener, _services(tasks, sandbox), log)
     server.start()
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: sandbox.end())
+    termination.be_told(sandbox, tasks)
     on_serving()
     sandbox.finish_start()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)

@@ -59,7 +59,7 @@ class TaskService:
         self._records = records
         self._events = publisher
         self._ended = ended
-        self._table = Table()
+        self.table = self._table = Table()
         self.oom = OomReporter(self._table, publisher)
         self._checkpoints = Checkpoints(self._table, containers, publisher)
         self.inquiries = Inquiries(self._table, containers.agent)
@@ -169,8 +169,8 @@ class TaskService:
         )
         return response
 
-    def kill(self, peer: Peer, request: task.KillRequest) -> Empty:
-        """Signal a process, or with `all` every process of the container."""
+    def kill(self, peer: Peer | None, request: task.KillRequest) -> Empty:
+        """Signal a process, or with `all` every process of the container. `peer`: None, it is ourselves."""
         process = self._table.find(request.id, request.exec_id)
         if process.status == task.STOPPED and request.all:
             return Empty()  # runc kill --all of a stopped container is not an error

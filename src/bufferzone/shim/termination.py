@@ -1,0 +1,40 @@
+"""SIGTERM to a shim. By itself it ends the sandbox; in a scope it was meant for all that is in it.
+
+`systemctl stop` and `systemctl kill` signal every process of a unit. A waiter passes it on to what it stands
+for, and QEMU and virtiofsd are deaf to it (`jail`), so that containers end by themselves, as under another
+runtime; then their VM does. Where the shim stands for a container itself, because containerd started it, the
+passing on is ours. Who does not end in time is killed by systemd (TimeoutStopSec).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+from bufferzone.errors import BufferzoneError
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.shim.task import TaskService
+
+
+def be_told(sandbox: Sandbox, tasks: TaskService) -> None:
+    """From now on a SIGTERM does this. Main thread."""
+
+    def told(*_: object) -> None:
+        if not sandbox.cgroup.unit or tasks.is_unused():
+            sandbox.end()
+        else:  # calls the guest, which a signal handler must not wait for
+            threading.Thread(target=_pass_on, args=(tasks,), name="terminate", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, told)
+
+
+def _pass_on(tasks: TaskService) -> None:
+    for container_id in tasks.table.stood_for_by(os.getpid()):
+        with suppress(BufferzoneError):  # it ended at that moment
+            tasks.kill(None, task.KillRequest(id=container_id, signal=signal.SIGTERM))

@@ -1,0 +1,80 @@
+"""SIGTERM to a shim: the end, or in a scope word to the containers that it stands for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from bufferzone.errors import StateError
+from bufferzone.shim import termination
+from bufferzone.shim.table import Table
+from bufferzone.wire import task
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def process(container_id, pid, *, exec_id="", status=task.RUNNING):
+    return SimpleNamespace(ref=SimpleNamespace(id=container_id, exec_id=exec_id), pid=pid, status=status)
+
+
+class Shim:
+    def __init__(self, unit, *processes):
+        self.cgroup = SimpleNamespace(unit=unit)
+        self.ended, self.killed, self.told = False, [], threading.Event()
+        self.table = Table()
+        for each in processes:
+            self.table.reserve(each)
+
+    def end(self):
+        self.ended = True
+        self.told.set()
+
+    def is_unused(self):
+        return self.table.is_empty()
+
+    def kill(self, peer, request):
+        self.killed.append((request.id, request.signal))
+        if len(self.killed) == 2:
+            self.told.set()
+        raise StateError("it has just ended")
+
+    def terminate(self):
+        termination.be_told(self, self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert self.told.wait(10)
+
+
+def test_it_ends_the_sandbox_outside_of_a_scope():
+    shim = Shim("", process("c", os.getpid()))
+    shim.terminate()
+    assert (shim.ended, shim.killed) == (True, [])
+
+
+def test_in_a_scope_without_containers_it_ends_too():
+    shim = Shim("x.scope")
+    shim.terminate()
+    assert shim.ended
+
+
+def test_in_a_scope_it_is_passed_to_the_containers_that_no_waiter_stands_for():
+    here, waiter = os.getpid(), 4711
+    shim = Shim(
+        "x.scope",
+        process("a", here),
+        process("b", waiter),
+        process("c", here),
+        process("c", here, exec_id="e"),
+        process("d", here, status=task.STOPPED),
+    )
+    shim.terminate()
+    assert shim.killed == [("a", 15), ("c", 15)]
+    assert not shim.ended
