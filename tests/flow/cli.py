@@ -94,6 +94,14 @@ class Cli:
         path.write_text(_ODD_SHIM.format(source=str(ROOT / "src"), change=change))
         self.shim = str(path)
 
+    def enter_in_shim(self) -> None:
+        """From now on a shim enters the verbs' mount namespace itself: for callers that are not in it."""
+        namespace = self._enter[1].partition("=")[2]
+        self.odd_shim(
+            "import os\nfrom bufferzone.linux import process\n"
+            f"process.setns(os.open({namespace!r}, os.O_RDONLY | os.O_CLOEXEC), process.CLONE_NEWNS)"
+        )
+
     def odd_agent(self, program: str) -> None:
         """From now on the agent of a new VM is this Python program; `agent_fd` is the channel it has.
 

@@ -17,8 +17,9 @@ from bufferzone.client import join, start
 from bufferzone.errors import CallerError, HostError, StateError
 from bufferzone.network import claim, namespace
 from bufferzone.sandbox.netns_owner import NetnsOwner
+from bufferzone.shim.server import Server
 from bufferzone.vm import leftovers
-from fakes import fake_shim
+from bufferzone.wire import task
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2: network namespaces"
@@ -47,14 +48,13 @@ class Shim:
         self.reserved = NetnsOwner(self.directory, types.SimpleNamespace(left=self.left))
 
     def serve(self):
-        fake = fake_shim.FakeShim(self.directory, "/")
+        """Answer who asks to be served too."""
 
-        def accept():
-            sock, _ = self.listener.accept()
-            with sock:
-                fake.serve(sock)
+        def connect(peer, request):
+            return task.ConnectResponse(shim_pid=os.getpid())
 
-        threading.Thread(target=accept, daemon=True).start()
+        services = {task.SERVICE: {"Connect": (task.ConnectRequest, connect)}}
+        Server(self.listener, services, lambda line: None).start()
 
     def killed(self):
         """As the kernel leaves it: descriptors closed, files not."""

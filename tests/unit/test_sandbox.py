@@ -82,3 +82,9 @@ def test_state_tells_facts_by_their_names_and_leaves_out_what_is_not_known():
         "bufferzone.vmm": "qemu 7.2.22",
         "bufferzone.egress-denied": "0",
     }
+
+
+def test_a_vmm_that_was_closed_while_it_boots_has_ended():
+    made, _ = sandbox()
+    made._vmm = SimpleNamespace(fileno=lambda: -1)
+    assert made._vmm_ended()

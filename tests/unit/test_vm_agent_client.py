@@ -3,6 +3,8 @@
 import socket
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -209,3 +211,16 @@ def test_a_channel_that_ends_before_the_reader_runs_fails_the_call_at_once():
         client.call("Hello", Empty(), agent.HelloResponse, timeout_s=120)
     assert caught.value.code == "agent-lost"
     client.close()
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_call_while_another_thread_closes_the_socket_fails_as_any_other(read):
+    host, other = socket.socketpair()
+    client = AgentClient(host)
+    begun = client.send(("Hello", Empty()), timeout_s=120)[0]
+    host.close()
+    waiting = begun if read else SimpleNamespace(result=partial(client.call, "Hello", Empty()))
+    with pytest.raises(VmmError) as caught:
+        waiting.result(agent.HelloResponse)
+    assert caught.value.code == "agent-lost"
+    other.close()

@@ -280,8 +280,11 @@ class Sandbox:
         self._fail(self._vmm.failure(self._timeline.phase) if self._vmm_ended() else error)
 
     def _vmm_ended(self) -> bool:
+        fd = self._vmm.fileno()
+        if fd < 0:  # it was closed, by a thread that ends the sandbox while this one boots it
+            return True
         poll = select.poll()
-        poll.register(self._vmm.fileno(), select.POLLIN)
+        poll.register(fd, select.POLLIN)
         return bool(poll.poll(_SETTLE_S * 1000))
 
     def _fail(self, error: VmmError) -> None:

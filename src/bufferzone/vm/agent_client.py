@@ -6,6 +6,8 @@ never sent, a frame of the wrong type or bytes that do not decode end the connec
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import threading
@@ -250,8 +252,7 @@ class AgentClient:
             self._send_lock.release()
 
     def _send_locked(self, frame: bytes, end: float | None) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
+        poll = self._poll(select.POLLOUT)
         rest = memoryview(self._unsent + frame)
         while rest:
             left = _left(end)
@@ -265,13 +266,25 @@ class AgentClient:
         self._unsent = b""
         return True
 
+    def _poll(self, events: int) -> select.poll:
+        """A poll of the socket; raises OSError when another thread has closed it."""
+        fd = self._sock.fileno()
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        poll = select.poll()
+        poll.register(fd, events)
+        return poll
+
     def _read_forever(self) -> None:
         while self._read_once():
             pass
 
     def _read_until(self, call: _Call, end: float | None) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
+        try:
+            poll = self._poll(select.POLLIN)
+        except OSError as error:
+            self._broken(VmmError(f"the agent channel broke: {error.strerror}", code="agent-lost"))
+            return
         while not call.done.is_set():
             left = _left(end)
             if not poll.poll(None if left is None else left * 1000) or not self._read_once():
