@@ -32,7 +32,8 @@ class ConfigError(CallerError):
 
 
 class Setting:
-    """One row: key, kind (int, str, bool, path, list), default, limits, the annotation that may set it, help.
+    """One row: key, kind (int, str, bool, path, list), what it decides (`VM`, `ORIGIN`, `GATE`, `HOST`),
+    default, limits, the annotation that may set it, help.
 
     `open` says whether the annotation works without being listed in `allow_annotations`. `name` is the key as
     an attribute of `Settings`. `check` says what is wrong with a value of the right kind; empty: nothing.
@@ -42,6 +43,7 @@ class Setting:
         "annotation",
         "check",
         "choices",
+        "decides",
         "default",
         "help",
         "key",
@@ -56,6 +58,7 @@ class Setting:
         self,
         key: str,
         kind: str,
+        decides: str,
         default: Any,
         help: str,
         *,
@@ -65,7 +68,7 @@ class Setting:
         open: bool = False,
         check: Callable[[Any], str] | None = None,
     ) -> None:
-        self.key, self.kind, self.default, self.help = key, kind, default, help
+        self.key, self.kind, self.decides, self.default, self.help = key, kind, decides, default, help
         self.name = key.replace(".", "_")
         self.minimum, self.maximum = limits
         self.choices = choices
@@ -74,6 +77,10 @@ class Setting:
         self.check = check
 
 
+#: what a setting decides: what a VM is, from its start to its end; where a VM comes from, and nothing of one
+#: that is there; what the containers of a VM reach, given to it with the first; nothing of a VM
+VM, ORIGIN, GATE, HOST = "vm", "origin", "gate", "host"
+
 #: weakest first: an annotation may only move to the right
 KVM_POLICIES = ("allow", "warn", "require")
 
@@ -81,6 +88,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "vcpus",
         "int",
+        VM,
         0,
         "CPUs of a VM; not set: as many as the container's CPU quota and cpuset allow, 1 without a limit",
         limits=(1, 64),
@@ -90,6 +98,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "memory_mib",
         "int",
+        VM,
         512,
         "memory of a VM in MiB; where the container's limit and 192 MiB do not fit, the next of 768, 1024, "
         "1536, 2048, 3072, ...; an annotation may have a unit: `1GiB`",
@@ -100,6 +109,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "kvm",
         "str",
+        VM,
         "warn",
         "without usable KVM: `require` refuses, `warn` says so in the shim's log, `allow` is silent; "
         "an annotation may only be stricter",
@@ -110,6 +120,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "accelerator",
         "str",
+        VM,
         "auto",
         "what runs the guest's instructions; an annotation may choose `tcg` on request only",
         choices=("auto", "kvm", "tcg"),
@@ -119,38 +130,40 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "image",
         "str",
+        VM,
         "",
         "guest image: directory or digest; not set: that of this version",
         annotation="image",
     ),
-    Setting("kernel", "path", "", "kernel in place of the image's own", annotation="kernel"),
-    Setting("initrd", "path", "", "initrd in place of the image's own", annotation="initrd"),
-    Setting("kernel_arguments", "list", [], "more kernel arguments", annotation="kernel_arguments"),
+    Setting("kernel", "path", VM, "", "kernel in place of the image's own", annotation="kernel"),
+    Setting("initrd", "path", VM, "", "initrd in place of the image's own", annotation="initrd"),
+    Setting("kernel_arguments", "list", VM, [], "more kernel arguments", annotation="kernel_arguments"),
     Setting(
         "vmm",
         "str",
+        VM,
         "qemu",
         "what runs a VM; host: nothing does, the agent runs on the host, which is no wall",
         choices=("qemu", "host"),
     ),
-    Setting("boot_timeout_s", "int", 120, "seconds a VM may take to boot", limits=(1, 3600)),
+    Setting("boot_timeout_s", "int", HOST, 120, "seconds a VM may take to boot", limits=(1, 3600)),
     Setting(
         "templates",
         "bool",
+        ORIGIN,
         True,
         "start VMs warm, from a template made after the first boot of a shape",
         annotation="templates",
         open=True,
     ),
+    Setting("pool.size", "int", HOST, 0, "VMs per shape that wait, frozen; 0: none", limits=(0, 64)),
     Setting(
-        "pool.size", "int", 0, "VMs per shape that wait for a container, frozen; 0: none", limits=(0, 64)
-    ),
-    Setting(
-        "pool.idle_s", "int", 600, "seconds without a start after which the pool ends", limits=(1, 1 << 30)
+        "pool.idle_s", "int", HOST, 600, "seconds without a start until the pool ends", limits=(1, 1 << 30)
     ),
     Setting(
         "host_network",
         "str",
+        VM,
         "refuse",
         "what a container gets that asks for the host's network: an error, no network, or an IPv4 network "
         "of its own behind passt, which needs no rights",
@@ -159,6 +172,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "publish",
         "list",
+        VM,
         [],
         "ports of the host that lead into VMs behind passt: [ADDRESS:]HOST:GUEST[/tcp|udp]",
         annotation="publish",
@@ -166,6 +180,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "rootfs",
         "str",
+        VM,
         "virtiofs",
         "how a container gets its root file system: shared live, or as a read-only image with an overlay",
         choices=("virtiofs", "block"),
@@ -175,6 +190,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "rootfs_image",
         "path",
+        VM,
         "",
         "an EROFS or ext4 image in place of the bundle's root file system; `rootfs` is `block` then",
         annotation="rootfs_image",
@@ -182,6 +198,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "egress",
         "list",
+        GATE,
         [],
         "what a container may reach, see egress.md; not set: all that its network reaches; "
         "an annotation may only be stricter",
@@ -192,6 +209,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "open_files",
         "int",
+        VM,
         1 << 18,
         "files of the host that one VM may keep open, those in its kernel's caches included; more: EMFILE",
         limits=(1024, 1 << 20),
@@ -199,6 +217,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "image_store",
         "path",
+        VM,
         "",
         "directory of guest images; not set: `/var/lib/bufferzone/images` for root, else "
         "`~/.local/share/bufferzone/images`",
@@ -206,6 +225,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "annotation_vcpus",
         "int",
+        HOST,
         0,
         "CPUs that an annotation may ask for, which may be an image's; 0: all that the host has",
         limits=(0, 64),
@@ -213,11 +233,12 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "annotation_memory_mib",
         "int",
+        HOST,
         0,
         "memory in MiB that an annotation may ask for; 0: half of what the host has",
         limits=(0, 1 << 20),
     ),
-    Setting("allow_annotations", "list", [], "annotations allowed beyond the open ones"),
+    Setting("allow_annotations", "list", HOST, [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
 
@@ -336,21 +357,14 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-#: rows that change nothing about a VM that waits for a container
-_NO_SHAPE = (
-    "pool.size",
-    "pool.idle_s",
-    "boot_timeout_s",
-    "egress",
-    "annotation_vcpus",
-    "annotation_memory_mib",
-    "allow_annotations",
-)
+def deciding(*kinds: str) -> tuple[str, ...]:
+    """The attributes of the settings that decide something of these kinds, in the table's order."""
+    return tuple(row.name for row in TABLE if row.decides in kinds)
 
 
 def shape_of(settings: Settings) -> dict[str, Any]:
     """The settings that a waiting VM must have been made with, by attribute."""
-    return {row.name: getattr(settings, row.name) for row in TABLE if row.key not in _NO_SHAPE}
+    return {name: getattr(settings, name) for name in deciding(VM, ORIGIN)}
 
 
 def fault(row: Setting, value: Any) -> str:

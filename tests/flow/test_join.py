@@ -92,6 +92,6 @@ def test_a_vm_with_two_containers_is_not_saved(pair):
 def test_who_asks_for_more_than_the_vm_has_does_not_join(bz, netns):
     bz.create("one", bundle(bz, netns, "one"))
     said = bz.create("two", bundle(bz, netns, "two", annotations={"bufferzone.memory": "1GiB"}), check=1)
-    assert "this container asks for 1024" in said
+    assert "its memory_mib is 512, wanted is 1024" in said
     assert bz.state("one")["status"] == "created"
     assert [name for name in bz.left() if not name.startswith("@")] == ["one"]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bufferzone.config import Settings
 from bufferzone.errors import HostError, VmmError
 from bufferzone.sandbox.facts import Facts
 from bufferzone.sandbox.sandbox import HostSide, Sandbox, Start
@@ -36,7 +37,7 @@ def sandbox(finish=lambda: None):
     host = HostSide(
         network=None, disk=None, cgroup=Group(""), left=None, timeline=None, log=lambda text: None
     )
-    start = Start(kind="pool", boot_timeout_s=1.0, finish=finish)
+    start = Start(kind="pool", settings=Settings(boot_timeout_s=1), finish=finish)
     return Sandbox("c", vm, host, start, FACTS), told
 
 

@@ -204,13 +204,13 @@ def test_limits_and_pauses_are_each_containers_own(runtime, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"annotations": {"bufferzone.vcpus": "2"}}, "its VM has 1 vCPUs, this container asks for 2"),
+        ({"annotations": {"bufferzone.vcpus": "2"}}, "its vcpus is 1, wanted is 2"),
         (
             {"annotations": {"bufferzone.memory": "768"}},
-            "its VM has 512 MiB of memory, this container asks for 768",
+            "its memory_mib is 512, wanted is 768",
         ),
-        ({"annotations": {"bufferzone.rootfs": "block"}}, "its rootfs was fixed when it was created"),
-        ({"annotations": {"bufferzone.egress": "none"}}, "its egress policy differs: none"),
+        ({"annotations": {"bufferzone.rootfs": "block"}}, "its rootfs is virtiofs, wanted is block"),
+        ({"annotations": {"bufferzone.egress": "none"}}, "its egress is not set, wanted is none"),
         ({"resources": {"memory": {"limit": 4 << 30}}}, "cannot set the memory limit to 4294967296"),
         ({"resources": {"cpu": {"cpus": "0"}}}, "on the host they hold for its whole VM"),
     ],

@@ -27,7 +27,7 @@ from bufferzone.vm import nic as nics
 from bufferzone.vm.hello import begin_hello, mount_share, say_hello
 from bufferzone.vm.launch import VmLauncher, make_directory
 from bufferzone.vm.leftovers import Leftovers
-from bufferzone.vm.shape import describe, template_key
+from bufferzone.vm.shape import describe, template_key, unlike_new
 from bufferzone.vm.size import VmSize, size_for
 from bufferzone.vm.timeline import Timeline
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bufferzone.network.tcfilter import Tap
     from bufferzone.oci import Spec
     from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.vm.fit import Difference
     from bufferzone.vm.group import Group
     from bufferzone.vm.launch import RunningVm
     from bufferzone.vm.shape import VmShape
@@ -155,11 +156,11 @@ class WaitingVm:
         if poll.poll(0):
             raise VmmError("the waiting VM has lost a helper", code="pool-died")
 
-    def fits(self, settings: Settings, spec: Spec) -> bool:
-        """Whether it is the VM that would be made for `spec` now: no newer image, kernel or size."""
+    def unlike(self, settings: Settings, spec: Spec) -> list[Difference]:
+        """Where it is not the VM that would be made for `spec` now: with a newer image, kernel or size."""
         wanted = sized(settings, spec.raw, spec.pod)
-        nic = self._vm.shape.nic
-        return wanted.templates and _shape(wanted, self._root, self._log, nic=nic) == self._vm.shape
+        here = self._vm.shape
+        return unlike_new(here, _shape(wanted, self._root, self._log, nic=here.nic))
 
     def give(self, container_id: str, spec: Spec, settings: Settings, directory: str, caller: int) -> Sandbox:
         """Make it the sandbox of a container: its state directory, its cgroup (or the caller's), its name.
@@ -188,10 +189,10 @@ class WaitingVm:
         )
         start = Start(
             kind="pool",
-            boot_timeout_s=settings.boot_timeout_s,
+            settings=settings,
             finish=partial(self._join, cgroup, here, left),
         )
-        return assemble(self._before, container_id, self._vm, resources, start, settings)
+        return assemble(self._before, container_id, self._vm, resources, start)
 
     def _join(self, cgroup: Group, callers: str, left: Leftovers) -> None:
         """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""

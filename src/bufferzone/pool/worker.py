@@ -123,8 +123,8 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         vm.thaw(arguments.id)
         spec = oci.load(arguments.bundle, containerd=bool(request.get("containerd")))
         settings = settings_of(spec)
-        if not vm.fits(settings, spec):
-            raise HostError("the waiting VM does not match the current settings or image", code="pool-stale")
+        if unlike := vm.unlike(settings, spec):
+            raise HostError(f"the waiting VM is not the one that is wanted: {unlike[0]}", code="pool-stale")
         _be_like(request, (os.getpid(), *vm.helpers), renice=niced)
         claim.say(b"ready %d\n" % os.getpid())
         if claim.connection.recv(8) != b"go\n":

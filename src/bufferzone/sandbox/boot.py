@@ -81,7 +81,7 @@ def boot(
         vm, start = planned.launch(stack, launcher)
         network = connect(stack, vm, left, wish.settings, tap, link)
         resources = HostSide(network=network, disk=disk, cgroup=cgroup, left=left, timeline=timeline, log=log)
-        yield assemble(stack, container_id, vm, resources, start, wish.settings)
+        yield assemble(stack, container_id, vm, resources, start)
 
 
 def _join(stack: ExitStack, cgroup: Group, left: Leftovers, log: Callable[[str], None]) -> None:
@@ -107,14 +107,9 @@ def connect(
 
 
 def assemble(
-    stack: ExitStack,
-    container_id: str,
-    vm: RunningVm,
-    resources: HostSide,
-    start: Start,
-    settings: Settings,
+    stack: ExitStack, container_id: str, vm: RunningVm, resources: HostSide, start: Start
 ) -> Sandbox:
     """The sandbox of a VM that was started, however that was; `stack` closes it."""
-    sandbox = Sandbox(container_id, vm, resources, start, facts_of(settings, vm.shape, start.kind))
+    sandbox = Sandbox(container_id, vm, resources, start, facts_of(start.settings, vm.shape, start.kind))
     stack.callback(sandbox.close)
     return sandbox

@@ -81,9 +81,7 @@ class PlannedVm:
         kind = "cold" if vm is None else "warm"
         vm = vm or launcher.boot(stack, in_file=self.shape.block)  # a file can be saved
         self._warm.let_go()
-        return vm, Start(
-            kind=kind, boot_timeout_s=self._settings.boot_timeout_s, came_up=self._warm.boot_ended
-        )
+        return vm, Start(kind=kind, settings=self._settings, came_up=self._warm.boot_ended)
 
     def _restore(self, stack: ExitStack, launcher: VmLauncher) -> RunningVm | None:
         if self._warm.template is None:
@@ -146,8 +144,7 @@ class PlannedSavedVm:
     def launch(self, stack: ExitStack, launcher: VmLauncher) -> tuple[RunningVm, Start]:
         """Let it run on."""
         vm = launcher.restore(stack, self._checkpoint)
-        timeout_s = self._settings.boot_timeout_s
-        return vm, Start(kind="restored", boot_timeout_s=timeout_s, adopts=self._checkpoint.container)
+        return vm, Start(kind="restored", settings=self._settings, adopts=self._checkpoint.container)
 
 
 class Warm:

@@ -18,6 +18,8 @@ from bufferzone.linux import apart
 from bufferzone.oci import overrides
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.netns_owner import NetnsOwner
+from bufferzone.vm import fit
+from bufferzone.vmm import accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from bufferzone.vm.group import Group
 
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
-#: settings that make a VM what it is, and that an annotation can ask for
-_OF_THE_VM = ("image", "kernel", "initrd", "kernel_arguments", "rootfs", "rootfs_image", "publish")
+#: how the VM agrees with what a container asks for beyond the host's settings: there may be more of some
+_JOINED = fit.same(config.deciding(config.VM)) | dict.fromkeys(("vcpus", "memory_mib", "kvm"), fit.ENOUGH)
 
 
 class Pod:
@@ -84,28 +86,23 @@ class Pod:
             raise self._refusal("its root file system is on a disk, so nothing can be shared with it", hint)
         here = config.load()
         wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
-        if tuple(wanted.egress) != facts.egress:
-            raise self._refusal(
-                f"its egress policy differs: {' '.join(facts.egress) or 'none'}",
-                "give both containers the same annotation bufferzone.egress",
-            )
-        sizes = (
-            ("vCPUs", wanted.vcpus, here.vcpus, self._sandbox.vcpus),
-            ("MiB of memory", wanted.memory_mib, here.memory_mib, self._sandbox.memory_mib),
-        )
-        for name, requested, default, there in sizes:
-            if requested != default and requested > there:
-                raise self._refusal(f"its VM has {there} {name}, this container asks for {requested}")
-        other = [key for key in _OF_THE_VM if getattr(wanted, key) != getattr(here, key)]
-        runs_on = facts.accelerator
-        if wanted.accelerator not in (here.accelerator, runs_on) or (wanted.kvm, runs_on) == (
-            "require",
-            "tcg",
-        ):
-            other.append("accelerator")
-        if other:
-            raise self._refusal(f"its {other[0]} was fixed when it was created")
+        there = self._settings_met()
+        asked = {name: rule for name, rule in _JOINED.items() if getattr(wanted, name) != getattr(here, name)}
+        asked |= fit.same(config.deciding(config.GATE))  # a container that asks for nothing has it, too
+        if unlike := fit.differences(there, wanted, asked):
+            raise self._refusal(str(unlike[0]), "give both containers the same annotations")
         self.check_resources({}, spec.linux.get("resources") or {})
+
+    def _settings_met(self) -> config.Settings:
+        """The settings of the VM, with what was not decided by them alone as it came out."""
+        facts = self._sandbox.facts()
+        return self._sandbox.start.settings.with_values(
+            vcpus=facts.vcpus,
+            memory_mib=facts.memory_mib,
+            accelerator=facts.accelerator,
+            kvm=accelerator.policy_met(facts.accelerator),
+            image=facts.image,
+        )
 
     def check_resources(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Raise `CallerError` for a limit that nobody would hold a joined container to."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from bufferzone.config import Settings
     from bufferzone.sandbox.facts import Facts
     from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.rootdisk import RootDisk
@@ -63,7 +64,7 @@ class Start:
     """
 
     kind: str
-    boot_timeout_s: float
+    settings: Settings
     adopts: str = ""
     came_up: Callable[[bool], None] = lambda well: None
     finish: Callable[[], None] = _nothing
@@ -113,7 +114,7 @@ class Sandbox:
             self._finished.set()
 
     def _come_up(self) -> None:
-        timeout_s = self.start.boot_timeout_s
+        timeout_s = self.start.settings.boot_timeout_s
         try:
             answer = self._greet(timeout_s)
             if self.share is not None and not self.vm.share_mounted:
@@ -152,7 +153,9 @@ class Sandbox:
         """
         kind, fd = disk.image()
         self._vmm.insert_disk(agent.ROOT_DISK, fd)
-        self.agent.call("Root", agent.RootRequest(kind=kind), Empty, timeout_s=self.start.boot_timeout_s)
+        self.agent.call(
+            "Root", agent.RootRequest(kind=kind), Empty, timeout_s=self.start.settings.boot_timeout_s
+        )
 
     # ---- while it is up
 

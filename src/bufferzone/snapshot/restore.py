@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bufferzone.errors import HostError
 from bufferzone.snapshot import compatible
-from bufferzone.vm.shape import check_accelerator
+from bufferzone.vm.shape import unlike_here
 from bufferzone.vm.size import size_for
 
 TYPE_CHECKING = False
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bufferzone.oci import Spec
     from bufferzone.snapshot.checkpoint_dir import Checkpoint
     from bufferzone.vm.shape import VmShape
-    from bufferzone.vm.size import VmSize
 
 
 def shape_of(
@@ -33,14 +32,10 @@ def shape_of(
     `root` is where the probe of KVM is kept; `has_tap`: there is a back end for its NIC.
     """
     shape = checkpoint.shape
-    check_accelerator(shape, settings, root, log)
     size = size_for(spec.raw, spec.pod, vcpus=settings.vcpus, memory_mib=settings.memory_mib)
     problem = ""
-    if not _is_within(shape, size):
-        problem = (
-            f"its VM has {shape.memory_mib} MiB and {shape.vcpus} CPUs; this bundle allows at most"
-            f" {size.memory_mib} and {size.vcpus}"
-        )
+    if unlike := unlike_here(shape, settings, size, root, log):
+        problem = str(unlike[0])
     elif shape.nic and not has_tap:
         problem = "its VM has a NIC, but this host cannot create one"
     elif spec.terminal != checkpoint.terminal:
@@ -54,11 +49,3 @@ def shape_of(
             f"the checkpoint {checkpoint.directory} does not fit: {problem}", code="checkpoint-mismatch"
         )
     return shape
-
-
-def _is_within(shape: VmShape, size: VmSize) -> bool:
-    """Whether a checkpoint, which may come from elsewhere, asks for no more than its bundle would get."""
-    wishes = (shape.memory_mib, shape.vcpus)
-    return all(type(wish) is int and wish > 0 for wish in wishes) and (
-        shape.memory_mib <= size.memory_mib and shape.vcpus <= size.vcpus
-    )

@@ -6,13 +6,13 @@ A template and the VMs restored from it are made by the same function, so that t
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
-from bufferzone.errors import HostError
 from bufferzone.guestimage import current, store, template_store
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
 from bufferzone.storage import virtiofs
+from bufferzone.vm.fit import SAME, WITHIN, differences, same
 from bufferzone.vmm import accelerator, drivers
 from bufferzone.wire.agent import ROOT_DISK
 from bufferzone.wire.network import FIRST_MAC
@@ -23,10 +23,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.config import Settings
+    from bufferzone.vm.fit import Difference
     from bufferzone.vm.size import VmSize
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
 TEMPLATE_VERSION = 2
+
+
+#: how a field of a saved VM agrees with what this host would start, see `fit`: not at all, since it lies in
+#: the saved VM; or as it must, since the host gives it
+_KEPT = {"restored": ""}
+_EQUAL, _BOUNDED = {"restored": SAME}, {"restored": WITHIN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +44,20 @@ class VmShape:
     `block`: it has a slot for an image of a root file system.
     """
 
-    image: ImageRef
-    kernel: str
-    initrd: str
-    kernel_arguments: tuple[str, ...]
-    accelerator: str
-    vcpus: int
-    memory_mib: int
-    vmm: str
-    nic: bool = True
-    user_network: bool = False
-    block: bool = False
+    image: ImageRef = field(metadata=_KEPT)
+    kernel: str = field(metadata=_KEPT)
+    initrd: str = field(metadata=_KEPT)
+    kernel_arguments: tuple[str, ...] = field(metadata=_KEPT)
+    accelerator: str = field(metadata=_EQUAL)
+    vcpus: int = field(metadata=_BOUNDED)
+    memory_mib: int = field(metadata=_BOUNDED)
+    vmm: str = field(metadata=_EQUAL)
+    nic: bool = field(default=True, metadata=_KEPT)
+    user_network: bool = field(default=False, metadata=_KEPT)
+    block: bool = field(default=False, metadata=_KEPT)
+
+
+_RESTORED = {each.name: each.metadata["restored"] for each in fields(VmShape) if each.metadata["restored"]}
 
 
 def describe(
@@ -185,20 +195,26 @@ def from_fields(value: dict[str, Any]) -> VmShape:
     return VmShape(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})
 
 
-def check_accelerator(shape: VmShape, settings: Settings, directory: str, log: Callable[[str], None]) -> None:
-    """Raise `HostError` unless this host would run a VM the way that `shape` was run."""
-    if shape.vmm != settings.vmm:
-        raise HostError(
-            f"the saved VM ran in {shape.vmm!r}, here it would run in {settings.vmm}",
-            code="checkpoint-mismatch",
-        )
-    machine = drivers.find(settings.vmm).FEATURES.kernel
-    chosen = _accelerator(settings, directory, log).name if machine else accelerator.NONE
-    if chosen != shape.accelerator:
-        raise HostError(
-            f"the saved VM ran under {shape.accelerator}, here it would run under {chosen}",
-            code="checkpoint-mismatch",
-        )
+def unlike_new(there: VmShape, new: VmShape) -> list[Difference]:
+    """Where a VM that waits is not the one that would be started `new`."""
+    return differences(there, new, same(each.name for each in fields(VmShape)))
+
+
+def unlike_here(
+    saved: VmShape, settings: Settings, size: VmSize, directory: str, log: Callable[[str], None]
+) -> list[Difference]:
+    """Where a saved VM does not fit this host with these settings, or is more than `size`, which its bundle
+    would get. `directory` is where the probe of KVM is kept.
+    """
+    emulates = drivers.find(settings.vmm).FEATURES.kernel
+    here = replace(
+        saved,
+        vmm=settings.vmm,
+        accelerator=_accelerator(settings, directory, log).name if emulates else accelerator.NONE,
+        vcpus=size.vcpus,
+        memory_mib=size.memory_mib,
+    )
+    return differences(saved, here, _RESTORED)
 
 
 def _key(shape: VmShape, boot: list[list[object]]) -> str:

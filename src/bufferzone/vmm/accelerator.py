@@ -24,6 +24,11 @@ class Accelerator:
     reason: str = ""
 
 
+def policy_met(name: str) -> str:
+    """The strictest policy that an accelerator satisfies."""
+    return "require" if name == "kvm" else "warn"
+
+
 def choose(policy: str, probe: Probe) -> Accelerator:
     """KVM where it works; else by policy: `require` raises HostError, `warn` says so, `allow` is silent."""
     if policy not in POLICIES:
