@@ -12,7 +12,7 @@ from bufferzone.sandbox import limits
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.containers import Containers
 from bufferzone.sandbox.copies import Copies
-from bufferzone.vm import cgroups, group
+from bufferzone.vm import cgroups
 from bufferzone.vm.group import Group
 
 MIB = 1 << 20
@@ -275,5 +275,5 @@ def test_an_update_beyond_the_vm_is_not_even_asked(tmp_path, monkeypatch, contai
     ],
 )
 def test_limits_without_a_cgroup_get_one_with_the_containers_name(linux, path, monkeypatch):
-    monkeypatch.setattr(group, "is_there", lambda: False)
+    monkeypatch.setattr("bufferzone.systemd.is_there", lambda: False)
     assert limits.cgroup_of({"linux": linux}, "c").path == path

@@ -36,7 +36,7 @@ def machine(tmp_path, monkeypatch):
         place.mkdir(parents=True)
         (place / "cgroup.procs").write_text("")
 
-    monkeypatch.setattr(group, "is_there", lambda: True)
+    monkeypatch.setattr("bufferzone.systemd.is_there", lambda: True)
     monkeypatch.setattr(scope, "start", start)
     monkeypatch.setattr(scope, "attach", lambda unit, pid: order.append(("attached", unit, pid)))
     monkeypatch.setattr(cgroups, "of_process", lambda pid: "0::/machine.slice/libpod-1.scope\n")
@@ -101,7 +101,7 @@ def test_a_scope_that_systemd_took_away_is_not_made_anew_behind_its_back(machine
     ],
 )
 def test_who_asks_for_a_scope_gets_one_where_systemd_is(path, systemd, there, unit, monkeypatch):
-    monkeypatch.setattr(group, "is_there", lambda: there)
+    monkeypatch.setattr("bufferzone.systemd.is_there", lambda: there)
     assert group.group_of(path, "c", systemd=systemd).unit == unit
 
 

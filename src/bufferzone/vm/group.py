@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from bufferzone.errors import HostError
 from bufferzone.oci.cgroup_path import systemd_form, unit_name
-from bufferzone.systemd import is_there
 from bufferzone.vm import cgroups
 
 TYPE_CHECKING = False
@@ -147,10 +146,16 @@ def group_of(cgroups_path: str, container_id: str, *, systemd: bool = False) -> 
     form = systemd_form(cgroups_path)
     if systemd and not cgroups_path:
         form = ("", "bufferzone", container_id)
-    if form is None or not is_there():
+    if form is None or not _systemd_runs():
         return Group(cgroups.relative_path(cgroups_path, container_id))
     slice_, prefix, name = form
     return Scope(unit_name(prefix, name), slice_, container_id)
+
+
+def _systemd_runs() -> bool:
+    from bufferzone import systemd
+
+    return systemd.is_there()
 
 
 def _nothing() -> None:
