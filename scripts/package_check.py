@@ -1,92 +1,242 @@
-"""Proves the Debian package in a Debian tree: install, a container, an upgrade under it, removal, purge.
+"""The half of `scripts/package --check` that runs in the tree, as its root: one line for what holds.
 
-    package_check.py RELEASE [TREE]     see scripts/package --check; TREE is made where it is missing
+    package_check.py PLACE     PLACE has old.deb, new.deb, still_running.py and busybox_image.py
 
-What the tree has is told here; what is done in it is in scripts/package_check_inside.py, which runs in
-namespaces of its own.
+Ends with 1 and the reason at the first that does not.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
+from pathlib import Path
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-import package_deb  # noqa: E402
-from apt_sources import RELEASES  # noqa: E402
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import still_running
 
-#: how this machine reaches its packages, as far as it is files
-_COPIED = ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/usr/local/share/ca-certificates")
-_PLACE = "root/package"  # in the tree
-_NEXT = "0.1.999"  # the version of the second package
+PLACE = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+BEGIN = time.monotonic()
+#: what a container needs beside our own package's Depends and Recommends
+AROUND = "busybox-static crun netavark aardvark-dns iptables catatonit"
+#: what installing any package changes, what Podman keeps of its own, what the kernel makes up
+NOT_OURS = (
+    *("/proc", "/sys", "/dev", "/tmp", "/mnt", "/opt", "/root", "/var/lib/dpkg", "/var/lib/apt"),
+    *("/var/cache", "/var/log", "/var/lib/containers", "/run/containers", "/run/libpod", "/run/lock"),
+    *("/run/netns", "/run/crun", "/var/lib/cni", "/etc/cni", "/run/cni", "/run/podman", "/run/systemd"),
+)
+VERSIONS = "/usr/lib/bufferzone"
+MARK = "packagecheck"
+
+
+class Failed(Exception):
+    """The one plain reason."""
 
 
 def main() -> int:
-    release, *places = sys.argv[1:] or [""]
-    if release not in RELEASES:
-        print(f"package: unknown release: {release} (one of: {', '.join(RELEASES)})", file=sys.stderr)
-        return 2
-    if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
-        print("package: --check needs root and mmdebstrap (apt-get install mmdebstrap)", file=sys.stderr)
+    try:
+        prepare()
+        before = files()
+        unpacked_but_not_configured()
+        old = installed("old.deb")
+        image = first_image()
+        run("podman", "run", "-d", "--name", MARK, "--runtime", "bufferzone", image, "sleep", "86400")
+        upgraded_under_a_container(old, image)
+        another_interpreter()
+        removal_waits()
+        missing_programs(image)
+        run("podman", "rm", "-f", "-t", "0", MARK)
+        purged(before)
+    except Failed as error:
+        print(f"package: failed: {error}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="bufferzone-package-", dir="/var/tmp") as work:
-        tree = os.path.abspath(places[0]) if places else os.path.join(work, "tree")
-        if not os.path.isdir(tree):
-            print(f"package: making a tree of {RELEASES[release]}", flush=True)
-            make_tree(release, tree, work)
-        put_packages(os.path.join(tree, _PLACE), work)
-        inside = ["/usr/bin/python3", "-I", f"/{_PLACE}/package_check_inside.py", f"/{_PLACE}"]
-        return subprocess.run([f"{HERE}/in_tree", tree, *inside], stdin=subprocess.DEVNULL).returncode
+    told("all of it holds")
+    return 0
 
 
-def make_tree(release: str, tree: str, work: str) -> None:
-    """Debian with Python and nothing else, that reaches packages as this machine does."""
-    sources = os.path.join(work, "debian.sources")
-    with open(sources, "w", encoding="utf-8") as file:
-        script = [sys.executable, "-I", f"{HERE}/apt_sources.py", release]
-        subprocess.run(script, stdout=file, check=True)
-    options = []
-    for name in sorted(os.listdir("/etc/apt/apt.conf.d")):
-        with open(f"/etc/apt/apt.conf.d/{name}", encoding="utf-8", errors="replace") as file:
-            if any(line.lstrip().startswith("Acquire") for line in file):
-                options.append(f"--aptopt=/etc/apt/apt.conf.d/{name}")
-    argv = ["mmdebstrap", "--quiet", "--variant=apt", "--include=python3,ca-certificates", *options]
-    subprocess.run([*argv, release, tree, sources], stdin=subprocess.DEVNULL, check=True)
-    for path in filter(os.path.exists, _COPIED):
-        target = tree + path
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if os.path.isdir(path):
-            shutil.rmtree(target, ignore_errors=True)  # its links are absolute
-            shutil.copytree(path, target)
-        else:
-            shutil.copy(path, target)
+def told(text: str) -> None:
+    print(f"{time.monotonic() - BEGIN:6.0f} s  {text}", flush=True)
 
 
-def put_packages(place: str, work: str) -> None:
-    """This checkout's package as old.deb, the next version's as new.deb, and what the checks need."""
-    os.makedirs(place, exist_ok=True)
-    shutil.move(package_deb.build(work), os.path.join(place, "old.deb"))
-    later = os.path.join(work, "later")
-    for name in ("src", "scripts", "config", "docs"):
-        shutil.copytree(
-            os.path.join(HERE, "..", name), f"{later}/{name}", ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for name in ("README.md", "SECURITY.md", "CHANGELOG.md"):
-        shutil.copy(os.path.join(HERE, "..", name), later)
-    init = f"{later}/src/bufferzone/__init__.py"
-    with open(init, encoding="utf-8") as file:
-        text = file.read()
-    with open(init, "w", encoding="utf-8") as file:
-        file.write(text.replace(package_deb.__version__, _NEXT))
-    script = [sys.executable, "-I", f"{later}/scripts/package_deb.py", work]
-    made = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    shutil.move(made, os.path.join(place, "new.deb"))
-    for name in ("package_check_inside.py", "still_running.py", "busybox_image.py"):
-        shutil.copy(f"{HERE}/{name}", place)
+def attempt(*argv: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(
+        argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False
+    )
+
+
+def run(*argv: str) -> str:
+    """What a command prints that has to succeed."""
+    done = attempt(*argv)
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()
+
+
+def check(holds: bool, text: str) -> None:
+    if not holds:
+        raise Failed(text)
+
+
+def apt(*words: str) -> str:
+    return run("apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *words)
+
+
+def prepare() -> None:
+    """What the package needs is there before we look at what the package leaves; an earlier check is not."""
+    if shutil.which("podman"):
+        attempt("podman", "rm", "-f", "-t", "0", MARK, f"{MARK}-new")
+    attempt("dpkg", "--purge", "bufferzone")
+    apt("update")
+    fields = run("dpkg-deb", "-f", str(PLACE / "old.deb"), "Depends", "Recommends")
+    needs = [line.partition(":")[2].strip() for line in fields.splitlines()]
+    apt("--no-install-recommends", "satisfy", *needs)
+    apt("--no-install-recommends", "install", *AROUND.split())
+    run("podman", "info")
+    told("installed what the package needs")
+
+
+def files() -> set[str]:
+    """Every path of the tree, without what is not ours to look at."""
+    found: set[str] = set()
+    for directory, folders, names in os.walk("/"):
+        folders[:] = [f for f in folders if os.path.join(directory, f) not in NOT_OURS and f != "__pycache__"]
+        found.update(os.path.join(directory, name) for name in [*folders, *names])
+    return found
+
+
+def unpacked_but_not_configured() -> None:
+    run("dpkg", "--unpack", str(PLACE / "old.deb"))
+    done = attempt("bufferzone", "list")
+    expected = "bufferzone: the package is not fully installed (hint: dpkg --configure bufferzone)\n"
+    check((done.returncode, done.stderr) == (1, expected), f"unpacked only: {done}")
+    run("dpkg", "--purge", "bufferzone")
+    told("unpacked and not configured: one line")
+
+
+def current() -> str:
+    return os.path.realpath(f"{VERSIONS}/current")
+
+
+def installed(name: str) -> str:
+    """Install from the file as a user would; the directory of the version."""
+    apt("--no-install-recommends", "install", str(PLACE / name))
+    for program, flag in (("bufferzone", "-v"), ("bz", "-v"), ("containerd-shim-bufferzone-v2", "-v")):
+        said = run(program, flag)
+        check(package_version(name).startswith(said.split()[-1 if "shim" in program else 2]), said)
+    told(f"installed {name}: {package_version(name)}")
+    return current()
+
+
+def package_version(name: str) -> str:
+    return run("dpkg-deb", "-f", str(PLACE / name), "Version")
+
+
+def first_image() -> str:
+    """The guest's image by the command that a start names, and a container image."""
+    archive = PLACE / "busybox.tar"
+    image = run("/usr/bin/python3", "-I", str(PLACE / "busybox_image.py"), str(archive))
+    run("podman", "load", "--quiet", "--input", str(archive))
+    done = attempt("podman", "run", "--rm", "--runtime", "bufferzone", image, "true")
+    check(done.returncode != 0 and "hint: run: bz setup" in done.stderr, f"without an image: {done.stderr}")
+    nothing_left("a start without a guest image")
+    run("bz", "setup")
+    told("guest image built by `bz setup`, as the failed start said")
+    return image
+
+
+def pids_of(directory: str) -> list[int]:
+    """The shims that run from there: what ends by itself, like a maker of templates, is not of interest."""
+    return [pid for pid, words in still_running.processes(directory) if b"serve" in words]
+
+
+def upgraded_under_a_container(old: str, image: str) -> None:
+    boot = run("podman", "exec", MARK, "cat", "/proc/sys/kernel/random/boot_id")
+    shims = pids_of(old)
+    new = installed("new.deb")
+    check(new != old and os.path.isdir(old), f"the upgrade is in {new}, {old} has to stay")
+    check(pids_of(old) == shims, "the container's processes did not survive the upgrade")
+    again = run("podman", "exec", MARK, "cat", "/proc/sys/kernel/random/boot_id")
+    check(again == boot, "exec into the older container does not reach it")
+    told("upgraded under a container: it goes on, exec reaches it")
+    name = f"{MARK}-new"
+    run("podman", "run", "-d", "--name", name, "--runtime", "bufferzone", image, "sleep", "86400")
+    check(len(pids_of(new)) > 0, "a new start does not run the new version")
+    for each in (MARK, name):
+        state = json.loads(run("bufferzone", "state", run("podman", "inspect", "--format", "{{.Id}}", each)))
+        check(state["status"] == "running", f"state of {each}: {state}")
+    run("podman", "rm", "-f", "-t", "0", name)
+    told("a new start runs the new version; the new `state` and `rm` deal with both")
+
+
+def another_interpreter() -> None:
+    """dpkg tells us of a new /usr/bin/python3 by a trigger."""
+    before = current()
+    run("dpkg-trigger", "--by-package=python3-minimal", "--no-await", "/usr/bin/python3")
+    run("dpkg", "--configure", "--pending")
+    check(run("dpkg-query", "-W", "-f", "${db:Status-Status}", "bufferzone") == "installed", "not configured")
+    check(current() == before, "the same interpreter is the same version")
+    run("bufferzone", "list")
+    told("a trigger for the interpreter is answered")
+
+
+def removal_waits() -> None:
+    done = attempt("apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", "remove", "bufferzone")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("bufferzone: ")]
+    check(
+        done.returncode != 0 and len(lines) == 1 and "still in use by" in lines[0], f"remove: {done.stderr}"
+    )
+    check(run("podman", "exec", MARK, "echo", "answer") == "answer", "the container is gone")
+    run("bufferzone", "list")
+    told("removing while a container runs is refused in one line, and nothing is gone")
+
+
+def missing_programs(image: str) -> None:
+    """What an installation without a package of ours says at a start."""
+    for wanted, places in {
+        "qemu-system-x86_64 (hint: apt-get install qemu-system-x86)": ["/usr/bin/qemu-system-x86_64"],
+        "virtiofsd (hint: apt-get install ": [
+            *("/usr/libexec/virtiofsd", "/usr/bin/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
+        ],
+        "passt (hint: apt-get install passt)": ["/usr/bin/passt"],
+    }.items():
+        hidden = [place for place in places if os.path.lexists(place)]
+        check(bool(hidden), f"not there: {places}")
+        for place in hidden:
+            os.rename(place, f"{place}.hidden")
+        os.makedirs("/etc/bufferzone", exist_ok=True)
+        Path("/etc/bufferzone/config.toml").write_text('host_network = "passt"\n')
+        done = attempt("podman", "run", "--rm", "--network", "host", "--runtime", "bufferzone", image, "true")
+        for place in hidden:
+            os.rename(f"{place}.hidden", place)
+        os.unlink("/etc/bufferzone/config.toml")
+        told_so = f"program not found: {wanted}" in done.stderr and "Traceback" not in done.stderr
+        check(done.returncode != 0 and told_so, f"without {wanted}: {done.stderr}")
+        nothing_left(f"a start without {wanted}", but=1)
+    told("without QEMU, virtiofsd or passt a start fails in one line that names the package")
+
+
+def nothing_left(what: str, but: int = 0) -> None:
+    """No state, and no process but those of `but` containers."""
+    ids = run("bufferzone", "list", "--quiet").split()
+    check(len(ids) == but, f"{what} left a container: {ids}")
+    names = [name for name in os.listdir("/run/bufferzone") if not name.startswith(("@", "kvm-probe"))]
+    check(len(names) == but, f"{what} left: {names}")
+
+
+def purged(before: set[str]) -> None:
+    done = attempt("apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", "purge", "bufferzone")
+    still = [(pid, b" ".join(words[4:])) for pid, words in still_running.processes(VERSIONS)]
+    check(done.returncode == 0, f"purge: {still}: {done.stderr}")
+    left = sorted(files() - before)
+    check(not left, f"left after purge: {left[:20]}")
+    check(not pids_of(VERSIONS), "processes are left")
+    gone = sorted(before - files())
+    check(not gone, f"gone with the purge: {gone[:20]}")
+    told("purged: every file and directory is as before")
 
 
 if __name__ == "__main__":
