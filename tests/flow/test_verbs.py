@@ -189,6 +189,51 @@ def test_run_of_a_missing_program_ends_with_127_and_leaves_nothing(bz):
     assert bz.left() == []
 
 
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_reader_of_the_foreground_sees_the_end_when_the_last_writer_has_closed(bz, verb):
+    script = "echo out; exec > /dev/null; exec sleep 1000"
+    if verb == "run":
+        words = ("run", "--bundle", str(bz.bundle("sh", "-c", script)), "one")
+    else:
+        bz.create("one", bz.bundle("pause"))
+        bz("start", "one")
+        words = ("exec", "one", "sh", "-c", script)
+    with subprocess.Popen(
+        bz.command(*words), env={}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as ours:
+        assert read(ours.stdout.fileno()) == b"out\n"
+        assert select.select([ours.stdout], [], [], DEADLINE_S)[0]
+        assert ours.stdout.read() == b""
+        assert ours.poll() is None
+        ours.send_signal(signal.SIGTERM if verb == "exec" else signal.SIGKILL)
+        ours.wait(DEADLINE_S)
+
+
+def test_exec_delivers_what_descendants_write_after_its_end_and_a_detached_one_does_not_wait(bz, tmp_path):
+    bz.create("one", bz.bundle("pause"))
+    bz("start", "one")
+    script = "(sleep 0.5; echo late; exec >/dev/null 2>&1; sleep 1000) & echo now; exit 4"
+    assert bz("exec", "one", "sh", "-c", script, check=4).stdout == "now\nlate\n"
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    words = (
+        "exec",
+        "--detach",
+        "--pid-file",
+        str(tmp_path / "pid"),
+        "one",
+        "sh",
+        "-c",
+        "sleep 1000 & exit 4",
+    )
+    subprocess.run(bz.command(*words), check=True, timeout=DEADLINE_S, **quiet)
+    try:
+        pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    except ProcessLookupError:
+        return
+    assert select.select([pidfd], [], [], DEADLINE_S)[0]
+    os.close(pidfd)
+
+
 def test_exec_passes_stdio_and_exit_status_and_waits_for_nothing_more(bz):
     bz.create("one", bz.bundle("pause"))
     bz("start", "one")

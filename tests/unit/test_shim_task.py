@@ -63,7 +63,7 @@ class Sandbox:
     def start(self, container):
         self.agent.call("Start", agent.ProcessRef(id=container.id), Empty)
 
-    def exec(self, ref, spec, pid, followups, *, patient):
+    def exec(self, ref, spec, pid, followups, *, wishes):
         self.agent.calls.append("Exec")
         return []
 

@@ -95,19 +95,30 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
 
     `started` runs once the process is made, before its end is awaited. A process with a terminal takes its
     size from the first of `stdio` that is one, and stdin, if it is one, is raw meanwhile. With
-    `pass_signals`, for a program that is nothing else meanwhile, signals are passed on instead of ending us;
-    main thread only.
+    `pass_signals`, for a program that is nothing else meanwhile, signals are passed on instead of ending us
+    (main thread only), and stdin and stdout are let go of, so that who reads that stdout sees its end when
+    the last writer in the VM has closed it.
     """
     with _Signals(caught=pass_signals) as incoming, _connect(job) as client, _connect(job) as control:
         if not job.terminal:
             _begin(job, client, _STDIO, stdio, foreground=True)
             started(client)
+            if pass_signals:
+                _let_go(stdio[:2])
             return _stand_in(job, client, control, incoming, -1, stdio[2])
         with console.RawTerminal(stdio[0]):
             _begin(job, client, _SPLIT_TERMINAL, stdio[:2], foreground=True)
             started(client)
             sized = next((fd for fd in stdio if os.isatty(fd)), -1)
             return _stand_in(job, client, control, incoming, sized, stdio[2])
+
+
+def _let_go(fds: Sequence[int]) -> None:
+    """The shim has them: ours become /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _begin(
@@ -119,7 +130,8 @@ def _begin(
     foreground: bool = False,
 ) -> None:
     """Have the shim make the process, and start it where it is an exec. `foreground`: we go on after its end,
-    so that the container's cgroup, which nobody could remove, is not for us.
+    so that the container's cgroup, which nobody could remove, is not for us; an exec's output ends with its
+    last writer, as with runc.
     """
     stdin, stdout, stderr = uris
     if not job.exec_id:
@@ -134,7 +146,8 @@ def _begin(
         )
         client.call("Create", request, fds=fds)
         return
-    url = task.PATIENT_PROCESS_URL if job.patient else task.PROCESS_URL
+    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING)]
+    url = "/".join([task.OWN_PROCESS_URL, *(word for wanted, word in wishes if wanted)])
     exec_request = task.ExecProcessRequest(
         id=job.id,
         exec_id=job.exec_id,

@@ -56,6 +56,7 @@ class Process:
         self._oom_before = cgroup.oom_kills()
         self.exit: wire.WaitResponse | None = None
         self.state = "creating"
+        self.lingering = False  # its output is whole once every writer has closed it
         try:
             self.pid, self._sock = launch.begin(child_spec, zygotes)
         except BaseException:
@@ -144,7 +145,8 @@ class Process:
             self._end_of_channel()
         before, self.state = self.state, "stopped"
         self.exit = self._describe_exit(status)
-        self.streams.process_ended()
+        if not self.lingering:
+            self.streams.process_ended()
         for reply in self._exit_replies:
             reply.ok(self.exit)
         self._exit_replies.clear()

@@ -217,6 +217,7 @@ class Agent:
             (request.seccomp, request.seccomp_flags),
             reply,
             patient=request.patient,
+            lingering=request.lingering,
         )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:

@@ -108,9 +108,11 @@ class Containers:
         reply: Reply,
         *,
         patient: bool,
+        lingering: bool,
     ) -> None:
         """Start one more process; `reply` gets its pid once its program runs. `patient`: in a paused
-        container that is after it was resumed, for its cgroup freezes the process on entry.
+        container that is after it was resumed, for its cgroup freezes the process on entry. `lingering`: what
+        its descendants write after its end is its output, too.
 
         A failure leaves nothing behind.
         """
@@ -139,6 +141,7 @@ class Containers:
             seccomp=seccomp,
             locks=container.locks,
         )
+        container.execs[exec_id].lingering = lingering
 
     def _launch(
         self,

@@ -22,7 +22,7 @@ from bufferzone.sandbox.pods import Pod
 from bufferzone.snapshot import compatible
 from bufferzone.snapshot.checkpoint import Capture
 from bufferzone.vm.size import size_for
-from bufferzone.wire import agent
+from bufferzone.wire import agent, task
 from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
@@ -294,10 +294,10 @@ class Containers:
         pid: int,
         followups: Sequence[tuple[str, Message]] = (),
         *,
-        patient: bool = False,
+        wishes: frozenset[str] = frozenset(),
     ) -> list[Pending]:
         """Run one more process in a container, under the container's seccomp filter; `followups` as in
-        `create`, and what answers them. `patient`: wait for a paused container.
+        `create`, and what answers them. `wishes`: see `task.OWN_PROCESS_URL`.
         """
         container = self._made.get(ref.id)
         if container is not None and container.cgroup and pid != os.getpid():
@@ -309,9 +309,10 @@ class Containers:
             process=process,
             seccomp=seccomp.program,
             seccomp_flags=seccomp.flags,
-            patient=patient,
+            patient=task.PATIENT in wishes,
+            lingering=task.LINGERING in wishes,
         )
-        return self._call("Exec", request, followups, timeout_s=_PATIENCE_S if patient else 0)
+        return self._call("Exec", request, followups, timeout_s=_PATIENCE_S if request.patient else 0)
 
     def update(self, container: Container, changes: dict[str, Any]) -> None:
         """Change limits, in the guest and on the host; after an error all are as they were.

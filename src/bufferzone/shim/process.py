@@ -10,7 +10,7 @@ from bufferzone.errors import BufferzoneError, SpecError, StateError
 from bufferzone.oci.rules import check_resources
 from bufferzone.shim.stdio import Stdio
 from bufferzone.wire import agent, task
-from bufferzone.wire.proto import Message, Timestamp
+from bufferzone.wire.proto import Any_, Message, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ class Process:
         stdio: Stdio,
         pid: int,
         spec: bytes = b"",
-        patient: bool = False,
+        wishes: frozenset[str] = frozenset(),
     ) -> None:
         self.ref, self.bundle, self.terminal, self.uris = ref, bundle, terminal, uris
         self.stdio, self.pid, self.spec = stdio, pid, spec
-        self.patient = patient  # an exec that may wait for its container to be resumed
+        self.wishes = wishes  # of an exec, see `task.OWN_PROCESS_URL`
         self.begun = not spec  # the guest was asked to make it
         self.status = task.CREATED
         self.exit_status = 0
@@ -189,6 +189,12 @@ def check_spec(spec: bytes) -> None:
         raise StateError(f"process spec is not JSON: {error}", code="bad-spec") from error
     if not isinstance(value, dict) or not value.get("args"):
         raise StateError("process.args: missing or empty", code="bad-spec")
+
+
+def wishes_of(spec: Any_ | None) -> frozenset[str]:
+    """What one of our verbs wants of an exec: `task.PATIENT`, `task.LINGERING`."""
+    url, *words = spec.type_url.split("/") if spec is not None else [""]
+    return frozenset(words) if url == task.OWN_PROCESS_URL else frozenset()
 
 
 def parse_resources(text: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bufferzone.shim import events, stand_ins
 from bufferzone.shim.checkpoint import Checkpoints
 from bufferzone.shim.inquiries import Inquiries
 from bufferzone.shim.oom import OomReporter
-from bufferzone.shim.process import Process, check_spec, parse_resources
+from bufferzone.shim.process import Process, check_spec, parse_resources, wishes_of
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
 from bufferzone.wire import agent, task
@@ -216,10 +216,10 @@ class TaskService:
             stdio=stdio,
             pid=peer.pid if fds else os.getpid(),
             spec=request.spec.value if request.spec else b"",
-            patient=request.spec is not None and request.spec.type_url == task.PATIENT_PROCESS_URL,
+            wishes=wishes_of(request.spec),
         )
         try:
-            init.require("exec", paused=process.patient)
+            init.require("exec", paused=task.PATIENT in process.wishes)
             check_spec(process.spec)
             self._table.reserve(process)
         except BaseException:
@@ -231,13 +231,13 @@ class TaskService:
         return Empty()
 
     def _start_exec(self, peer: Peer, process: Process) -> task.StartResponse:
-        self._table.find(process.ref.id, "").require("exec", paused=process.patient)
+        self._table.find(process.ref.id, "").require("exec", paused=task.PATIENT in process.wishes)
         process.begun = True
         try:
             if process.pid == os.getpid() and self._stand_ins is not None:
                 self._give_stand_in(self._stand_ins, process, None, process.words())
             pending = self._sandbox.exec(
-                process.ref, process.spec, process.pid, process.first_requests(), patient=process.patient
+                process.ref, process.spec, process.pid, process.first_requests(), wishes=process.wishes
             )
         except BaseException:
             # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted

@@ -132,6 +132,7 @@ class ProcessRequest(Message):
     seccomp: bytes = blob(4)
     seccomp_flags: int = uint(5)
     patient: bool = boolean(6)  # where the container is paused, begin once it is resumed
+    lingering: bool = boolean(7)  # its output ends with its last writer, also after its own end
 
 
 class PidResponse(Message):

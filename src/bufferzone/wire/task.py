@@ -41,8 +41,9 @@ class Mount(Message):
 
 #: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards
 FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
-#: of `ExecProcessRequest.spec`, from our own verbs: it may begin in a paused container, to run once that does
-PATIENT_PROCESS_URL = "bufferzone.shim.v1.PatientProcess"
+#: type of `ExecProcessRequest.spec` from our own verbs, with these words behind slashes: the container may be
+#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it
+OWN_PROCESS_URL, PATIENT, LINGERING = "bufferzone.shim.v1.Process", "patient", "lingering"
 
 
 class CreateTaskRequest(Message):
