@@ -1,5 +1,7 @@
 """The KVM probe: what it says of devices that are none, its cache, and the policy on top."""
 
+import errno
+import grp
 import json
 import os
 import socket
@@ -15,10 +17,50 @@ YES = kvm.Probe(usable=True, milliseconds=0.1)
 NO = kvm.Probe(usable=False, reason="interpreted", milliseconds=90.0)
 
 
-def test_a_missing_device_is_named() -> None:
+@pytest.mark.parametrize(
+    ("modules", "why"),
+    [
+        ([], "no such file or directory: neither kvm_intel nor kvm_amd is loaded"),
+        (["kvm_amd"], "no such file or directory"),
+    ],
+)
+def test_a_missing_device_is_named(modules, why, monkeypatch) -> None:
+    monkeypatch.setattr(kvm, "_modules", lambda: modules)
     found = kvm.probe("/dev/no-such-kvm")
     assert not found.usable
-    assert found.reason == "cannot open /dev/no-such-kvm: No such file or directory"
+    assert found.reason == f"cannot open /dev/no-such-kvm: {why}"
+
+
+def test_a_device_that_we_may_not_open_names_its_group(tmp_path) -> None:
+    closed = tmp_path / "kvm"
+    closed.write_text("")
+    os.chown(closed, 0, grp.getgrnam("kvm").gr_gid if _has_kvm_group() else 4711)
+    closed.chmod(0o660)
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    group = "kvm" if _has_kvm_group() else "4711"
+    assert kvm._why_closed(str(closed), error) == f"permission denied: it is for group {group}, mode 660"
+    assert kvm._why_closed(str(tmp_path / "gone"), error) == "permission denied"
+
+
+def _has_kvm_group() -> bool:
+    return any(row.gr_name == "kvm" for row in grp.getgrall())
+
+
+@pytest.mark.parametrize(
+    ("finding", "modules", "reason"),
+    [
+        (("", 0.1), ["kvm_pvm"], "it is PVM (kvm_pvm), which is for guest kernels built for it"),
+        (("slow", 90.0), ["kvm_pvm"], "slow; it is PVM (kvm_pvm), which is for guest kernels built for it"),
+        (("closed", None), ["kvm_pvm"], "closed"),
+        (("", 0.1), ["kvm_amd"], ""),
+        (("", 0.1), ["kvm_amd", "kvm_pvm"], ""),
+        (("slow", 90.0), [], "slow"),
+    ],
+)
+def test_pvm_is_told_apart_from_a_kvm_for_any_guest(finding, modules, reason, monkeypatch) -> None:
+    monkeypatch.setattr(kvm, "_modules", lambda: modules)
+    monkeypatch.setattr(kvm, "_attempt", lambda device: finding)
+    assert kvm._best_attempt("/dev/kvm") == (reason, finding[1])
 
 
 def test_a_device_that_is_not_kvm_is_refused_by_its_first_answer() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import mmap
@@ -27,6 +28,8 @@ ROUNDS = 100_000
 LIMIT_MS = 10.0
 ATTEMPTS = 3
 
+#: the modules that are KVM: the processor's own, and one for guest kernels that are built for it
+_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
 _GET_API_VERSION, _CREATE_VM, _GET_VCPU_MMAP_SIZE, _CREATE_VCPU = 0xAE00, 0xAE01, 0xAE04, 0xAE41
 _SET_USER_MEMORY_REGION, _RUN = 0x4020AE46, 0xAE80
 _GET_REGS, _SET_REGS, _GET_SREGS, _SET_SREGS = 0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84
@@ -77,7 +80,8 @@ def probe(device: str = "/dev/kvm") -> Probe:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if not answered:
-        return Probe(usable=False, reason=f"a loop of {ROUNDS} rounds did not end within {TIMEOUT_S:g} s")
+        endless = f"a loop of {ROUNDS} rounds did not end within {TIMEOUT_S:g} s"
+        return Probe(usable=False, reason=_named(endless))
     if not raw:
         return Probe(usable=False, reason="the probe crashed")
     reason, milliseconds = json.loads(raw)
@@ -123,7 +127,7 @@ def _key(device: str) -> list[object]:
         number = os.stat(device).st_rdev
     except OSError:
         number = 0
-    return [boot, os.uname().release, device, number, _opens(device)]
+    return [boot, os.uname().release, device, number, _opens(device), _modules()]
 
 
 def _opens(device: str) -> bool:
@@ -135,12 +139,24 @@ def _opens(device: str) -> bool:
     return True
 
 
+def _modules() -> list[str]:
+    return [name for name in _MODULES if os.path.isdir(f"/sys/module/{name}")]
+
+
 def _best_attempt(device: str) -> tuple[str, float | None]:
     for _ in range(ATTEMPTS):
         reason, milliseconds = _attempt(device)
         if milliseconds is None or milliseconds <= LIMIT_MS:
             break
-    return reason, milliseconds
+    return (reason if milliseconds is None else _named(reason)), milliseconds
+
+
+def _named(reason: str) -> str:
+    """With the name of a KVM that would run no guest of ours, whatever the loop said."""
+    if _modules() != ["kvm_pvm"]:
+        return reason
+    pvm = "it is PVM (kvm_pvm), which is for guest kernels built for it"
+    return f"{reason}; {pvm}" if reason else pvm
 
 
 def _attempt(device: str) -> tuple[str, float | None]:
@@ -148,7 +164,7 @@ def _attempt(device: str) -> tuple[str, float | None]:
     try:
         kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        return f"cannot open {device}: {error.strerror}", None
+        return f"cannot open {device}: {_why_closed(device, error)}", None
     try:
         version = fcntl.ioctl(kvm, _GET_API_VERSION)
         if version != 12:
@@ -156,6 +172,26 @@ def _attempt(device: str) -> tuple[str, float | None]:
         return _run(kvm)
     except OSError as error:
         return f"KVM refused to run a guest: {error.strerror}", None
+
+
+def _why_closed(device: str, error: OSError) -> str:
+    text = (error.strerror or "").lower()
+    if error.errno == errno.ENOENT and not _modules():
+        return f"{text}: neither kvm_intel nor kvm_amd is loaded"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        with contextlib.suppress(OSError):
+            node = os.stat(device)
+            return f"{text}: it is for group {_group(node.st_gid)}, mode {node.st_mode & 0o777:o}"
+    return text
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _run(kvm: int) -> tuple[str, float | None]:
