@@ -7,6 +7,7 @@
     |   |-- NotFoundError    no such container or exec
     |   |-- ExistsError      the id is taken
     |   `-- StateError       the verb does not fit the container's state
+    |       `-- EndedError   ... since the process has ended
     |-- HostError            this machine lacks or refused something: program, device, disk, permission
     |-- VmmError             the hypervisor or one of its helpers did not come up, or died
     |-- GuestError           the agent in the VM refused or failed
@@ -68,6 +69,13 @@ class ExistsError(CallerError):
 class StateError(CallerError):
     code = "wrong-state"
     rpc_code = 9  # FAILED_PRECONDITION
+
+
+class EndedError(StateError):
+    """The process has ended already: containerd, dockerd and the kubelet want to hear that as not found."""
+
+    code = "not-running"
+    rpc_code = 5  # NOT_FOUND
 
 
 class HostError(BufferzoneError):

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from bufferzone.errors import CallerError, HostError, StateError
+from bufferzone.shim import loggers
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -194,8 +195,56 @@ def test_a_fifo_that_is_not_there_is_one_clear_line(tmp_path):
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(CallerError, match="unsupported stdio scheme: binary:///x"):
-        open_stdio("", "binary:///x", "", [])
+    with pytest.raises(CallerError, match="unsupported stdio scheme: http:///x"):
+        open_stdio("", "http:///x", "", [])
+
+
+#: tells what it was given and what it read, once both streams have ended
+_LOG_PROGRAM = """#!/usr/bin/python3 -IS
+import os, sys
+os.close(5)
+out, err = (open(fd).read() for fd in (3, 4))
+with open(sys.argv[2], "w") as file:
+    print(sys.argv[1:], sorted(os.environ.items()), out, err, file=file)
+"""
+
+
+def _log_program(directory, text=_LOG_PROGRAM):
+    program = directory / "log program"
+    program.write_text(text)
+    program.chmod(0o755)
+    return f"binary://{str(program).replace(' ', '%20')}?to={directory}/told"
+
+
+def test_a_log_program_gets_both_streams_and_the_names_of_the_container(tmp_path, monkeypatch):
+    uri = _log_program(tmp_path)
+    reaped = threading.Event()
+    reap = loggers.Logger._reap
+    monkeypatch.setattr(loggers.Logger, "_reap", lambda logger: (reap(logger), reaped.set()))
+    stdio = open_stdio("", uri, uri, [], ("c1", "k8s.io"))
+    os.write(stdio.stdout, b"out")
+    os.write(stdio.stderr, b"err")
+    stdio.close()
+    assert reaped.wait(60)
+    told = (tmp_path / "told").read_text()
+    assert f"['to', '{tmp_path}/told']" in told
+    assert "[('CONTAINER_ID', 'c1'), ('CONTAINER_NAMESPACE', 'k8s.io')" in told
+    assert told.endswith("out err\n")
+
+
+def test_a_log_program_that_is_not_there_is_one_line_and_leaves_nothing_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="cannot start the log program /nosuch: No such file"):
+        open_stdio("", "binary:///nosuch", "", [])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_log_program_that_never_reads_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "_READY_S", 0.05)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="was not ready within"):
+        open_stdio("", _log_program(tmp_path, "#!/bin/sh\nexec sleep 1000\n"), "", [])
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def fill(fd):

@@ -98,6 +98,8 @@ class Peer:
 class Story:
     """Collects states and events in the order in which they were told."""
 
+    namespace = ""
+
     def __init__(self):
         self.told = []
 

@@ -211,6 +211,47 @@ def test_containers_of_a_pod_share_the_namespaces_that_they_name_by_the_sandboxs
         containerd.ctr("containers", "rm", id)
 
 
+def test_containers_of_a_group_live_in_one_vm_whichever_of_them_goes_first(containerd, image):
+    group = ["--annotation", "io.containerd.runc.v2.group=together"]
+    for id in ("group1", "group2"):
+        containerd.ctr("run", "-d", "--runtime", RUNTIME, *group, image, id, "sleep", "1000")
+    containerd.ctr("task", "rm", "-f", "group1")
+    boot_id = ("cat", "/proc/sys/kernel/random/boot_id")
+    before = containerd.ctr("task", "exec", "--exec-id", "e1", "group2", *boot_id).stdout
+    containerd.ctr("run", "-d", "--runtime", RUNTIME, *group, image, "group3", "sleep", "1000")
+    after = [
+        containerd.ctr("task", "exec", "--exec-id", "e2", id, *boot_id).stdout for id in ("group2", "group3")
+    ]
+    assert after == [before, before]
+    left = shims()
+    for id in ("group2", "group3"):
+        containerd.ctr("task", "rm", "-f", id)
+    await_end(left)
+    containerd.ctr("containers", "rm", "group1", "group2", "group3")
+    assert not [name for name in os.listdir("/run/bufferzone-containerd/bz-test") if "group" in name]
+
+
+def test_a_log_program_takes_the_output(containerd, image, tmp_path):
+    program = tmp_path / "logger"
+    program.write_text(
+        "#!/usr/bin/python3 -IS\nimport os, sys\nos.close(5)\n"
+        "out, err = (open(fd).read() for fd in (3, 4))\n"
+        "with open(sys.argv[2], 'w') as file:\n    file.write(out + err)\n"
+    )
+    program.chmod(0o755)
+    os.mkfifo(tmp_path / "told")
+    uri = f"binary://{program}?to={tmp_path}/told"
+    words = ["run", "-d", "--log-uri", uri, "--runtime", RUNTIME, image, "logged1"]
+    with open(os.open(tmp_path / "told", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as told:
+        containerd.ctr(*words, "sh", "-c", "echo out; echo err >&2")
+        assert select.select([told], [], [], TIMEOUT_S)[0]
+        assert read_until(told, b"err\n") == b"out\nerr\n"
+    gone = containerd.ctr("task", "kill", "-s", "TERM", "logged1", check=False)
+    assert gone.stderr.endswith(b"container not running: not found\n")
+    containerd.ctr("task", "rm", "logged1")
+    containerd.ctr("containers", "rm", "logged1")
+
+
 def test_an_out_of_memory_kill_is_an_event_before_the_exit(containerd, image):
     command = ["ctr", "-a", containerd.socket, "-n", "bz-test", "events"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as events:

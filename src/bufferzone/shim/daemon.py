@@ -5,7 +5,6 @@ back.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import resource
@@ -18,10 +17,9 @@ from bufferzone import oci, state
 from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
-from bufferzone.oci import cri
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
-from bufferzone.shim import termination
+from bufferzone.shim import address, cleanup, termination
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
 from bufferzone.shim.logs import log, log_to_containerd
@@ -42,10 +40,8 @@ if TYPE_CHECKING:
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Empty
 
-_SOCKETS = "/run/containerd/s"
 #: a shim that was started and never given a container ends by itself after this many seconds
 _UNUSED_S = 120.0
-_GROUP_KEYS = (cri.SANDBOX_ID, cri.CRIO_SANDBOX_ID, "io.containerd.runc.v2.group")
 
 
 def serve(arguments: Arguments) -> int:
@@ -76,8 +72,8 @@ def start(arguments: Arguments) -> int:
     sys.stdin.buffer.read()  # runtime options; read so that containerd never blocks on them
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
-    path = _socket_path(arguments, bundle)
-    pool = None if _answers(path) else PoolStart(arguments, bundle)
+    path = address.socket_path(arguments, bundle)
+    pool = None if address.answers(path) else PoolStart(arguments, bundle)
     if pool is None or pool.take(path):
         print(f"unix://{path}", end="", flush=True)
         return 0
@@ -112,7 +108,7 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
             _run(arguments, directory, listener, ready, cli=False)
         finally:
             os.unlink(path)
-        state.remove(directory)
+            cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
         return 0
     except BufferzoneError as error:
         _report(ready, error)
@@ -206,23 +202,6 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
         task.SERVICE_V3: methods,
         shim.SERVICE: {name: (shim.METHODS[name][0], handler) for name, handler in own.items()},
     }
-
-
-def _socket_path(arguments: Arguments, bundle: str) -> str:
-    """containerd's convention: one socket per sandbox group. Source: containerd pkg/shim SocketAddress."""
-    annotations = oci.load(bundle).raw.get("annotations") or {}
-    group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
-    text = os.path.join(arguments.address, arguments.namespace, group)
-    return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
 
 
 def _log_to(fd: int) -> None:

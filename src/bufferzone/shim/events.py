@@ -30,7 +30,7 @@ class Publisher:
 
     def __init__(self, address: str, namespace: str, log: Callable[[str], None]) -> None:
         self._path = address.removeprefix("unix://")
-        self._namespace = namespace
+        self.namespace = namespace
         self._log = log
         self._queue: queue.SimpleQueue[task.Envelope | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
@@ -45,7 +45,7 @@ class Publisher:
         any_ = Any_(type_url=f"containerd.events.{kind.__name__}", value=event.encode())
         now = Timestamp.from_ns(time.time_ns())
         self._queue.put(
-            task.Envelope(timestamp=now, namespace=self._namespace, topic=task.TOPICS[kind], event=any_)
+            task.Envelope(timestamp=now, namespace=self.namespace, topic=task.TOPICS[kind], event=any_)
         )
 
     def close(self) -> None:

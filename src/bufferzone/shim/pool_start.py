@@ -13,7 +13,7 @@ from bufferzone import jsontext, oci, state
 from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.oci.host import check_network, settings_of
-from bufferzone.shim import listeners, logs
+from bufferzone.shim import cleanup, listeners, logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def leave(path: str, directory: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
     try:
-        state.remove(directory)
+        cleanup.remove_own(directory)
     except BufferzoneError as error:
         logs.log(error.line())

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 
-from bufferzone.errors import BufferzoneError, SpecError, StateError
+from bufferzone.errors import BufferzoneError, EndedError, SpecError, StateError
 from bufferzone.oci.rules import check_resources
 from bufferzone.shim.stdio import Stdio
 from bufferzone.wire import agent, task
@@ -92,7 +92,7 @@ class Process:
         now = task.STATUS_NAMES[self.status]
         if verb == "kill":
             text = "container not running" if not self.ref.exec_id else "process already finished"
-            raise StateError(text, code="not-running")
+            raise EndedError(text)
         if verb == "start":
             text = (
                 f"cannot start a container that has {now}"

@@ -13,6 +13,7 @@ import select
 import threading
 
 from bufferzone.errors import BufferzoneError, CallerError, HostError
+from bufferzone.shim import loggers
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bufferzone.shim.loggers import Logger
     from bufferzone.vm.agent_client import AgentClient, Pending
     from bufferzone.wire.proto import Message
 
@@ -33,8 +35,15 @@ class Stdio:
     """The host ends of one process: `stdin`, `stdout`, `stderr` descriptors or -1; owns them."""
 
     def __init__(
-        self, stdin: int = -1, stdout: int = -1, stderr: int = -1, *, keep: tuple[int, ...] = ()
+        self,
+        stdin: int = -1,
+        stdout: int = -1,
+        stderr: int = -1,
+        *,
+        keep: tuple[int, ...] = (),
+        logger: Logger | None = None,
     ) -> None:
+        self._logger = logger
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
@@ -126,6 +135,9 @@ class Stdio:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+        if self._logger is not None:
+            self._logger.finish()
+            self._logger = None
 
     def _wake(self) -> None:
         if self._wake_write >= 0:
@@ -229,16 +241,25 @@ def write_all(fd: int, data: bytes) -> bool:
     return True
 
 
-def open_stdio(stdin: str, stdout: str, stderr: str, fds: list[int]) -> Stdio:
+def open_stdio(
+    stdin: str, stdout: str, stderr: str, fds: list[int], logged: tuple[str, str] = ("", "")
+) -> Stdio:
     """Open the three URIs; `fds` are the request's descriptors, all owned from now on, used or not.
 
+    `logged`: the id of the process and containerd's namespace, for a log program, which takes both outputs.
     Raises `CallerError` for a URI we do not know and `HostError` when opening fails.
     """
     opened: list[int] = []
     keep: list[int] = []
-    uris = (stdin, stdout, stderr)
+    logger = None
     try:
-        ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip(uris, _NAMES, strict=True)]
+        if stdout.startswith(loggers.SCHEME):
+            ends = [_open_end(stdin, "stdin", fds, opened, keep)]
+            logger = loggers.start(stdout, *logged)
+            ends += [logger.stdout, logger.stderr]
+        else:
+            uris = (stdin, stdout, stderr)
+            ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip(uris, _NAMES, strict=True)]
     except BaseException:
         for fd in (*opened, *keep):
             os.close(fd)
@@ -246,7 +267,7 @@ def open_stdio(stdin: str, stdout: str, stderr: str, fds: list[int]) -> Stdio:
     finally:
         for fd in fds:
             os.close(fd)
-    return Stdio(*ends, keep=tuple(keep))
+    return Stdio(*ends, keep=tuple(keep), logger=logger)
 
 
 _NAMES = ("stdin", "stdout", "stderr")
@@ -273,7 +294,9 @@ def _open_uri(uri: str, name: str, fds: list[int], keep: list[int]) -> int:
         os.makedirs(os.path.dirname(uri[7:]), exist_ok=True)
         return os.open(uri[7:], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     if "://" in uri:
-        raise CallerError(f"{name}: unsupported stdio scheme: {uri}", hint="a fifo path, file:// or nothing")
+        raise CallerError(
+            f"{name}: unsupported stdio scheme: {uri}", hint="a fifo path, file://, binary:// or nothing"
+        )
     if name == "stdin":
         return os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     # A reader of our own keeps the fifo alive while containerd's client detaches (no EPIPE).

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bufferzone.shim.records import Records
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.shim.stand_ins import StandIns
+    from bufferzone.shim.stdio import Stdio
 
 _SIGKILL = 9
 _KILL_S = 10.0
@@ -91,7 +92,7 @@ class TaskService:
 
     def create(self, peer: Peer, request: task.CreateTaskRequest) -> task.CreateTaskResponse:
         """Make the container; on any failure nothing of it is left."""
-        stdio = open_stdio(request.stdin, request.stdout, request.stderr, peer.take_fds())
+        stdio = self._open_stdio(request, request.id, peer.take_fds())
         ref = agent.ProcessRef(id=request.id)
         uris = (request.stdin, request.stdout, request.stderr)
         attended = request.stdin.startswith("fd:") or request.stdout.startswith("fd:")
@@ -205,7 +206,7 @@ class TaskService:
         """Add an exec; `start` with its exec_id runs it."""
         init = self._table.find(request.id, "")
         fds = peer.take_fds()
-        stdio = open_stdio(request.stdin, request.stdout, request.stderr, fds)
+        stdio = self._open_stdio(request, request.exec_id, fds)
         ref = agent.ProcessRef(id=request.id, exec_id=request.exec_id)
         uris = (request.stdin, request.stdout, request.stderr)
         process = Process(
@@ -318,6 +319,12 @@ class TaskService:
         if container is None:
             raise NotFoundError(f"container {container_id} does not exist")
         return container
+
+    def _open_stdio(
+        self, request: task.CreateTaskRequest | task.ExecProcessRequest, name: str, fds: list[int]
+    ) -> Stdio:
+        logged = (name, self._events.namespace)
+        return open_stdio(request.stdin, request.stdout, request.stderr, fds, logged)
 
     def _give_stand_in(
         self, makers: StandIns, process: Process, network: str | None, words: list[str]

@@ -1,0 +1,39 @@
+"""Where the shim of a bundle listens for containerd: one socket for each sandbox.
+
+Source: containerd pkg/shim SocketAddress; runtime v2 README, "Start".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+
+from bufferzone import oci
+from bufferzone.oci import cri
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.shim.arguments import Arguments
+
+_SOCKETS = "/run/containerd/s"
+_GROUP_KEYS = (cri.SANDBOX_ID, cri.CRIO_SANDBOX_ID, "io.containerd.runc.v2.group")
+
+
+def socket_path(arguments: Arguments, bundle: str) -> str:
+    """The path for the sandbox that the bundle's annotations name, else for its own. Raises `SpecError`."""
+    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
+    annotations = spec.get("annotations") or {}
+    group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
+    text = os.path.join(arguments.address, arguments.namespace, group)
+    return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
+
+
+def answers(path: str) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
