@@ -106,8 +106,13 @@ class BugError(BufferzoneError):
 
 
 def all_error_classes() -> list[type[BufferzoneError]]:
-    """Every class of the tree, parents first."""
+    """Every class of the tree, parents first; those that other modules made for themselves are not of it."""
     found: list[type[BufferzoneError]] = [BufferzoneError]
     for cls in found:
-        found.extend(cls.__subclasses__())
+        found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
     return found
+
+
+def class_in_tree(error: BufferzoneError) -> type[BufferzoneError]:
+    """The class of the tree that an error is of."""
+    return next(cls for cls in type(error).__mro__ if cls.__module__ == __name__)

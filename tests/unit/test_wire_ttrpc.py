@@ -9,6 +9,7 @@ import pytest
 
 from bufferzone.errors import (
     BufferzoneError,
+    BugError,
     ExistsError,
     GuestError,
     HostError,
@@ -16,6 +17,7 @@ from bufferzone.errors import (
     StateError,
     all_error_classes,
 )
+from bufferzone.systemd.bus import CallError
 from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import Any_, DecodeError
 from bufferzone.wire.ttrpc import DATA, HEADER, MAX_PAYLOAD, REQUEST, RESPONSE, FrameReader, ProtocolError
@@ -105,6 +107,11 @@ def test_every_error_arrives_as_what_it_was(cls):
 def test_an_error_keeps_the_code_of_its_class_and_no_hint(cls):
     got = ttrpc.error_of(ttrpc.status_of(cls("short")), HostError)
     assert (got.code, got.hint) == (cls.code, "")
+
+
+def test_an_error_of_a_modules_own_kind_arrives_as_what_it_is_in_the_tree():
+    got = ttrpc.error_of(ttrpc.status_of(CallError("org.example.Denied", "no")), BugError)
+    assert (type(got), got.message, got.code) == (HostError, "systemd: no", "systemd")
 
 
 def test_a_foreign_exception_arrives_as_the_fallback():

@@ -21,7 +21,8 @@ def read_line(fd: int) -> bytes:
 
 def error_line(error: BufferzoneError) -> bytes:
     """An error as one line of JSON: code, message, hint, and cls, the name of its class."""
-    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": type(error).__name__}
+    cls = errors.class_in_tree(error).__name__
+    form = {"code": error.code, "message": error.message, "hint": error.hint, "cls": cls}
     return f"{jsontext.dumps(form)}\n".encode()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from bufferzone.errors import BufferzoneError, all_error_classes
+from bufferzone.errors import BufferzoneError, all_error_classes, class_in_tree
 from bufferzone.wire.proto import Any_, Message, blob, message, messages, sint, string
 
 TYPE_CHECKING = False
@@ -122,7 +122,7 @@ def status_of(error: BaseException) -> Status:
     """An exception as a Status; ours keep code, class and hint in a detail."""
     if not isinstance(error, BufferzoneError):
         return Status(code=UNKNOWN, message=f"{type(error).__name__}: {error}")
-    detail = ErrorDetail(code=error.code, hint=error.hint, cls=type(error).__name__)
+    detail = ErrorDetail(code=error.code, hint=error.hint, cls=class_in_tree(error).__name__)
     any_ = Any_(type_url=ERROR_TYPE_URL, value=detail.encode())
     return Status(code=error.rpc_code, message=error.message, details=[any_])
 
