@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 #: seconds a child may take from fork to execve; mounts and namespaces need milliseconds
 START_TIMEOUT_S = 20.0
-#: what asks a process to end; `systemctl stop` of a scope asks all that are in it
-_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+#: what is sent to programs and ends those that do not expect it; `systemctl kill` of a scope tells all in it
+ENDING = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM),
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
 
 
 class Child:
@@ -149,7 +152,7 @@ def start(
     """Start `argv` (argv[0] is the absolute path as the child sees it after `enter`) with an empty
     environment.
 
-    `enter` runs in the child and confines it. `deaf`: signals that ask it to end stay pending; what starts it
+    `enter` runs in the child and confines it. `deaf`: signals that would end it stay pending; what starts it
     kills it. `attend(topic, pid)` runs here when the child asks for
     something. Raises HostError naming the step that failed; then nothing is left running.
     """
@@ -158,7 +161,7 @@ def start(
     if pid == 0:
         os.close(to_child[1])
         os.close(to_parent[0])
-        _become(argv, enter, Conversation(to_child[0], to_parent[1]), _ENDING if deaf else ())
+        _become(argv, enter, Conversation(to_child[0], to_parent[1]), ENDING if deaf else ())
     os.close(to_child[0])
     os.close(to_parent[1])
     child = Child(name, pid, os.pidfd_open(pid))

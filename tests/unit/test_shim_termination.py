@@ -1,4 +1,4 @@
-"""SIGTERM to a shim: the end, or in a scope word to the containers that it stands for."""
+"""Signals to a shim: the end, or in a scope word to the containers that it stands for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bufferzone import spawn
 from bufferzone.errors import StateError
 from bufferzone.shim import termination
 from bufferzone.shim.table import Table
@@ -17,9 +18,10 @@ from bufferzone.wire import task
 
 @pytest.fixture(autouse=True)
 def restored():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in spawn.ENDING}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def process(container_id, pid, *, exec_id="", status=task.RUNNING):
@@ -47,25 +49,26 @@ class Shim:
             self.told.set()
         raise StateError("it has just ended")
 
-    def terminate(self):
+    def get(self, number):
         termination.be_told(self, self)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert self.told.wait(10)
 
 
 def test_it_ends_the_sandbox_outside_of_a_scope():
     shim = Shim("", process("c", os.getpid()))
-    shim.terminate()
+    shim.get(signal.SIGTERM)
     assert (shim.ended, shim.killed) == (True, [])
 
 
 def test_in_a_scope_without_containers_it_ends_too():
     shim = Shim("x.scope")
-    shim.terminate()
+    shim.get(signal.SIGTERM)
     assert shim.ended
 
 
-def test_in_a_scope_it_is_passed_to_the_containers_that_no_waiter_stands_for():
+@pytest.mark.parametrize("number", [15, 1, 10, signal.SIGRTMIN + 3])
+def test_in_a_scope_it_is_passed_to_the_containers_that_no_waiter_stands_for(number):
     here, waiter = os.getpid(), 4711
     shim = Shim(
         "x.scope",
@@ -75,6 +78,6 @@ def test_in_a_scope_it_is_passed_to_the_containers_that_no_waiter_stands_for():
         process("c", here, exec_id="e"),
         process("d", here, status=task.STOPPED),
     )
-    shim.terminate()
-    assert shim.killed == [("a", 15), ("c", 15)]
+    shim.get(number)
+    assert shim.killed == [("a", number), ("c", number)]
     assert not shim.ended

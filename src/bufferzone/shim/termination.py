@@ -1,4 +1,4 @@
-"""SIGTERM to a shim. By itself it ends the sandbox; in a scope it was meant for all that is in it.
+"""Signals to a shim. SIGTERM ends the sandbox; in a scope any was meant for all that is in it.
 
 `systemctl stop` and `systemctl kill` signal every process of a unit. A waiter passes it on to what it stands
 for, and QEMU and virtiofsd are deaf to it (`jail`), so that containers end by themselves, as under another
@@ -14,6 +14,7 @@ import threading
 from contextlib import suppress
 
 from bufferzone.errors import BufferzoneError
+from bufferzone.spawn import ENDING
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -23,18 +24,19 @@ if TYPE_CHECKING:
 
 
 def be_told(sandbox: Sandbox, tasks: TaskService) -> None:
-    """From now on a SIGTERM does this. Main thread."""
+    """From now on signals do this. Main thread."""
 
-    def told(*_: object) -> None:
-        if not sandbox.cgroup.unit or tasks.is_unused():
+    def told(number: int, _: object) -> None:
+        if number == signal.SIGTERM and (not sandbox.cgroup.unit or tasks.is_unused()):
             sandbox.end()
         else:  # calls the guest, which a signal handler must not wait for
-            threading.Thread(target=_pass_on, args=(tasks,), name="terminate", daemon=True).start()
+            threading.Thread(target=_pass_on, args=(tasks, number), name="signal", daemon=True).start()
 
-    signal.signal(signal.SIGTERM, told)
+    for number in ENDING if sandbox.cgroup.unit else (signal.SIGTERM,):
+        signal.signal(number, told)
 
 
-def _pass_on(tasks: TaskService) -> None:
+def _pass_on(tasks: TaskService, number: int) -> None:
     for container_id in tasks.table.stood_for_by(os.getpid()):
         with suppress(BufferzoneError):  # it ended at that moment
-            tasks.kill(None, task.KillRequest(id=container_id, signal=signal.SIGTERM))
+            tasks.kill(None, task.KillRequest(id=container_id, signal=number))
