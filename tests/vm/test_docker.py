@@ -1,0 +1,231 @@
+"""Docker drives both faces: the shim as `runtimeType`, and the command line as `path` behind runc's shim.
+
+A dockerd and a containerd of our own, in a network namespace and a mount namespace of theirs; nothing of the
+user's is touched. Where dockerd is older than 23 it knows no `runtimeType`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vm.podman import ROOT, read_until
+from vm.test_containerd import Containerd
+from vm.verbs import await_true
+
+pytestmark = [
+    pytest.mark.vm,
+    *(
+        pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed: {package}")
+        for program, package in (
+            ("dockerd", "docker.io"),
+            ("docker", "docker-cli"),
+            ("containerd", "containerd"),
+        )
+    ),
+]
+
+TIMEOUT_S = 240
+SHIM = "io.containerd.bufferzone.v2"
+#: what a network namespace and a mount namespace of one's own need before dockerd starts
+_ENTER = """\
+import os, sys
+sys.path.insert(0, {source!r})
+from bufferzone.linux import mount as mnt, process
+process.unshare(process.CLONE_NEWNET)
+os.execv("/bin/sh", ["/bin/sh", "-c", "ip link set lo up; exec \\"$@\\"", "sh", *sys.argv[1:]])
+"""
+_SHARED = """\
+import os, sys
+sys.path.insert(0, {source!r})
+from bufferzone.linux import mount as mnt, process
+process.unshare(process.CLONE_NEWNS)
+mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
+mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_SHARED)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def _version() -> int:
+    said = subprocess.run(["dockerd", "--version"], capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r"version (\d+)", said)
+    return int(found.group(1)) if found else 0
+
+
+class Docker:
+    """A daemon with the image `bb`; `runtime` is what `--runtime` says."""
+
+    def __init__(self, directory: Path, containerd: Containerd) -> None:
+        self._directory, self._containerd = directory, containerd
+        self.runtime = ""
+
+    def start(self) -> None:
+        self._containerd.start()
+        runtimes: dict[str, Any] = {"cli": {"path": str(ROOT / "bin" / "bufferzone")}}
+        if _version() >= 23:
+            runtimes["shim"] = {"runtimeType": SHIM}
+        settings = self._directory / "daemon.json"
+        settings.write_text(json.dumps({"runtimes": runtimes}))
+        flags = {
+            "containerd": self._containerd.socket,
+            "data-root": str(self._directory / "data"),
+            "exec-root": str(self._directory / "exec"),
+            "pidfile": str(self._directory / "docker.pid"),
+            "config-file": str(settings),
+            "host": f"unix://{self._directory}/docker.sock",
+            "bip": "10.77.0.1/16",
+        }
+        off = [f"--{name}=false" for name in ("iptables", "ip6tables", "ip-forward", "ip-masq")]
+        enter = [sys.executable, "-c", _ENTER.format(source=str(ROOT / "src"))]
+        mounts = ["nsenter", f"--mount=/proc/{self._containerd.process.pid}/ns/mnt", "--"]
+        self._log = self._directory / "dockerd.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*mounts, *enter, "dockerd", *off, *(f"--{name}={value}" for name, value in flags.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        await_true(lambda: "API listen on" in self._log.read_text(), "dockerd")
+
+    def command(self, *words: str) -> list[str]:
+        return ["docker", "--host", f"unix://{self._directory}/docker.sock", *words]
+
+    def __call__(self, *words: str, check: int | None = 0, stdin: bytes = b"") -> str:
+        """Standard output, and with another status than `check` what was said."""
+        done = subprocess.run(self.command(*words), input=stdin, capture_output=True, timeout=TIMEOUT_S)
+        text = done.stdout.decode() + done.stderr.decode()
+        assert check is None or done.returncode == check, (words, text, self._log.read_text()[-2000:])
+        return text
+
+    def run(self, *words: str, check: int = 0, stdin: bytes = b"") -> str:
+        return self("run", "--runtime", self.runtime, *words, check=check, stdin=stdin)
+
+    def in_its_network(self, *words: str) -> str:
+        command = ["nsenter", f"--net=/proc/{self.process.pid}/ns/net", "--", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+
+    def stop(self) -> None:
+        for process in (self.process, self._containerd.process):
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    directory = tmp_path_factory.mktemp("docker")
+    shared = (sys.executable, "-c", _SHARED.format(source=str(ROOT / "src")))
+    docker = Docker(directory, Containerd(directory, shared))
+    docker.start()
+    try:
+        sys.path.insert(0, str(ROOT / "scripts"))
+        try:
+            import busybox_image
+        finally:
+            sys.path.pop(0)
+        docker("import", "-", "bb", stdin=busybox_image.layer())
+        yield docker
+    finally:
+        docker.stop()
+
+
+@pytest.fixture(params=["shim", "cli"])
+def docker(request: pytest.FixtureRequest, daemon: Docker) -> Iterator[Docker]:
+    if request.param == "shim" and _version() < 23:
+        pytest.skip("this dockerd knows no runtimeType: 23 or newer does")
+    daemon.runtime = request.param
+    yield daemon
+    for id in daemon("ps", "--all", "--quiet").split():
+        daemon("rm", "--force", id, check=None)
+
+
+def test_a_container_lives_as_docker_says(docker: Docker) -> None:
+    script = "trap 'echo term; exit 9' TERM; echo up; while :; do sleep 0.1; done"
+    docker.run("--detach", "--name", "one", "--network", "none", "bb", "sh", "-c", script)
+    assert "in\n" in docker("exec", "one", "sh", "-c", "echo in; exit 4", check=4)
+    assert docker("inspect", "-f", "{{.State.Running}}", "one") == "true\n"
+    assert docker("exec", "--interactive", "one", "cat", stdin=b"through\n") == "through\n"
+    docker("pause", "one")
+    assert "(Paused)" in docker("ps")
+    docker("unpause", "one")
+    docker("update", "--memory", "100m", "--memory-swap", "100m", "one")
+    assert docker("exec", "one", "cat", "/sys/fs/cgroup/memory.max") == f"{100 << 20}\n"
+    assert "one" in docker("stats", "--no-stream", "one")
+    docker("restart", "one")
+    # before its trap is set PID 1 is deaf to the signal
+    await_true(lambda: docker("logs", "one").split()[2:] == ["up"], "its second beginning")
+    docker("stop", "one")
+    assert docker("logs", "one").split() == ["up", "term", "up", "term"]
+    assert docker("inspect", "-f", "{{.State.ExitCode}}", "one") == "9\n"
+    docker("start", "one")
+    docker("rm", "--force", "one")
+
+
+def test_files_are_copied_both_ways(docker: Docker, tmp_path: Path) -> None:
+    docker.run("--detach", "--name", "two", "--network", "none", "bb", "sleep", "1000")
+    (tmp_path / "file").write_text("from the host\n")
+    docker("cp", str(tmp_path / "file"), "two:/tmp/file")
+    assert docker("exec", "two", "cat", "/tmp/file") == "from the host\n"
+    docker("cp", "two:/etc/passwd", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text().startswith("root:")
+
+
+def test_a_published_port_is_served_from_the_bridge(docker: Docker) -> None:
+    serve = "echo hello >/tmp/page; exec httpd -f -p 80 -h /tmp"
+    docker.run("--detach", "--name", "web", "--publish", "8099:80", "bb", "sh", "-c", serve)
+    # the port is docker's from the start; whether the server listens by now is another question
+    fetch = ("busybox", "wget", "-qO-", "http://127.0.0.1:8099/page")
+
+    def served() -> bool:
+        try:
+            return docker.in_its_network(*fetch) == "hello\n"
+        except subprocess.CalledProcessError:
+            return False
+
+    await_true(served, "the page")
+
+
+def test_a_terminal_is_one_and_its_status_arrives(docker: Docker) -> None:
+    words = docker.command("run", "--rm", "--runtime", docker.runtime, "--network", "none", "-it", "bb")
+    command = " ".join([*words, "sh", "-c", "'tty; exit 5'"])
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    assert (b"/dev/pts/0" in done.stdout, done.returncode) == (True, 5), done.stdout
+
+
+def test_top_tells_of_the_container_and_its_execs(docker: Docker) -> None:
+    if docker.runtime == "cli":
+        pytest.skip("runc's shim asks `ps`, whose pids are the guest's")
+    docker.run("--detach", "--name", "three", "--network", "none", "bb", "sleep", "1000")
+    docker("exec", "--detach", "three", "sleep", "2000")
+    lines = docker("top", "three").splitlines()[1:]
+    assert sorted(line.split()[-2:] for line in lines) == [["sleep", "1000"], ["sleep", "2000"]]
+
+
+def test_attach_leaves_and_comes_back(docker: Docker) -> None:
+    script = "while read x; do echo got $x; done"
+    docker.run("--detach", "-i", "--name", "four", "--network", "none", "bb", "sh", "-c", script)
+    for word in (b"first", b"second"):
+        with subprocess.Popen(
+            docker.command("attach", "--sig-proxy=false", "four"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as client:
+            assert client.stdin is not None
+            client.stdin.write(word + b"\n")
+            client.stdin.flush()
+            read_until(client.stdout, b"got " + word)
+            client.kill()
+    assert docker("inspect", "-f", "{{.State.Running}}", "four") == "true\n"
