@@ -126,7 +126,8 @@ def test_the_c_virtiofsd() -> None:
     words = virtiofs.argv(virtiofs.Program(kind="c", path="/usr/lib/qemu/virtiofsd"), 7, 1024, uid=5)
     assert " ".join(words) == (
         "/usr/lib/qemu/virtiofsd --fd=7 -f --rlimit-nofile=0 -o source=/tree -o sandbox=chroot "
-        "-o cache=always -o timeout=0.1 -o xattr -o announce_submounts -o no_flock -o no_posix_lock"
+        "-o cache=always -o timeout=0.1 -o xattr -o announce_submounts "
+        "-o no_posix_acl -o no_flock -o no_posix_lock"
     )
 
 

@@ -96,6 +96,9 @@ def _c_argv(path: str, listen_fd: int) -> list[str]:
         "xattr",
         # each bind below the tree is its own file system in the guest: inode numbers do not collide
         "announce_submounts",
+        # Linux 6.1 does not look at ACLs there (a submount's superblock has no SB_POSIXACL): what the guest
+        # would not obey it must not set
+        "no_posix_acl",
         # a remote lock that waits would block virtiofsd's only queue, one that fcntl(2) waits for fails: the
         # host's half of locks is storage/locks
         "no_flock",
@@ -117,6 +120,7 @@ def _rust_argv(path: str, listen_fd: int, open_files: int, uid: int) -> list[str
         "--sandbox=chroot" if uid == 0 else "--sandbox=none",
         "--cache=auto",
         "--xattr",
+        # without --posix-acl it neither gets nor sets ACLs, as is told of the C one
         "--announce-submounts",
         # opening by handle takes CAP_DAC_READ_SEARCH in the initial user namespace
         "--inode-file-handles=never",
