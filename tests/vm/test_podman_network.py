@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,11 @@ BACKENDS = {
     "netavark": ("/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns"),
     "cni": ("/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/usr/lib/cni/dnsname"),
 }
-#: from Debian's own containers.conf, which this file replaces: Podman 5 has no such default
-SYSCTLS = '[containers]\ndefault_sysctls = ["net.ipv4.ping_group_range=0 0"]\n'
+#: Podman's own, and NET_RAW: the ping of Debian's busybox opens a raw socket
+CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE FOWNER FSETID KILL NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_CHROOT"
+)
+CONTAINERS = f"[containers]\ndefault_capabilities = {[f'CAP_{name}' for name in CAPABILITIES.split()]}\n"
 SUBNET, SUBNET6 = "10.213.40.0/24", "fd13:40::/64"
 GATEWAY, GATEWAY6 = "10.213.40.1", "fd13:40::1"
 pytestmark = [
@@ -42,7 +46,7 @@ class Networked:
         self.podman = Podman(directory)
         self.world = world
         self.podman.settings = directory / "containers.conf"
-        text = DROP_IN.read_text() + f'\n[network]\nnetwork_backend = "{backend}"\n' + SYSCTLS
+        text = DROP_IN.read_text() + f'\n[network]\nnetwork_backend = "{backend}"\n' + CONTAINERS
         self.podman.settings.write_text(text)
         # netavark keeps addresses and its name server in there for all Podmans of root, whatever their root
         self.mounts = netns.Mounts("/run/containers")
@@ -72,8 +76,9 @@ def net(request):
     directory = Path(tempfile.mkdtemp(prefix="bufferzone-podman-"))
     directory.chmod(0o711)
     try:
-        with World() as world:
+        with World() as world, ExitStack() as stack:
             found = Networked(directory, world, request.param)
+            stack.callback(found.mounts.close)
             try:
                 if request.param == "cni" and found.podman.any("info").status:
                     pytest.skip("this Podman was built without CNI")
@@ -84,7 +89,6 @@ def net(request):
                 found.close()
                 found.podman.close()
             found.clean.check()
-            found.mounts.close()
     finally:
         remove_tree(directory)
 
