@@ -60,5 +60,11 @@ def test_exec_imports_neither_the_settings_nor_what_makes_containers():
         "client.start",
         "client.create",
         "client.removal",
+        "client.detach",
+        "client.handshake",
+        "client.console",
+        "programs",
+        "oci.cri",
+        "oci.mounts",
     )
     assert loaded & {f"bufferzone.{name}" for name in strangers} == set()

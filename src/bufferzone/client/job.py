@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 from bufferzone import jsontext, state
-from bufferzone.oci.mounts import is_bind, is_read_only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,6 +104,8 @@ def of_exec(
 
 def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
     """(source, destination, read-only) of every bind mount."""
+    from bufferzone.oci.mounts import is_bind, is_read_only  # an exec has none
+
     found = []
     for entry in spec.mounts:
         if is_bind(entry):

@@ -12,7 +12,7 @@ import select
 import sys
 
 from bufferzone import jsontext, log, state
-from bufferzone.client import console, handshake, signals
+from bufferzone.client import signals
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, BugError, HostError, VmmError
 from bufferzone.wire import task
@@ -49,6 +49,8 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
     `stdio` are the three descriptors for the process in the VM. `tell` gets one line: `ok` once the process
     is made, or the error as `handshake.error_line` writes it. From then on no other descriptor is open.
     """
+    from bufferzone.client import handshake  # here, as long as an import reads the host's files
+
     told = False
     try:
         os.setsid()
@@ -58,7 +60,7 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
             _connect(job) as control,
             _Signals(caught=True) as incoming,
         ):
-            terminal = console.open_pty(job.console_socket, job.size) if job.terminal else -1
+            terminal = _terminal(job)
             fds, uris = ([terminal], _TERMINAL) if job.terminal else (stdio, _STDIO)
             _begin(job, client, uris, fds)
             table = _show_face(job)
@@ -79,6 +81,15 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
     except OSError:
         pass  # the caller was killed meanwhile; without us the shim ends the process
     return 1
+
+
+def _terminal(job: Job) -> int:
+    """The slave of a new pty; -1 where the process has no terminal."""
+    if not job.terminal:
+        return -1
+    from bufferzone.client import console  # most processes have none
+
+    return console.open_pty(job.console_socket, job.size)
 
 
 def _show_face(job: Job) -> ProcessTable | None:
@@ -106,6 +117,8 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
             if pass_signals:
                 _let_go(stdio[:2])
             return _stand_in(job, client, control, incoming, -1, stdio[2])
+        from bufferzone.client import console
+
         with console.RawTerminal(stdio[0]):
             _begin(job, client, _SPLIT_TERMINAL, stdio[:2], foreground=True)
             started(client)
@@ -219,6 +232,8 @@ def _new_network() -> None:
 
 def _import_no_more() -> None:
     """From here on an import fails: our root becomes the container's, and what lies there is not to run."""
+    from bufferzone.client import handshake
+
     handshake.error_line(BugError(""))  # loads the C module that it is written with
     sys.path.clear()
     sys.meta_path.clear()
@@ -325,6 +340,8 @@ def _pass_on(job: Job, control: Client, numbers: bytes, terminal: int) -> None:
 
 
 def _resize(job: Job, control: Client, terminal: int) -> None:
+    from bufferzone.client import console  # is loaded: whoever has a terminal here made it with that
+
     width, height = console.window_size(terminal)
     if width and height:
         request = task.ResizePtyRequest(id=job.id, exec_id=job.exec_id, width=width, height=height)

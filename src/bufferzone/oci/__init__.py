@@ -12,7 +12,6 @@ import os
 
 from bufferzone import jsontext
 from bufferzone.errors import SpecError
-from bufferzone.oci import cri
 from bufferzone.oci.check import check, check_depth, fail, type_name
 from bufferzone.oci.rules import (
     OTHER_PLATFORMS,
@@ -45,6 +44,8 @@ class Spec:
     @property
     def pod(self) -> dict[str, str]:
         """The annotations that make it one of a pod's containers, where they are to be believed."""
+        from bufferzone.oci import cri  # nothing that an exec asks for
+
         return cri.believed(self.raw, containerd=self._containerd)
 
     @property
