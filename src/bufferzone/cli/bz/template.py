@@ -4,10 +4,9 @@ making one ahead of the first start.
 
 from __future__ import annotations
 
-import os
 import time
 
-from bufferzone import config, programs, state
+from bufferzone import config, state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import HostError, NotFoundError, UsageError
@@ -92,32 +91,14 @@ def _ago(seconds: float) -> str:
 
 
 def _make(options: Options, words: list[str]) -> None:
-    """The shim's program makes it: no verb starts VMs itself."""
-    import json
-    import subprocess
+    from bufferzone.client import template
 
-    for name in ("vcpus", "memory"):
-        row = config.ROWS["memory_mib" if name == "memory" else name]
-        value = getattr(options, name)
-        if name in options.given and (reason := config.fault(row, value)):
+    for name, key in (("vcpus", "vcpus"), ("memory", "memory_mib")):
+        reason = config.fault(config.ROWS[key], getattr(options, name))
+        if name in options.given and reason:
             raise UsageError(f"--{name}: {reason}")
-    if os.geteuid() != 0:
-        raise HostError("only root can make templates", hint="run as root")
     root = state.runtime_root(options.root)
-    order = {"vcpus": options.vcpus, "memory_mib": options.memory}
-    done = subprocess.run(
-        programs.argv("shim", "template"),
-        input=json.dumps({**order, "root": root, "run_directory": state.lease_root()}).encode(),
-        stderr=subprocess.PIPE,
-        env=programs.ENVIRONMENT,
-        check=False,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.decode("utf-8", "replace").splitlines() or ["it wrote nothing"]
-        raise HostError(
-            f"cannot make a template: {lines[-1].removeprefix('containerd-shim-bufferzone-v2: ')}",
-            code="template-failed",
-        )
+    template.make(root, vcpus=options.vcpus, memory_mib=options.memory)
 
 
 def _remove(options: Options, words: list[str]) -> None:
