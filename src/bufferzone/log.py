@@ -2,7 +2,7 @@
 
 Podman parses the whole log as one JSON object, containerd takes the last line with level=error, conmon hands
 up to 8 KiB of stderr on: so there is exactly one record per failed command, and nothing else unless the steps
-are asked for (`note`).
+are asked for (`note`, `debug`). A shim has one line for each thing it tells (`say`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from bufferzone.errors import BufferzoneError, HostError
 TYPE_CHECKING = False
 
 _LIMIT = 4096
+#: in the environment where debugging is on, so that programs of ours know that we start: `SHIM`, or the form
+#: and the path of a verb's log
+DEBUG, SHIM = "BUFFERZONE_DEBUG", "shim"
 
 
 def line_of(error: BaseException) -> str:
@@ -60,6 +63,52 @@ def note(text: str, *, path: str, form: str) -> None:
             os.close(fd)
     except (OSError, ValueError):
         pass  # a verb does not fail for what is only told
+
+
+def debug(text: str) -> None:
+    """One step, or an error that is passed over, at debug level; nothing unless that is on. Never raises."""
+    wanted = os.environ.get(DEBUG)
+    if wanted is None:
+        return
+    if wanted == SHIM:
+        say(text, level="debug")
+    else:
+        form, _, path = wanted.partition(" ")
+        note(text, path=path, form=form)
+
+
+def say(text: str, level: str = "") -> None:
+    """One line to stderr, a shim's log, with the time; control characters are escaped, since some of it is
+    the guest's. Never raises.
+    """
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    stamp += f".{int(now % 1 * 1e6):06d}Z level={level}" if level else "Z"
+    line = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    try:
+        os.write(2, f"{stamp} {line}\n".encode())
+    except OSError:
+        pass  # nobody listens
+
+
+class passing_over:
+    """A context in which an error of these classes is passed over, and told at debug level: who reads that
+    wants to know what was being done. For errors of which no kind matters; else see `linux.ignoring`.
+    """
+
+    __slots__ = ("_classes", "_what")
+
+    def __init__(self, what: str, *classes: type[BaseException]) -> None:
+        self._what, self._classes = what, classes
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, self._classes):
+            return False
+        debug(f"passed over: {self._what}: {line_of(error)}")
+        return True
 
 
 def _open(path: str) -> int:

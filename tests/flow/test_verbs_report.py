@@ -217,3 +217,31 @@ def test_bz_tells_what_it_can_do_and_refuses_the_rest(bz):
     assert "   setup " in text
     done = subprocess.run([program, "fly"], env={}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "bz: no such command: fly (hint: bz --help lists them)\n")
+
+
+@pytest.mark.parametrize(
+    "words", [("state",), ("kill", "KILL"), ("ps",), ("pause",), ("list",), ("delete", "--force")]
+)
+def test_every_verb_tells_its_steps_where_the_log_goes(running, words):
+    verb, *flags = words
+    log = running.base / "log"
+    id = [] if verb == "list" else ["one"]
+    words = (verb, *flags, *id) if verb == "delete" else (verb, *id, *flags)
+    running("--debug", "--log", str(log), *words)
+    lines = log.read_text().splitlines()
+    assert all(line.startswith('time="') and " level=debug msg=" in line for line in lines)
+    assert f'msg="{verb} begins' in lines[0]
+    assert lines[-1].endswith(f'msg="{verb} ends with 0"')
+
+
+def test_debug_reaches_the_shim_which_tells_its_steps_and_nothing_without_it(bz):
+    said = {}
+    for id, flags in (("one", ()), ("two", ("--debug", "--log", str(bz.base / "log")))):
+        bz(*flags, "run", "--keep", "--bundle", str(bz.bundle("end", "0")), id)
+        said[id] = (bz.root / id / "shim.log").read_text().splitlines()
+    assert not [line for line in said["one"] if "level=debug" in line]
+    told = [line.split(" ", 2) for line in said["two"] if "level=debug" in line]
+    assert [stamp for stamp, *_ in told] == sorted(stamp for stamp, *_ in told)
+    texts = [text for _, _, text in told]
+    assert "begins: boot the guest" in texts
+    assert any(text.startswith("Create: asked by pid ") for text in texts)

@@ -14,21 +14,25 @@ _CHILD = """
 import json, os, sys
 from bufferzone.client import waiter_root
 from bufferzone.client.job import Face
-rootfs, mounts = sys.argv[1], json.loads(sys.argv[2])
+rootfs, mounts, guests = sys.argv[1], *json.loads(sys.argv[2])
 from bufferzone.linux import mount, process
 process.unshare(process.CLONE_NEWNS)
 mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
 mount.mount(rootfs, rootfs, "", mount.MS_BIND)
-table = waiter_root.enter_root(Face(rootfs, mounts), on_disk=False)
+table = waiter_root.enter_root(Face(rootfs, mounts, guests), on_disk=False)
 seen = {name: sorted(os.listdir(name)) for name in sys.argv[3:]}
 print(json.dumps({"table": table is not None, "seen": seen}))
 """
 
 
-def enter(rootfs, *look, mounts=()):
-    argv = [sys.executable, "-c", _CHILD, str(rootfs), json.dumps(mounts), *look]
+def run(rootfs, *look, mounts=(), guests=()):
+    argv = [sys.executable, "-c", _CHILD, str(rootfs), json.dumps([mounts, guests]), *look]
     path = os.pathsep.join(sys.path)
-    done = subprocess.run(argv, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+
+
+def enter(rootfs, *look, mounts=(), guests=()):
+    done = run(rootfs, *look, mounts=mounts, guests=guests)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -65,11 +69,25 @@ def test_a_volume_on_a_link_is_where_the_link_leads_within_the_image(rootfs, tmp
 
 
 @pytest.mark.parametrize("kind", ["loop", "file", "fifo", "gone"])
-def test_a_place_for_a_volume_that_is_none_is_passed_over(rootfs, tmp_path, kind):
+def test_a_volume_without_a_place_is_an_error_that_names_it_and_nothing_is_written(rootfs, tmp_path, kind):
     place = rootfs / "place"
     {"loop": lambda: place.symlink_to("place"), "file": place.touch, "gone": lambda: None}.get(
         kind, lambda: os.mkfifo(place)
     )()
     (tmp_path / "data").mkdir()
-    volume = (str(tmp_path / "data"), "/place", False)
-    assert enter(rootfs, mounts=[volume])["table"] is False
+    before = os.listdir(rootfs)
+    done = run(rootfs, mounts=[(str(tmp_path / "data"), "/place", False)])
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("bufferzone.errors.HostError: cannot show the volume '/place' on the host: ")
+    assert os.listdir(rootfs) == before
+
+
+@pytest.mark.parametrize("target", ["/tmp/data", "/var/data/below"])
+def test_a_volume_on_what_is_mounted_in_the_guest_alone_is_passed_over(rootfs, tmp_path, target):
+    (rootfs / "tmp").mkdir()
+    (rootfs / "var").symlink_to("tmp")  # links are the guest's to follow, and so they are here
+    (tmp_path / "data").mkdir()
+    volume = (str(tmp_path / "data"), target, False)
+    assert enter(rootfs, mounts=[volume], guests=["/tmp"])["table"] is False
+    assert run(rootfs, mounts=[volume], guests=["/tm"]).returncode != 0

@@ -4,6 +4,7 @@ other end of the tap is ours, the guest's agent is a list.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shutil
@@ -281,3 +282,37 @@ def test_a_clean_up_leaves_another_vm_its_interface(world, killed, tmp_path):
         assert new.receives(b"BZ mine")
     finally:
         new.close()
+
+
+def fails(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.EPERM, True), (errno.ENODEV, False)])
+def test_traffic_control_that_is_left_behind_is_told_unless_the_network_goes(
+    sandbox, world, monkeypatch, capfd, number, told
+):
+    world.link("eth0", "10.213.7.2/24")
+    sandbox.attach()
+    real = sandbox.network._nics.part
+    monkeypatch.setattr(sandbox.network._nics, "part", fails(OSError(number, os.strerror(number))))
+    sandbox.network.part()
+    assert ("traffic control stays in the container's network namespace" in capfd.readouterr().err) == told
+    real(sandbox.fd)
+
+
+def test_counters_that_cannot_be_read_are_the_last_known_and_the_policy_is_still_there(
+    world, tmp_path, monkeypatch
+):
+    sandbox = Sandbox(world, tmp_path, rules=())
+    nics = sandbox.network._nics
+    monkeypatch.setattr(nics, "refused", fails(HostError("nft: no", code="nft")))
+    assert sandbox.network.refused() == {"denied": 0, "forged": 0}
+    monkeypatch.setattr(nics, "refused", lambda: {"denied": 3, "forged": 1})
+    assert sandbox.network.refused() == {"denied": 3, "forged": 1}
+    monkeypatch.setattr(nics, "refused", fails(OSError(errno.ENODEV, "gone")))
+    assert sandbox.network.refused() == {"denied": 3, "forged": 1}
+    sandbox.close()

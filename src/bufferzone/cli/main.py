@@ -81,6 +81,8 @@ def _parse_global(argv: Sequence[str]) -> tuple[Options, list[str]]:
         raise UsageError(f"unknown log-format: {shown(wanted)}", hint="text or json")
     if options.log:
         log.check(options.log)
+    if options.debug:
+        os.environ[log.DEBUG] = f"{options.log_format} {options.log}"
     return options, rest
 
 
@@ -104,7 +106,10 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     told = {name: getattr(options, name) for name in ("root", "shim", "systemd_cgroup")}
     own.take(**told, verb=verb, note=_note(options))
     check_words(verb, rest, *module.WORDS)
-    return int(module.run(own, rest))
+    log.debug(f"{verb} begins: {shown(' '.join(rest))}")
+    status = int(module.run(own, rest))
+    log.debug(f"{verb} ends with {status}")
+    return status
 
 
 def check_words(verb: str, words: list[str], least: int, most: int) -> None:

@@ -6,7 +6,7 @@ import os
 import struct
 import time
 
-from bufferzone import state
+from bufferzone import log, state
 from bufferzone.errors import BufferzoneError, BugError, CallerError, HostError, VmmError
 from bufferzone.wire import task, ttrpc
 from bufferzone.wire.proto import DecodeError, Message
@@ -98,6 +98,7 @@ class Client:
         self, method: str, request: Message, *, service: str = task.SERVICE, fds: Sequence[int] = ()
     ) -> int:
         """Send a request without waiting and return its stream id; `poll_response` fetches the answer."""
+        log.debug(f"asking the shim: {method}")
         envelope = ttrpc.Request(service=service, method=method, payload=request.encode())
         stream, self._stream = self._stream, self._stream + 2
         try:

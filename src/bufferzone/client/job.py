@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 class Face:
     """What of a container the host is to see: its root file system, and (source, target, read-only) of every
-    volume.
+    volume. `guests` are the targets of what is mounted in the guest alone.
     """
 
-    def __init__(self, rootfs: str, volumes: list[tuple[str, str, bool]]) -> None:
-        self.rootfs, self.volumes = rootfs, volumes
+    def __init__(
+        self, rootfs: str, volumes: list[tuple[str, str, bool]], guests: list[str] | None = None
+    ) -> None:
+        self.rootfs, self.volumes, self.guests = rootfs, volumes, guests or []
 
 
 class Job:
@@ -59,7 +61,7 @@ class Job:
 
     def to_json(self) -> bytes:
         """For another program of ours."""
-        face = self.face and [self.face.rootfs, self.face.volumes]
+        face = self.face and [self.face.rootfs, self.face.volumes, self.face.guests]
         return jsontext.dumps({**self.__dict__, "face": face}).encode()
 
     @classmethod
@@ -68,8 +70,8 @@ class Job:
         form = jsontext.loads(data.decode())
         form["size"] = tuple(form["size"])
         if form["face"] is not None:
-            rootfs, volumes = form["face"]
-            form["face"] = Face(rootfs, [tuple(volume) for volume in volumes])
+            rootfs, volumes, guests = form["face"]
+            form["face"] = Face(rootfs, [tuple(volume) for volume in volumes], guests)
         return cls(**form)
 
 
@@ -83,7 +85,7 @@ def of_container(directory: str, spec: Spec, console_socket: str = "") -> Job:
         console_socket=console_socket,
         size=_console_size(spec.process),
         network=None if network is None else network.get("path", ""),
-        face=Face(spec.rootfs, _volumes(spec)),
+        face=_face(spec),
     )
 
 
@@ -102,16 +104,17 @@ def of_exec(
     )
 
 
-def _volumes(spec: Spec) -> list[tuple[str, str, bool]]:
-    """(source, destination, read-only) of every bind mount."""
+def _face(spec: Spec) -> Face:
     from bufferzone.oci.mounts import is_bind, is_read_only  # an exec has none
 
-    found = []
+    volumes, guests = [], []
     for entry in spec.mounts:
         if is_bind(entry):
             source = os.path.join(spec.bundle, entry.get("source", ""))
-            found.append((source, entry["destination"], is_read_only(entry)))
-    return found
+            volumes.append((source, entry["destination"], is_read_only(entry)))
+        else:
+            guests.append(entry["destination"])
+    return Face(spec.rootfs, volumes, guests)
 
 
 def _console_size(process: dict[str, Any]) -> tuple[int, int]:

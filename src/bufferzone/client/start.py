@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone import jsontext, programs, state
+from bufferzone import jsontext, log, programs, state
 from bufferzone.client import signals
 from bufferzone.client.handshake import error_from, read_line
 from bufferzone.errors import HostError
@@ -64,6 +64,8 @@ def user_name(uid: int) -> str:
 def _command(directory: str, bundle: str, program: str, *more: str) -> list[str]:
     root, id = os.path.split(directory)
     arguments = ["-id", id, "-root", root, "-bundle", bundle, *more]
+    if log.DEBUG in os.environ:
+        arguments.append("-debug")
     return programs.argv("shim", *arguments, program=program)
 
 

@@ -52,6 +52,7 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
     from bufferzone.client import handshake  # here, as long as an import reads the host's files
 
     told = False
+    os.environ.pop(log.DEBUG, None)  # our stderr is the container's
     try:
         os.setsid()
         _enter_network(job.network)

@@ -71,7 +71,7 @@ def enter_root(face: Face, *, on_disk: bool) -> ProcessTable | None:
         mnt.unmount(".", mnt.MNT_DETACH)
         os.chdir("/")
         for tree, target in trees:
-            _attach(tree, target)
+            _attach(tree, target, face.guests)
         step = "/proc"
         shown = table is not None and table.show()
         if on_disk:
@@ -96,17 +96,28 @@ def _tree(path: str, *, read_only: bool) -> int:
     return fd
 
 
-def _attach(tree: int, target: str) -> None:
-    """Mount `tree` at `target`, links followed within our root; a place that the image hides, lacks or has
-    made something else is passed over: the guest decides.
+def _attach(tree: int, target: str, guests: list[str]) -> None:
+    """Mount `tree` at `target`, links followed within our root.
+
+    A place that is on one of `guests`, what is mounted in the guest alone, is passed over: it is not here.
+    Any other failure is an error, though the image or the guest made it: else what is copied to the volume
+    would land below it, without a word. Raises `HostError`.
     """
     place = -1
     try:
         place = os.open(target, os.O_PATH | os.O_CLOEXEC)
         mnt.move_mount(tree, "", at=place)
-    except OSError:
-        pass
+    except OSError as error:
+        if not _is_below(target, guests):
+            text = f"cannot show the volume {target!a} on the host: {os.strerror(error.errno or 0)}"
+            raise HostError(text, code="stand-in") from error
     finally:
         os.close(tree)
         if place >= 0:
             os.close(place)
+
+
+def _is_below(target: str, mounts: list[str]) -> bool:
+    """Whether the place lies on one of these mounts, links followed as the guest does."""
+    place = os.path.realpath(target)
+    return any(place.startswith(os.path.realpath(other).rstrip("/") + "/") for other in mounts)

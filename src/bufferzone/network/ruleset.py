@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TABLE = "bufferzone"
 #: named counters: connections and packets that the policy refused, and frames that no policy would let pass
-DENIED, FORGED = "denied", "forged"
+DENIED, FORGED = COUNTERS = "denied", "forged"
 #: marks, one at a time: it came from the guest, it came from outside, it may leave
 _FROM_GUEST, _FROM_OUTSIDE, _PASSED = 1, 2, 3
 #: IPv6 headers that only hide what follows: hop-by-hop, routing, fragment, authentication, none, destination,

@@ -6,6 +6,7 @@ the first interface found in the container's namespace. Further ones are plugged
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -13,8 +14,9 @@ import time
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from bufferzone import log
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError, VmmError
-from bufferzone.network import interfaces, namespace, tcfilter
+from bufferzone.network import interfaces, namespace, ruleset, tcfilter
 from bufferzone.oci import host
 from bufferzone.sandbox.nics import Nics
 from bufferzone.wire import network as messages
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from bufferzone.vmm.interface import Vmm
 
 #: how long a guest may take to find a NIC that was plugged
+#: what the kernel says when the namespace, or an interface in it, is being taken down by somebody else
+_GONE = (errno.ENODEV, errno.ENOENT)
 _PLUG_S = 10.0
 _AGAIN_S = 0.005
 
@@ -82,6 +86,7 @@ class TapNetwork:
         self._configured: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
         self._waiting: dict[threading.Thread, int] = {}  # namespaces that nobody has looked into yet
         self._started = self._parted = False
+        self._refused: dict[str, int] = {} if rules is None else dict.fromkeys(ruleset.COUNTERS, 0)
 
     def begin(self) -> None:
         """Called before a container's process runs; a network that lies in no namespace is told here."""
@@ -168,9 +173,11 @@ class TapNetwork:
     def refused(self) -> dict[str, int]:
         """Packets refused, as `EgressBridges.counters` has them; empty where there is no policy."""
         try:
-            return self._nics.refused()
-        except (OSError, BufferzoneError):
-            return {}  # the sandbox is being taken down
+            self._refused = self._nics.refused()
+        except (OSError, BufferzoneError) as error:
+            # the last known: that there is a policy does not become untrue
+            log.debug(f"the counters of the egress policy: {log.line_of(error)}")
+        return self._refused
 
     def _prepare(self, path: str) -> None:
         thread = threading.current_thread()
@@ -180,8 +187,8 @@ class TapNetwork:
             try:
                 if self._namespace < 0:
                     self._look(self._waiting[thread], path, only_ready=True)
-            except BufferzoneError:
-                pass  # whatever it was: `attach` finds out whether it still is
+            except BufferzoneError as error:  # whatever it was: `attach` finds out whether it still is
+                log.debug(f"a first look at the network: {error.line()}")
             finally:
                 self._forget(thread)
 
@@ -215,8 +222,11 @@ class TapNetwork:
         self._started = False
         try:
             self._nics.part(fd)
-        except (OSError, BufferzoneError):
-            pass  # the namespace is being taken down itself
+        except (OSError, BufferzoneError) as error:
+            if getattr(error, "errno", 0) in _GONE:
+                log.debug(f"the network goes by itself: {log.line_of(error)}")
+            else:
+                log.say(f"traffic control stays in the container's network namespace: {log.line_of(error)}")
         finally:
             os.close(fd)
 

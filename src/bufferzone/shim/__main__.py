@@ -53,8 +53,9 @@ def main(argv: list[str]) -> int:
             from bufferzone.shim.cleanup import delete
 
             return delete(parsed)
-        from bufferzone.shim import daemon
+        from bufferzone.shim import daemon, logs
 
+        logs.tell_steps(parsed.debug)
         return daemon.serve(parsed) if parsed.action == "serve" else daemon.start(parsed)
     except BufferzoneError as error:
         print(f"containerd-shim-bufferzone-v2: {error.line()}", file=sys.stderr)

@@ -23,7 +23,7 @@ WITH_VALUE = {
     "restore-from": "directory of a checkpoint to go on from",
 }
 SWITCHES = {
-    "debug": "accepted for containerd",
+    "debug": "log the steps, and the errors that are passed over",
     "systemd-cgroup": "cgroups are made by systemd, as bufferzone's own flag says",
     "v": "print the version",
     "info": "print what containerd asks of a runtime",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
+
+from bufferzone import log as form
 
 
 def log_to_containerd(bundle: str) -> None:
     """Log to containerd's FIFO, which it opens before it starts a shim; without one as before."""
-    with contextlib.suppress(OSError):
+    with form.passing_over("log to containerd", OSError):
         fd = os.open(os.path.join(bundle, "log"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(fd, True)
         os.dup2(fd, 2)
@@ -17,8 +17,13 @@ def log_to_containerd(bundle: str) -> None:
 
 
 def log(text: str) -> None:
-    """One line to the log, with the time; control bytes are escaped, since some of it is the guest's."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = text.encode("unicode_escape", "backslashreplace").decode("ascii")
-    with contextlib.suppress(OSError):
-        os.write(2, f"{stamp} {line}\n".encode())
+    """One line to the log; see `log.say`."""
+    form.say(text)
+
+
+def tell_steps(on: bool) -> None:
+    """Whether we, and the programs of ours that we start, tell steps and what is passed over."""
+    if on:
+        os.environ[form.DEBUG] = form.SHIM
+    else:
+        os.environ.pop(form.DEBUG, None)  # whoever started us has a log of another form

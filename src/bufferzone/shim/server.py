@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 
+from bufferzone import log
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import DecodeError, Message
@@ -159,6 +160,7 @@ class Server:
                 text = f"{request.service}/{request.method} is not implemented"
                 return ttrpc.Response(status=ttrpc.Status(code=ttrpc.UNIMPLEMENTED, message=text))
             cls, handler = entry
+            log.debug(f"{name}: asked by pid {peer.pid}")
             return ttrpc.Response(payload=handler(peer, cls.decode(request.payload)).encode())
         except DecodeError as error:
             return ttrpc.Response(status=ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error)))

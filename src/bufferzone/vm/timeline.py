@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from bufferzone import log
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,7 @@ class Timeline:
         """The current phase ended; `phase` begins."""
         self._mark(self.phase)
         self.phase = phase
+        log.debug(f"begins: {phase}")
 
     def finish(self) -> None:
         """The last phase ended."""

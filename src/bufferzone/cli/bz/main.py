@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GLOBAL = (
     Flag("root", "DIR", "where the state of containers lies (/run/bufferzone, or below XDG_RUNTIME_DIR)"),
-    Flag("debug", "", "show where a failure came from"),
+    Flag("debug", "", "tell each step with its time, and where a failure came from"),
     Flag("version v", "", "print the version"),
 )
 SUMMARY = "containers in virtual machines"
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, rest = parse(GLOBAL, argv, interspersed=False)
         debug = options.debug
+        if debug:
+            os.environ[log.DEBUG] = "text "
         if options.version:
             output.print_text(version())
             return 0
