@@ -29,6 +29,14 @@ def test_the_first_byte_comes_before_the_end(tmp_path):
     program.close()
 
 
+def test_its_stdin_is_empty_and_not_the_hosts_null_device(tmp_path):
+    script = "[ /proc/self/fd/0 -ef /dev/null ] && echo null; read line; echo $?"
+    program = begin(tmp_path, script)
+    programs.await_all([program], 20)
+    assert program.output == b"1\n"
+    program.close()
+
+
 def test_a_detached_process_that_holds_stdout_is_not_waited_for(tmp_path):
     begun = time.monotonic()
     program = begin(tmp_path, "(sleep 0.1; echo late; exec sleep 3) & exit 0")

@@ -27,6 +27,13 @@ _MOST_OUTPUT = 1 << 20
 _alive: dict[int, Program] = {}
 
 
+def _empty_stdin() -> int:
+    """A pipe at its end: runsc gives its stdin to the container's user, and /dev/null is the host's."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.close(writer)
+    return reader
+
+
 class Program:
     """A started program: `first_ms` to the first byte of its stdout, `total_ms` to its own end.
 
@@ -40,9 +47,10 @@ class Program:
         self.total_ms: float | None = None
         self.status: int | None = None
         self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        nothing = _empty_stdin()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, nothing, 0),
             (os.POSIX_SPAWN_DUP2, writer, 1),
             (os.POSIX_SPAWN_OPEN, 2, errors, flags, 0o600),
         ]
@@ -54,6 +62,7 @@ class Program:
             raise HostError(f"cannot start {argv[0]}: {error.strerror}") from error
         finally:
             os.close(writer)
+            os.close(nothing)
         self._pidfd = os.pidfd_open(self.pid)
         _alive[self.pid] = self
 
