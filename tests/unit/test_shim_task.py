@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from bufferzone.errors import ExistsError, NotFoundError, StateError, VmmError
+from bufferzone.errors import EndedError, ExistsError, NotFoundError, StateError, VmmError
 from bufferzone.shim import task as shim_task
 from bufferzone.shim.task import TaskService
 from bufferzone.wire import agent, task
@@ -15,12 +15,13 @@ from bufferzone.wire.proto import Any_, Empty
 
 
 class Guest:
-    """Answers like an agent; processes end when told to. `deaf`: Signal does nothing."""
+    """Answers like an agent; processes end when told to. `deaf`: no Signal does, `refusal`: it raises it."""
 
     def __init__(self):
         self.ends = {}
         self.calls = []
         self.deaf = False
+        self.refusal = None
         self.lost = threading.Event()
 
     def end_of(self, ref):
@@ -34,6 +35,8 @@ class Guest:
                 if self.lost.is_set():
                     raise VmmError("the guest is gone")
             return agent.WaitResponse(exit_status=self.end_of(request)[1])
+        if method == "Signal" and self.refusal:
+            raise self.refusal
         if method == "Signal" and not self.deaf:
             self.finish(request, 128 + request.signal)
         if method == "Read":
@@ -178,6 +181,23 @@ def test_deleting_a_created_container_kills_it_first(world):
     world.service.delete(world.peer, task.DeleteRequest(id="c"))
     assert "Signal" in world.sandbox.agent.calls
     assert "undo" in world.sandbox.agent.calls
+
+
+@pytest.mark.parametrize(("exec_id", "words"), [("", "container not running"), ("e", "already finished")])
+def test_a_process_whose_end_we_have_not_heard_of_has_ended_all_the_same(world, exec_id, words):
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    if exec_id:
+        spec = Any_(value=b'{"args":["x"]}')
+        world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+        world.service.start(world.peer, task.StartRequest(id="c", exec_id="e"))
+    world.sandbox.agent.refusal = StateError("process already finished", code=agent.FINISHED)
+    with pytest.raises(EndedError, match=words):
+        world.service.kill(world.peer, task.KillRequest(id="c", exec_id=exec_id, signal=15))
+    world.sandbox.agent.refusal = StateError("frozen", code="other")
+    with pytest.raises(StateError, match="frozen"):
+        world.service.kill(world.peer, task.KillRequest(id="c", exec_id=exec_id, signal=15))
+    world.sandbox.agent.refusal = None
 
 
 def test_a_guest_that_ignores_sigkill_goes_down_as_a_whole(world, monkeypatch):

@@ -191,9 +191,9 @@ class Process:
             self._exit_replies.append(reply)
 
     def signal(self, number: int) -> None:
-        """kill(2); raises `StateError` `process-finished`."""
+        """kill(2); raises `StateError` of code `FINISHED`."""
         if self.exit is not None:
-            raise StateError("process already finished", code="process-finished")
+            raise StateError("process already finished", code=wire.FINISHED)
         if not 0 <= number <= 64:
             raise CallerError(f"unknown signal: {number}")
         os.kill(self.pid, number)

@@ -10,7 +10,7 @@ from bufferzone.errors import BufferzoneError, EndedError, SpecError, StateError
 from bufferzone.oci.rules import check_resources
 from bufferzone.shim.stdio import Stdio
 from bufferzone.wire import agent, task
-from bufferzone.wire.proto import Any_, Message, Timestamp
+from bufferzone.wire.proto import Any_, Empty, Message, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class Process:
             return
         now = task.STATUS_NAMES[self.status]
         if verb == "kill":
-            text = "container not running" if not self.ref.exec_id else "process already finished"
-            raise EndedError(text)
+            raise self._has_ended()
         if verb == "start":
             text = (
                 f"cannot start a container that has {now}"
@@ -105,6 +104,21 @@ class Process:
         if verb == "delete":
             raise StateError(f"cannot delete {self.name} that is not stopped: {now}")
         raise StateError(f"cannot {verb} {self.name}: it is {now}")
+
+    def _has_ended(self) -> EndedError:
+        return EndedError("container not running" if not self.ref.exec_id else "process already finished")
+
+    def signal(self, client: AgentClient, number: int, *, everyone: bool) -> None:
+        """Signal it, or its whole container; raises `EndedError` also before we have heard of its end."""
+        if not self.begun:
+            return  # an exec that never started has nothing to signal
+        request = agent.SignalRequest(id=self.ref.id, exec_id=self.ref.exec_id, signal=number, all=everyone)
+        try:
+            client.call("Signal", request, Empty)
+        except StateError as error:
+            if error.code == agent.FINISHED:
+                raise self._has_ended() from error
+            raise
 
     def first_requests(self) -> list[tuple[str, Message]]:
         """What `attend` asks first; it may follow the request that makes the process."""

@@ -151,7 +151,7 @@ class TaskService:
         process = self._table.find(request.id, request.exec_id)
         process.require("delete")
         if process.status == task.CREATED and not process.spec:
-            self._signal(process, _SIGKILL, everyone=False)
+            process.signal(self._sandbox.agent, _SIGKILL, everyone=False)
             process.exited.wait()
         self._free(process)
         if not request.exec_id:
@@ -179,7 +179,7 @@ class TaskService:
         if request.signal == _SIGKILL:
             self._enforce_kill(process)
         try:
-            self._signal(process, request.signal, everyone=request.all)
+            process.signal(self._sandbox.agent, request.signal, everyone=request.all)
         except VmmError:
             if request.signal != _SIGKILL or not process.exited.wait(_KILL_S):
                 raise  # else it went down with its VM, which is what was asked for
@@ -332,13 +332,6 @@ class TaskService:
         """Have a process of the host's stand for one that nobody stands for."""
         process.stand_on_host(makers.begin(network, words, functools.partial(self._lost, process)))
 
-    def _signal(self, process: Process, signal: int, *, everyone: bool) -> None:
-        if not process.begun:
-            return  # an exec that never started has nothing to signal
-        ref = process.ref
-        request = agent.SignalRequest(id=ref.id, exec_id=ref.exec_id, signal=signal, all=everyone)
-        self._sandbox.agent.call("Signal", request, Empty)
-
     def _abandoned(self, process: Process) -> None:
         """The host process that stood for it is gone: so goes the process, as with runc."""
         self._lost(process)
@@ -352,7 +345,7 @@ class TaskService:
         if process.status != task.STOPPED:
             self._enforce_kill(process)
             with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
-                self._signal(process, _SIGKILL, everyone=not process.ref.exec_id)
+                process.signal(self._sandbox.agent, _SIGKILL, everyone=not process.ref.exec_id)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""

@@ -17,6 +17,7 @@ SHARE_PATH = "/run/bufferzone/shared"  # where the guest mounts it
 ROOT_DISK = "rootfs"  # serial number of the disk with the root file system
 ROOT_PATH = "/run/bufferzone/root"  # where the guest mounts it, with an overlay: a directory `rootfs` below
 FILES_PATH = "/run/bufferzone/files"  # copies of single files
+FINISHED = "process-finished"  # code of the answer to a signal for a process that has ended
 MOST_FILE = 64 << 10  # bytes of such a file
 CHUNK = 256 << 10  # most bytes of stdio in one call
 STDOUT, STDERR = 1, 2
