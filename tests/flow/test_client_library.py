@@ -40,7 +40,10 @@ def pipes(count):
 
 def ended(pid):
     """Wait for the end of a process that is not our child."""
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # and init has reaped it
     read_ready(pidfd)
     os.close(pidfd)
 

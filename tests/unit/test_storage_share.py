@@ -239,3 +239,17 @@ def test_a_socket_pair_has_no_path_even_in_a_deep_directory(tmp_path: Path) -> N
             accepted.send(b"x")
             assert client.recv(1) == b"x"
     assert os.listdir(deep) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "hard", "open_files"), [("c", 64, 64), ("rust", 610, 610), ("rust", 4096, 1024)]
+)
+def test_virtiofsd_may_open_what_is_asked_for_up_to_the_hard_limit(monkeypatch, kind, hard, open_files):
+    monkeypatch.setattr(virtiofs.resource, "getrlimit", lambda which: (hard, hard))
+    assert virtiofs.allowed_files(virtiofs.Program(kind=kind, path="/v"), 1024) == open_files
+
+
+def test_a_hard_limit_that_the_rust_virtiofsd_refuses_is_named(monkeypatch):
+    monkeypatch.setattr(virtiofs.resource, "getrlimit", lambda which: (64, 609))
+    with pytest.raises(HostError, match="hard limit of open files is 609, and virtiofsd needs 610"):
+        virtiofs.allowed_files(virtiofs.Program(kind="rust", path="/v"), 1024)

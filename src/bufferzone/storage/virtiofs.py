@@ -55,6 +55,10 @@ _CAPABILITIES = (
 _PROC = {"rust": ("self/fd", "self/mountinfo", "sys/fs/nr_open"), "c": ("self/fd", "sys/fs/file-max")}
 
 
+#: with fewer the Rust virtiofsd (1.13) ends: `Maximum number of file descriptors too small`
+_LEAST_FILES = 610
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A virtiofsd on this host: `kind` is `c` or `rust`."""
@@ -185,7 +189,7 @@ def start(
     """
     program = find_program()
     uid, gid = _ids(program, uid, gid)
-    open_files = min(open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    open_files = allowed_files(program, open_files)
     listener, client = connected_pair(socket_dir)
     with listener, client:
         confined = describe_jail(
@@ -200,6 +204,18 @@ def start(
         )
         child = jail.start(argv(program, listener.fileno(), open_files, uid=uid), confined)
         return child, Share(tag=SHARE_TAG, fd=client.detach())
+
+
+def allowed_files(program: Program, open_files: int) -> int:
+    """How many files it may open; raises HostError where that is too few for it to start."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if program.kind == "rust" and hard < _LEAST_FILES:
+        raise HostError(
+            f"the hard limit of open files is {hard}, and virtiofsd needs {_LEAST_FILES}",
+            hint="ulimit -Hn, or LimitNOFILE= of the service that starts containers",
+            code="open-files",
+        )
+    return min(open_files, hard)
 
 
 def _ids(program: Program, uid: int, gid: int) -> tuple[int, int]:
