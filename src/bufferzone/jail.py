@@ -16,12 +16,12 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-from dataclasses import dataclass
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
 from bufferzone.linux import denylist, identity, newroot, process
 from bufferzone.linux import mount as mnt
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ _FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JailBind:
+class JailBind(Record):
     """A file or tree of the host in the jail: `source` is a path or an open descriptor, `target` absolute in
     the jail.
 
@@ -56,8 +55,7 @@ class JailBind:
     follow: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Jail:
+class Jail(Record):
     """What a helper keeps.
 
     `confines_itself`: it leaves for namespaces of its own, so the filter lets it.
@@ -273,7 +271,8 @@ def _device(name: str, jail: Jail, talk: spawn.Conversation) -> newroot.Node:
     path = f"/dev/{name}"
     talk.step = f"open {path}"
     owner = (jail.uid, jail.gid) if name in jail.owned_devices else None
-    return newroot.Node(name, mnt.open_tree(path, recursive=False), os.stat(path).st_rdev, owner)
+    tree = mnt.open_tree(path, recursive=False)
+    return newroot.Node(name=name, tree=tree, number=os.stat(path).st_rdev, owner=owner)
 
 
 def _arrange_descriptors(jail: Jail, talk: spawn.Conversation) -> None:

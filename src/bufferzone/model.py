@@ -3,11 +3,10 @@ their own sums, and this module imports nothing of ours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from bufferzone.record import Record, field
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(Record):
     """A read-only virtio-blk slot; `name` is the serial number that the guest finds it by.
 
     It is empty when the VM starts, so that a template can have it; the VMM's `insert_disk` puts an image in.
@@ -16,16 +15,14 @@ class Disk:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Share(Record):
     """A virtiofs share: the tag the guest mounts, and a connected vhost-user socket for the VMM."""
 
     tag: str
     fd: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nic:
+class Nic(Record):
     """A network interface: an open tap descriptor or a stream socket, and the MAC the guest shows.
 
     `mtu` 0: the guest may set what it likes, the back end limits it.
@@ -38,8 +35,7 @@ class Nic:
     is_tap: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmSpec:
+class VmSpec(Record):
     """Everything a VMM driver needs to know of one VM. `shares` and `nics` have descriptors that are open.
 
     `accelerator` is `kvm` or `tcg`. `kernel`, `initrd` (empty: none) and `memory` are paths on the host, the
@@ -61,8 +57,7 @@ class VmSpec:
     carries_share: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
+class Confinement(Record):
     """What the caller decides about a VMM's jail: its ids, and `cgroup.procs` descriptors to join."""
 
     uid: int
@@ -70,8 +65,7 @@ class Confinement:
     cgroups: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Features:
+class Features(Record):
     """What a VMM can do, as data for `sandbox/plan.py`: an impossible wish is refused before a VM starts.
 
     `label` is its name for people. `wall`: it keeps a container from the host's kernel. `kernel`: it boots a
@@ -97,8 +91,7 @@ class Features:
     balloon: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bind:
+class Bind(Record):
     """One host tree placed in the sandbox's share: `source` on the host, `name` below the share's root.
 
     A regular file, socket or fifo is bound onto a file. Read-only binds are read-only on the host's side too,
@@ -115,16 +108,14 @@ class Bind:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileCopy:
+class FileCopy(Record):
     """One small host file of which the guest gets a copy: `source` on the host, `name` in the guest."""
 
     source: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hook:
+class Hook(Record):
     """An OCI hook: absolute path, full argv, environment (None: the runtime's own), seconds or None."""
 
     path: str
@@ -133,8 +124,7 @@ class Hook:
     timeout_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRef:
+class ImageRef(Record):
     """A built guest image: its directory in the store, its digest, and the two files a VMM boots."""
 
     digest: str

@@ -9,7 +9,7 @@ from style.source import imports, package, report
 
 #: lowest first; the names are the first path component below src/bufferzone
 LAYERS = (
-    ("errors", "model", "log", "jsontext", "programs", "linux", "egress", "toml"),
+    ("errors", "record", "model", "log", "jsontext", "programs", "linux", "egress", "toml"),
     ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "client", "guest"),
@@ -40,7 +40,7 @@ ONLY_IMPORTED_BY = {
 #: unit -> the only units of ours that it may import
 ONLY_IMPORTS = {
     "errors": {"errors"},
-    "linux": {"linux", "errors"},
+    "linux": {"linux", "record", "errors"},
     "wire": {"wire", "errors"},
     # what travels into the guest image
     "container": {"container", "wire", "linux", "errors"},

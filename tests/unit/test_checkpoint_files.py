@@ -4,7 +4,6 @@ ours is left alone.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bufferzone import record
 from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
 from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible, manifest
@@ -173,7 +173,7 @@ def test_the_manifest_table_knows_every_field_that_is_written(tmp_path: Path) ->
     assert set(value) == set(manifest.FIELDS)
     assert set(value["shape"]) == set(manifest.SHAPE)
     assert set(value["shape"]["image"]) == set(manifest.IMAGE)
-    assert [field.name for field in dataclasses.fields(VmShape)] == list(manifest.SHAPE)
+    assert [field.name for field in record.fields(VmShape)] == list(manifest.SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bufferzone import record
 from bufferzone.errors import HostError
 from bufferzone.linux import rtnetlink
 from bufferzone.network import egress_bridge, namespace, nft, ruleset, tcfilter
@@ -222,7 +222,7 @@ def test_addresses_within_each_others_networks_are_no_conflict(fresh):
         for text, prefix in more
     ]
     addresses = (*fresh.interface.addresses, *extra)
-    fresh.interface = dataclasses.replace(fresh.interface, addresses=addresses)
+    fresh.interface = record.replace(fresh.interface, addresses=addresses)
     fresh.build(*RULES)
     assert set(fresh.counters()) == {ruleset.DENIED, ruleset.FORGED}
 
@@ -266,7 +266,7 @@ def test_a_gate_follows_the_interface_to_another_mtu(fresh):
         ("container", "bzfar"),
     ):
         fresh.ip(name, "link", "set", device, "mtu", "9000")
-    fresh.bridges.follow(0, fresh.bridge, dataclasses.replace(fresh.interface, mtu=9000))
+    fresh.bridges.follow(0, fresh.bridge, record.replace(fresh.interface, mtu=9000))
     client = fresh.udp(fresh.guest, peer=("192.0.2.7", 53))
     client.send(bytes(8900))
     assert len(server.recv(9000)) == 8900
@@ -283,7 +283,7 @@ def test_a_gate_follows_the_interface_to_another_address(fresh):
     with pytest.raises(ConnectionRefusedError):
         fresh.connect(fresh.guest, "192.0.2.7", 80)
     other = rtnetlink.Address(local=socket.inet_pton(socket.AF_INET, "10.99.0.9"), prefix=24)
-    fresh.bridges.follow(0, fresh.bridge, dataclasses.replace(fresh.interface, addresses=(other,)))
+    fresh.bridges.follow(0, fresh.bridge, record.replace(fresh.interface, addresses=(other,)))
     assert fresh.counters()["denied"] == 1
     for name in ("guest", "container"):
         fresh.ip(name, "address", "add", "10.99.0.9/24", "dev", "eth0")

@@ -73,7 +73,7 @@ def package(tmp_path: Path) -> Path:
     """A bufferzone package with a small agent in place of the real one."""
     root = tmp_path / "package"
     root.mkdir()
-    for part in ("__init__.py", "errors.py"):
+    for part in ("__init__.py", "errors.py", "record.py"):
         shutil.copy(SOURCE / part, root)
     for part in ("linux", "wire"):
         shutil.copytree(SOURCE / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))

@@ -119,7 +119,7 @@ def test_a_port_that_is_taken_is_named(started, tmp_path):
 
 
 def test_a_missing_passt_is_said_with_its_package(monkeypatch):
-    monkeypatch.setattr(passt, "_SEARCH", "/nonexistent")
+    monkeypatch.setattr(passt, "_PLACES", ("/nonexistent",))
     with pytest.raises(HostError, match="program not found: passt") as caught:
         passt.find_program()
     assert "apt-get install passt" in caught.value.hint

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from bufferzone.config import Settings
 from bufferzone.errors import HostError, VmmError
+from bufferzone.record import replace
 from bufferzone.sandbox.facts import Facts
 from bufferzone.sandbox.sandbox import HostSide, Sandbox, Start
 from bufferzone.vm.group import Group

@@ -1,13 +1,13 @@
 """The plan is pure: what of a spec becomes a bind, what stays the guest's, what a VM refuses."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bufferzone.config import Settings
 from bufferzone.errors import HostError, SpecError
+from bufferzone.record import replace
 from bufferzone.sandbox import mounts, plan
 from bufferzone.vm.size import size_for
 from bufferzone.vmm import drivers

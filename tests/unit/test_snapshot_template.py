@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bufferzone.errors import VmmError
 from bufferzone.model import ImageRef
+from bufferzone.record import replace
 from bufferzone.snapshot import template
 from bufferzone.storage import virtiofs
 from bufferzone.vm import shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from bufferzone import config
 from bufferzone.config import Settings
 from bufferzone.model import ImageRef
+from bufferzone.record import fields, replace
 from bufferzone.vm import fit, shape
 from bufferzone.vm.shape import VmShape
 from bufferzone.vm.size import VmSize

@@ -161,7 +161,7 @@ def test_a_guest_stands_still_when_told_to_and_runs_on(stack: ExitStack, tmp_pat
 def test_a_vm_that_cannot_be_started_leaves_no_descriptor_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(driver, "_SEARCH", str(tmp_path))
+    monkeypatch.setattr(driver, "_PLACES", (str(tmp_path),))
     before = set(os.listdir("/proc/self/fd"))
     log_fd = os.open(tmp_path / "console.log", os.O_WRONLY | os.O_CREAT)
     spec = VmSpec(
@@ -190,7 +190,7 @@ def test_a_killed_qemu_is_told_from_a_failed_one(stack: ExitStack, tmp_path: Pat
 
 
 def test_missing_programs_and_firmware_have_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(driver, "_SEARCH", str(tmp_path))
+    monkeypatch.setattr(driver, "_PLACES", (str(tmp_path),))
     with pytest.raises(HostError) as caught:
         driver.find_program()
     assert (caught.value.code, caught.value.hint) == ("qemu-missing", "apt-get install qemu-system-x86")

@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bufferzone.guestimage import template_store
 from bufferzone.model import ImageRef
+from bufferzone.record import replace
 from bufferzone.storage import virtiofs
 from bufferzone.vmm.qemu import driver
 from vm.leftovers import Watch, descendants, is_alive, name_of

@@ -8,7 +8,7 @@ import os
 from bufferzone.errors import HostError
 
 #: below src/bufferzone; a directory means every .py file in it
-PARTS = ("__init__.py", "errors.py", "container", "guest", "linux", "wire")
+PARTS = ("__init__.py", "errors.py", "record.py", "container", "guest", "linux", "wire")
 #: of what is in them, what a VM has no use for
 _LEFT_OUT = ("guest/hosted.py",)
 ROOT = "/usr/lib/bufferzone"  # on the guest's sys.path, so the package is ROOT/bufferzone

@@ -14,17 +14,16 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from bufferzone.errors import HostError
+from bufferzone.record import Record
 
 Progress = Callable[[str], None]
 _URI_LINE = re.compile(r"^'[^']+' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
 _FILE_NAME = re.compile(r"^(?P<name>[a-z0-9][a-z0-9+.-]*)_(?P<version>[A-Za-z0-9.+~%-]+)_[a-z0-9]+\.deb$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
+class Package(Record):
     """One binary package, pinned: what apt chose, and the hash that its file must have."""
 
     name: str

@@ -6,7 +6,6 @@ machine.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -19,6 +18,7 @@ from bufferzone.guestimage import agent, apt, cpio, python, recipes, rootfs, sto
 from bufferzone.guestimage.arguments import ARGUMENTS
 from bufferzone.guestimage.recipe import Kernel, Recipe
 from bufferzone.model import ImageRef
+from bufferzone.record import asdict
 
 CONFIG, CONTENTS = "config", "contents"
 
@@ -83,7 +83,7 @@ def pinned_packages(row: dict[str, Any]) -> list[apt.Package]:
 
 
 def _pins(packages: list[apt.Package]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(package) for package in packages]
+    return [asdict(package) for package in packages]
 
 
 def _packages(directory: str, chosen: Recipe, progress: apt.Progress, upgrade: bool) -> list[apt.Package]:

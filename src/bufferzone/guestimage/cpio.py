@@ -10,14 +10,14 @@ from __future__ import annotations
 import posixpath
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import BinaryIO
+
+from bufferzone.record import Record
 
 _MAGIC = b"070701"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Record):
     """One object of the tree: absolute guest path, st_mode with type bits, content (or a link's target)."""
 
     path: str

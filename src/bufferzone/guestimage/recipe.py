@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from bufferzone.guestimage import apt
+from bufferzone.record import Record, field
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
+class Kernel(Record):
     """A kernel for PVH boot: the ELF file, its .config, its modules by name, the names of those built in."""
 
     release: str

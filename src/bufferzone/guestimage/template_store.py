@@ -18,9 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
 
 from bufferzone.errors import HostError
 
@@ -181,11 +179,11 @@ def making(store: str, key: str) -> Iterator[str | None]:
         yield None
         return
     try:
-        directory = tempfile.mkdtemp(prefix=f"tmp-{key}-", dir=store)
+        directory = _new_directory(store, f"tmp-{key}-")
         try:
             yield directory
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove_tree(directory)
     finally:
         os.close(lock)
 
@@ -276,7 +274,7 @@ def _tidy(store: str) -> None:
             continue
         for name in names:
             if name.startswith(f"tmp-{key}-"):
-                shutil.rmtree(os.path.join(store, name), ignore_errors=True)
+                _remove_tree(os.path.join(store, name))
         if lock >= 0:
             if not os.path.isdir(os.path.join(store, key)):
                 os.unlink(path)
@@ -295,9 +293,9 @@ def _remove(store: str, key: str) -> bool:
             return True
     except FileNotFoundError:
         return False
-    gone = tempfile.mkdtemp(prefix="tmp-gone-", dir=store)
+    gone = _new_directory(store, "tmp-gone-")
     os.rename(path, os.path.join(gone, key))  # readers see it whole or not at all
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove_tree(gone)
     return True
 
 
@@ -310,3 +308,16 @@ def _locked(store: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _new_directory(store: str, prefix: str) -> str:
+    path = os.path.join(store, prefix + os.urandom(8).hex())
+    os.mkdir(path, 0o700)
+    return path
+
+
+def _remove_tree(path: str) -> None:
+    """What stays is for `_tidy` to try again."""
+    import shutil  # every start imports this module, few remove anything
+
+    shutil.rmtree(path, ignore_errors=True)

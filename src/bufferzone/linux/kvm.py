@@ -18,7 +18,8 @@ import select
 import signal
 import struct
 import time
-from dataclasses import dataclass
+
+from bufferzone.record import Record
 
 TIMEOUT_S = 2.0
 #: rounds of the loop (three instructions each), and what they may take: hardware needs 0.1 ms, an interpreter
@@ -49,8 +50,7 @@ _PROGRAM = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(Record):
     """The finding: `reason` says why not (empty if usable), `milliseconds` what the loop took (None: never
     ended)."""
 

@@ -16,9 +16,9 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
 
 from bufferzone.errors import BugError, HostError, SpecError
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ class _Compare(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Record):
     """`program` is an array of struct sock_filter, `flags` are those of seccomp(2)."""
 
     program: bytes
@@ -121,7 +120,7 @@ def compile_profile(section: Mapping[str, Any], path: str = "linux.seccomp") -> 
         program = _export(library, context)
     finally:
         library.seccomp_release(context)
-    return Filter(_answer_enosys(program, newest, default), flags)
+    return Filter(program=_answer_enosys(program, newest, default), flags=flags)
 
 
 def _library() -> ctypes.CDLL:

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from bufferzone.linux import mount as mnt
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Record):
     """A character device: name in /dev, a detached copy of the host's node, its number, an owner for it
     alone."""
 

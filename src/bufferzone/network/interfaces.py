@@ -8,11 +8,11 @@ Ethernet, more of them than fit, the same MAC or address twice, routes with seve
 from __future__ import annotations
 
 import _socket
-from dataclasses import dataclass
 
 from bufferzone.errors import HostError
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ MARK = "bufferzone"
 _LINK_SCOPE = b"\xfe\x80"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
+class Interface(Record):
     """An Ethernet interface: `mac` of six bytes, and its addresses, routes of the main table and permanent
     neighbours.
     """

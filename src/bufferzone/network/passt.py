@@ -11,10 +11,9 @@ Source: passt(1), version 0.0~git20230309 of Debian 12 and later.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 
-from bufferzone import jail
+from bufferzone import jail, programs
 from bufferzone.errors import HostError
 from bufferzone.network import frame_filter
 
@@ -29,15 +28,14 @@ if TYPE_CHECKING:
 ADDRESS, GATEWAY, PREFIX = "10.0.2.100", "10.0.2.2", 24
 #: what passt takes: 64 KiB less headers, rounded down to 32 bits
 MTU = 65520
-_SEARCH = "/usr/bin:/usr/local/bin"
+_PLACES = ("/usr/bin", "/usr/local/bin")
 
 
 def find_program() -> str:
     """The passt of this machine, the build for AVX2 where the CPU has that; raises HostError."""
-    path = shutil.which("passt", path=_SEARCH)
-    if path is None:
+    path = programs.find("passt", _PLACES)
+    if not path:
         raise HostError("program not found: passt", hint="apt-get install passt", code="passt-missing")
-    path = os.path.realpath(path)
     fast = f"{path}.avx2"
     return fast if os.access(fast, os.X_OK) and _has_avx2() else path
 

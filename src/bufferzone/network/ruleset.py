@@ -10,7 +10,8 @@ libnftables-json(5), nft(8).
 from __future__ import annotations
 
 import _socket
-from dataclasses import dataclass
+
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ _LINK_GROUPS = ("ff02::", 16)
 _NO_ADDRESS = "::"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
+class Guest(Record):
     """What a guest may call itself on an interface: a MAC of six bytes, (packed address, prefix) pairs."""
 
     mac: bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 
 from bufferzone import jail, state
@@ -18,6 +17,7 @@ from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
 from bufferzone.linux import process
 from bufferzone.pool import warmup
+from bufferzone.record import replace
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.boot import assemble, connect
 from bufferzone.sandbox.sandbox import HostSide, Start

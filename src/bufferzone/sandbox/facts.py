@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from bufferzone.record import Record
 from bufferzone.vmm import drivers
 
 TYPE_CHECKING = False
@@ -16,8 +15,7 @@ PREFIX = "bufferzone."
 NO_WALL = "none: there is no VM, the container runs on the host's kernel"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Record):
     """`start` is cold, warm, pool or restored. `guest_kernel` and `vmm` are empty until the guest answered.
 
     `wall` is said only where there is none.

@@ -7,14 +7,13 @@ around the tap, is in the container's namespace while it is of use there, else a
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 from bufferzone.errors import HostError
 from bufferzone.linux import identity
 from bufferzone.network import egress_bridge, namespace, rootlessport, tcfilter
+from bufferzone.record import replace
 from bufferzone.wire.network import nic_mac
 
 TYPE_CHECKING = False
@@ -48,7 +47,7 @@ class Nics:
         # Podman's port handler for ordinary users calls from inside the namespace
         self._port_routes = identity.is_namespace_root()
         # not from our pid: that may be somebody else's by the time a clean-up looks for the name
-        self._token = secrets.token_hex(4)
+        self._token = os.urandom(4).hex()
         self._all: list[Nic] = []
         if first is not None:
             os.close(first.fd)  # the VMM has it; with the VMM the tap goes

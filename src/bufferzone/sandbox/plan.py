@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 
 from bufferzone.errors import HostError, SpecError
 from bufferzone.model import Bind, FileCopy, Hook
 from bufferzone.oci.mounts import is_bind
+from bufferzone.record import Record
 from bufferzone.sandbox import limits, mounts
 from bufferzone.wire import agent, ttrpc
 
@@ -51,8 +51,7 @@ _HOST_HOOKS = ("prestart", "createRuntime", "createContainer", "poststart", "pos
 _GUEST_HOOKS = ("startContainer",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerPlan:
+class ContainerPlan(Record):
     """One container, decided: what to bind into the share, what the agent gets, which hooks run on the host.
 
     `seccomp` is the spec's section (compiled later) or None. `binds` are in order, the rootfs first unless

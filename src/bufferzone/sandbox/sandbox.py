@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import select
 import threading
-from dataclasses import dataclass, replace
 
 from bufferzone.errors import BufferzoneError, VmmError
+from bufferzone.record import Record, replace
 from bufferzone.sandbox import locks
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
 from bufferzone.wire import agent
@@ -39,8 +39,7 @@ def _nothing() -> None:
     """For a start after which nothing is left to do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSide:
+class HostSide(Record):
     """What a sandbox has of the host beside its VM. Owned by whoever made it.
 
     `disk`: what the root file system is on, None: it is shared. `cgroup`: what its processes are in.
@@ -54,8 +53,7 @@ class HostSide:
     log: Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(Record):
     """How a sandbox starts. `kind` is cold, warm, pool or restored; `adopts` the guest's container that waits
     to be taken over, in a VM of a checkpoint.
 

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import threading
-import urllib.parse
 from contextlib import suppress
 
 from bufferzone.errors import HostError
@@ -58,6 +57,8 @@ class Logger:
 
 def start(uri: str, id: str, namespace: str) -> Logger:
     """Start the program of `uri` for a process and wait until it reads. Raises `HostError`."""
+    import urllib.parse
+
     found = urllib.parse.urlsplit(uri)
     words = [urllib.parse.unquote(found.path)]
     for key, values in urllib.parse.parse_qs(found.query, keep_blank_values=True).items():

@@ -13,10 +13,10 @@ import fcntl
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
 
 from bufferzone import __version__
 from bufferzone.errors import HostError
+from bufferzone.record import asdict
 from bufferzone.snapshot import checkpoint_dir
 from bufferzone.storage import ram
 from bufferzone.vm.shape import saved_key

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
 
 from bufferzone import config, jail, programs
 from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.guestimage import store as images
 from bufferzone.guestimage import template_store
 from bufferzone.linux import mount
+from bufferzone.record import asdict
 from bufferzone.storage import ram, share
 from bufferzone.vm import cgroups, nic
 from bufferzone.vm.launch import VmLauncher, make_directory
@@ -191,6 +190,8 @@ def _boot_and_save(
 
 def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: bool) -> None:
     """One try; what it needs beside the two files is gone when it returns."""
+    import shutil  # only the maker needs it, every start this module
+
     size = shape.memory_mib * _MIB
     with ExitStack() as stack:
         uids = stack.enter_context(jail.allocate_uid(run_directory))

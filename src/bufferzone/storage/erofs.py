@@ -10,12 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import signal
-import tempfile
 import time
 
-from bufferzone import jail
+from bufferzone import jail, programs
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from bufferzone.spawn import Child
 
 _PROGRAM = "mkfs.erofs"
-_SEARCH = "/usr/bin:/usr/sbin:/usr/local/bin:/sbin"
+_PLACES = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/sbin")
 _SOURCE = "/tree"
 #: name -> where its superblock's magic number lies, and the number
 _MAGIC = {"erofs": (1024, 0xE0F5E1E2.to_bytes(4, "little")), "ext4": (1024 + 56, b"\x53\xef")}
@@ -130,6 +128,8 @@ def nameless_file(directory: str) -> int:
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:  # a file system without them
+        import tempfile
+
         fd, path = tempfile.mkstemp(dir=directory)
         os.unlink(path)
         return fd
@@ -137,14 +137,14 @@ def nameless_file(directory: str) -> int:
 
 def find_program() -> str:
     """mkfs.erofs; raises HostError `erofs-missing`."""
-    path = shutil.which(_PROGRAM, path=_SEARCH)
-    if path is None:
+    path = programs.find(_PROGRAM, _PLACES)
+    if not path:
         raise HostError(
             f"program not found: {_PROGRAM}",
             hint="apt-get install erofs-utils, or rootfs = virtiofs",
             code="erofs-missing",
         )
-    return os.path.realpath(path)
+    return path
 
 
 def kind_of(fd: int, name: str) -> str:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from dataclasses import dataclass
 
 from bufferzone import jail
 from bufferzone.errors import HostError
 from bufferzone.model import Share
+from bufferzone.record import Record
 from bufferzone.wire.agent import SHARE_TAG
 
 TYPE_CHECKING = False
@@ -59,8 +59,7 @@ _PROC = {"rust": ("self/fd", "self/mountinfo", "sys/fs/nr_open"), "c": ("self/fd
 _LEAST_FILES = 610
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Program(Record):
     """A virtiofsd on this host: `kind` is `c` or `rust`."""
 
     kind: str

@@ -7,9 +7,8 @@ fields of `VmShape`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bufferzone import config
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 SAME, ENOUGH, WITHIN = "same", "enough", "within"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Record):
     """`name` is a setting's or a field's of `VmShape`; `there` what the VM has, `wanted` what it needs."""
 
     name: str
@@ -36,7 +34,7 @@ def differences(there: object, wanted: object, rules: Mapping[str, str]) -> list
     that order.
     """
     return [
-        Difference(name, getattr(there, name), getattr(wanted, name))
+        Difference(name=name, there=getattr(there, name), wanted=getattr(wanted, name))
         for name, rule in rules.items()
         if not _agree(rule, _rank(name, getattr(there, name)), _rank(name, getattr(wanted, name)))
     ]

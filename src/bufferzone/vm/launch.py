@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from bufferzone.errors import HostError, VmmError
 from bufferzone.model import Confinement, Share
+from bufferzone.record import Record
 from bufferzone.storage import ram, virtiofs
 from bufferzone.vm.agent_client import AgentClient
 from bufferzone.vm.shape import spec_of
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from bufferzone.vmm.interface import Vmm
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningVm:
+class RunningVm(Record):
     """A VM with its helpers. Owned by the exit stack that it was made on.
 
     `tree` and `virtiofsd`: None where nothing is shared. `memory_fd`: the file that is its memory, -1: none.

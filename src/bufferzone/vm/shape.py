@@ -6,11 +6,11 @@ A template and the VMs restored from it are made by the same function, so that t
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
 
 from bufferzone.guestimage import current, store, template_store
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
+from bufferzone.record import Record, field, fields, replace
 from bufferzone.storage import virtiofs
 from bufferzone.vm.fit import SAME, WITHIN, differences, same
 from bufferzone.vmm import accelerator, drivers
@@ -36,8 +36,7 @@ _KEPT = {"restored": ""}
 _EQUAL, _BOUNDED = {"restored": SAME}, {"restored": WITHIN}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmShape:
+class VmShape(Record):
     """Everything that two VMs must share to be restored from one template. `kernel` and `initrd` are host
     paths, `vmm` is the name of what runs it.
     `nic`: a NIC is in it from the start, see `network`; `user_network`: on a stream socket and not a tap.
@@ -122,7 +121,7 @@ def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
 def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:
     """Probe and choose; what the user should know goes to the log."""
     if settings.accelerator == "tcg" and settings.kvm != "require":
-        return accelerator.Accelerator("tcg", reason="asked for")
+        return accelerator.Accelerator(name="tcg", reason="asked for")
     probe = kvm.cached_probe(os.path.join(directory, "kvm-probe.json"))
     chosen = accelerator.choose("require" if settings.accelerator == "kvm" else settings.kvm, probe)
     if chosen.warning:
@@ -189,7 +188,7 @@ def saved_key(shape: VmShape) -> str:
 
 
 def from_fields(value: dict[str, Any]) -> VmShape:
-    """The shape that `dataclasses.asdict` was given; raises KeyError or TypeError."""
+    """The shape that `record.asdict` was given; raises KeyError or TypeError."""
     image = {**value["image"], "arguments": tuple(value["image"]["arguments"])}
     arguments = tuple(value["kernel_arguments"])
     return VmShape(**{**value, "image": ImageRef(**image), "kernel_arguments": arguments})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 
 from bufferzone.oci import cri
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ _MIB = 1 << 20
 _POD_LIMITS = ("memory", "cpu-quota", "cpu-period")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmSize:
+class VmSize(Record):
     """Whole vCPUs, memory in MiB."""
 
     vcpus: int

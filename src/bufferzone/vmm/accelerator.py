@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bufferzone.errors import HostError, UsageError
+from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +14,7 @@ POLICIES = ("require", "warn", "allow")
 NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Accelerator:
+class Accelerator(Record):
     """`name` is `kvm` or `tcg`; `warning` is empty or one line for the user; `reason` is why not KVM."""
 
     name: str
@@ -34,7 +32,7 @@ def choose(policy: str, probe: Probe) -> Accelerator:
     if policy not in POLICIES:
         raise UsageError(f"unknown kvm policy: {policy}", hint=f"one of {', '.join(POLICIES)}")
     if probe.usable:
-        return Accelerator("kvm")
+        return Accelerator(name="kvm")
     if policy == "require":
         raise HostError(
             f"KVM is required but not usable: {probe.reason}",
@@ -42,9 +40,9 @@ def choose(policy: str, probe: Probe) -> Accelerator:
             code="kvm-required",
         )
     if policy == "allow":
-        return Accelerator("tcg", reason=probe.reason)
+        return Accelerator(name="tcg", reason=probe.reason)
     warning = (
         f"no usable KVM ({probe.reason}): running under TCG, which is slow and which QEMU does not call "
         "a security boundary"
     )
-    return Accelerator("tcg", warning=warning, reason=probe.reason)
+    return Accelerator(name="tcg", warning=warning, reason=probe.reason)

@@ -7,9 +7,8 @@ devices that open host files by name (everything but kernel, initrd and firmware
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bufferzone.model import Disk, Nic, Share, VmSpec
+from bufferzone.record import Record
 from bufferzone.wire.agent import PORT_NAME
 
 #: where the jail shows the files of `VmSpec` and the firmware, see `driver.py`
@@ -22,8 +21,7 @@ SLOT_BYTES = 64 << 30
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
+class Ends(Record):
     """QEMU's ends of its channels: descriptors of connected stream sockets, which it inherits by number."""
 
     agent: int

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 
-from bufferzone import jail
+from bufferzone import jail, programs
 from bufferzone.errors import HostError
 from bufferzone.vmm.console import BoundedLog, Reader
 from bufferzone.vmm.qemu import command_line, process
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 FEATURES = process.FEATURES
 _PROGRAM = "qemu-system-x86_64"
-_SEARCH = "/usr/bin:/usr/local/bin:/usr/libexec"
+_PLACES = ("/usr/bin", "/usr/local/bin", "/usr/libexec")
 _FIRMWARE_PLACES = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm")
 # the first file found boots; pvh.bin is what lets SeaBIOS start a PVH kernel
 _FIRMWARE_FILES = ("qboot.rom", "bios-256k.bin")
@@ -30,12 +29,12 @@ _OPTION_ROMS = ("pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin")
 
 def find_program() -> str:
     """The QEMU binary; raises HostError `qemu-missing`."""
-    path = shutil.which(_PROGRAM, path=_SEARCH)
-    if path is None:
+    path = programs.find(_PROGRAM, _PLACES)
+    if not path:
         raise HostError(
             f"program not found: {_PROGRAM}", hint="apt-get install qemu-system-x86", code="qemu-missing"
         )
-    return os.path.realpath(path)
+    return path
 
 
 def find_firmware(places: tuple[str, ...] = _FIRMWARE_PLACES) -> tuple[str, tuple[jail.JailBind, ...]]:
