@@ -397,15 +397,3 @@ def test_what_comes_while_create_runs_is_told_so(bz):
         assert bz(*words, check=1).stderr == line
     assert "still being created" in bz("exec", "one", "ls", check=255).stderr
     state.remove(directory)
-
-
-@pytest.mark.parametrize("path", ["/", "cpu:/", ""])
-def test_an_exec_joins_the_containers_own_cgroup(bz, path):
-    bz.create("one", bz.bundle("pause"))
-    bz("start", "one")
-    bz("exec", "--cgroup", path, "one", "end", "0")
-
-
-def test_an_exec_in_another_cgroup_is_refused(bz):
-    done = bz("exec", "--cgroup", "cpu:/sub", "one", "ls", check=255)
-    assert done.stderr == "bufferzone: exec --cgroup is not supported: cpu:/sub\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import jsontext, state
-from bufferzone.client import container, detach, job, removal, start, waiter
+from bufferzone.client import container, detach, job, removal, start, stdio_owner, waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
     start.start_shim(directory, order.spec, order.shim, order.checkpoint, waiter.get_ready, scope=order.scope)
     order.note("make the container")
     work = job.of_container(directory, order.spec, order.console_socket)
+    stdio_owner.give(stdio, order.spec.process.get("user", {}), lambda: order.spec.linux)
     pid = detach.detach(work, stdio, forked=forked)
     order.note(f"the process that stands for it has pid {pid}")
     job.write_pid_file(order.pid_file, pid)

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 def own_process(directory: str) -> dict[str, Any]:
     """The process object in the bundle of the container, for a caller to change; raises `SpecError`."""
-    bundle = oci.parse_object(state.state_text(directory), state.STATE)["bundle"]
-    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
-    oci.validate(spec)
+    spec = _config(directory)
     process: dict[str, Any] = spec["process"]
     process.pop("consoleSize", None)
     return process
+
+
+def _config(directory: str) -> dict[str, Any]:
+    bundle = oci.parse_object(state.state_text(directory), state.STATE)["bundle"]
+    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
+    oci.validate(spec)
+    return spec
 
 
 def execute(
@@ -47,8 +52,9 @@ def execute(
     which is waited for; else that is an error. `forked`: see `detach.detach`. Raises what is wrong; then
     there is no process.
     """
-    from bufferzone.client import detach  # an exec that waits for the end needs none of it
+    from bufferzone.client import detach, stdio_owner  # an exec that waits for the end needs none of it
 
+    stdio_owner.give(stdio, process.get("user", {}), lambda: _config(directory).get("linux", {}))
     note("start the process")
     pid = detach.detach(
         job.of_exec(directory, process, console_socket, patient=patient), stdio, forked=forked

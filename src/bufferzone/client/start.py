@@ -83,8 +83,7 @@ def _spawn(command: list[str], log: str, ready: int) -> int:
     ]
     if ready >= 0:
         actions.append((os.POSIX_SPAWN_DUP2, ready, _READY_FD))
-    first = _READY_FD + (ready >= 0)
-    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in map(int, os.listdir("/proc/self/fd")) if fd >= first]
+    actions += _close_from(_READY_FD + (ready >= 0))
     try:
         return os.posix_spawn(
             command[0],
@@ -97,6 +96,21 @@ def _spawn(command: list[str], log: str, ready: int) -> int:
         )
     except OSError as error:
         raise HostError(f"cannot start the shim: {error.strerror}", code="shim-start") from error
+
+
+def _close_from(first: int) -> list[Any]:
+    """What closes every descriptor from `first` on in the new program. glibc refuses to close one that the
+    limit does not allow (RLIMIT_NOFILE can be lowered below what is open): such a one is close-on-exec from
+    now on.
+    """
+    most = os.sysconf("SC_OPEN_MAX")
+    actions = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if first <= fd < most:
+            actions.append((os.POSIX_SPAWN_CLOSE, fd))
+        elif fd >= first and os.get_inheritable(fd):
+            os.set_inheritable(fd, False)
+    return actions
 
 
 def start_shim(

@@ -191,6 +191,19 @@ class Cgroup:
             path = self._path_of(init_pid) or path
         return os.open(os.path.join(path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
 
+    def open_procs_below(self, path: str) -> int:
+        """cgroup.procs of a cgroup that the container made, at `path` below its own; raises `GuestError` in
+        runc's words.
+        """
+        place = os.path.normpath(f"{self.path}/{path}/cgroup.procs")
+        if not place.startswith(f"{self.path}/"):
+            raise GuestError(f"{path} is not a sub cgroup path", code="cgroup")
+        try:
+            return os.open(place, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = f"{path.rstrip('/')}/cgroup.procs: {(error.strerror or '').lower()}"
+            raise GuestError(f"error adding pid to cgroups: {reason}", code="cgroup") from error
+
     def _path_of(self, pid: int) -> str:
         """The directory of the process, below ours: a container's init (systemd) may have moved itself
         down.

@@ -17,6 +17,7 @@ from bufferzone.container.process import Process
 from bufferzone.container.stdio import Streams
 from bufferzone.container.zygote import ZygoteSlot
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
+from bufferzone.wire.process_keys import CGROUP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Containers:
             init_pid=container.init.pid,
             seccomp=seccomp,
             locks=container.locks,
+            below=str(process.get(CGROUP) or ""),
         )
         container.execs[exec_id].lingering = lingering
 
@@ -155,14 +157,15 @@ class Containers:
         init_pid: int,
         seccomp: tuple[bytes, int],
         locks: bool,
+        below: str = "",
     ) -> Process:
-        """Fork the process `wanted`: container id, config, process. The rest is as in `ChildSpec`; `joins`
-        are closed here.
+        """Fork the process `wanted`: container id, config, process. `below`: the path of its cgroup, see
+        `CGROUP`. The rest is as in `ChildSpec`; `joins` are closed here.
         """
         id, config, process = wanted
         opened = [fd for fd, _ in joins]
         try:
-            procs = cgroup.open_procs(init_pid)
+            procs = cgroup.open_procs_below(below) if below else cgroup.open_procs(init_pid)
             opened.append(procs)
             owner = launch.guest_owner(config, process)
             streams = Streams(self._loop, terminal=bool(process.get("terminal")), owner=owner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from bufferzone import oci, state
 from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
@@ -29,7 +31,7 @@ FLAGS = (
     Flag("cap c", "NAME", "one more capability", kind="list"),
     Flag("no-new-privs", "", "set no_new_privs"),
     Flag("ignore-paused", "", "where the container is paused, wait until it is resumed"),
-    Flag("cgroup", "PATH", "/ alone: the process joins the container's cgroup in the guest", kind="list"),
+    Flag("cgroup", "PATH", "below the container's cgroup in the guest: join this one", kind="list"),
     process_flags.PRESERVE_FDS,
     ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("process-label", "LABEL", "the guest has no SELinux"),
@@ -39,12 +41,17 @@ USAGE = "[options] <container-id> <command> [arguments]"
 DESCRIPTION = "Without --detach, stdio, signals and the terminal are passed through until the process ends."
 WORDS = (1, -1)
 INTERSPERSED = False
+#: of either version; a named hierarchy of cgroup v1 counts too
+_CONTROLLERS = frozenset(
+    "blkio cpu cpuacct cpuset devices freezer hugetlb io memory misc net_cls net_prio perf_event pids"
+    " rdma".split()
+)
 
 
 def run(options: Options, words: list[str]) -> int:
     """Run it; attached, the exit status is the process's."""
     process_flags.refuse_descriptors(options)
-    _refuse_cgroups(options.cgroup)
+    cgroup = options.cgroup and _cgroup(options.cgroup)
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     directory = container.find(options.root, words[0])
     status = state.status(directory)
@@ -52,6 +59,10 @@ def run(options: Options, words: list[str]) -> int:
     if status not in allowed and not (options.ignore_paused and status == state.PAUSED):
         raise container.refusal("exec", words[0], status)
     process = _process(options, words[1:], directory)
+    if cgroup:
+        from bufferzone.wire.process_keys import CGROUP  # few ask for one
+
+        process[CGROUP] = cgroup
     process_flags.check_console(options, bool(process.get("terminal", False)), detached=options.detach)
     stdio, note = process_flags.STDIO, options.note
     if not options.detach:
@@ -77,13 +88,30 @@ def run(options: Options, words: list[str]) -> int:
     return 0
 
 
-def _refuse_cgroups(paths: list[str]) -> None:
-    """Another cgroup than the container's is one that the guest would have to have; runc takes PATH and
-    CONTROLLER:PATH.
+def _cgroup(given: list[str]) -> str:
+    """The path below the container's cgroup, `/` for that one itself. As with runc it is PATH, or
+    CONTROLLER[,CONTROLLER]:PATH for each controller; the guest has one hierarchy for all of them.
     """
-    for path in paths:
-        if path.rpartition(":")[2].strip("/"):
-            raise CallerError(f"exec --cgroup is not supported: {shown(path)}", code="unsupported")
+    path = ""
+    for text in given:
+        names, colon, path = text.rpartition(":")
+        if ":" in names:
+            raise UsageError(f"invalid --cgroup argument: {shown(text)}")
+        if not colon and len(given) > 1:
+            raise UsageError(f"invalid --cgroup argument: {shown(text)} (missing <controller>: prefix)")
+        for name in names.split(",") if names else ():
+            if name not in _CONTROLLERS and not name.startswith("name="):
+                raise CallerError(f"--cgroup: unknown controller {shown(name)}", code="no-controller")
+        path = os.path.normpath(path.strip("/") or ".")
+        if path == ".." or path.startswith("../"):
+            raise CallerError(f"--cgroup: {shown(text)} is not a sub cgroup path", code="not-below")
+        if names and path != ".":
+            raise CallerError(
+                f"--cgroup: the guest has one hierarchy for all controllers: {shown(text)}",
+                hint=f"--cgroup /{shown(path)}",
+                code="unsupported",
+            )
+    return f"/{path.removeprefix('.')}"
 
 
 def _process(options: Options, command: list[str], directory: str) -> dict[str, Any]:

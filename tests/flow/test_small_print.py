@@ -1,0 +1,164 @@
+"""The small print of the verbs' contract: what runc answers, seen beside runc 1.1."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bufferzone.cli.oci.spec import default_spec
+from bufferzone.client import stdio_owner
+from flow.cli import Cli, needs_host
+
+pytestmark = needs_host
+
+_SPEC = default_spec(rootless=False)
+
+
+@pytest.fixture
+def bz(tmp_path):
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+def started(bz: Cli, *args: str, **changes) -> None:
+    bz.create("one", bz.bundle(*args, **changes))
+    bz("start", "one")
+
+
+@pytest.fixture
+def divided(bz):
+    """A container that may write its cgroups and has made two, `a` and `a/b`."""
+    mounts = copy.deepcopy(_SPEC["mounts"])
+    cgroup = next(mount for mount in mounts if mount["type"].startswith("cgroup"))
+    cgroup["options"] = ["rw" if option == "ro" else option for option in cgroup["options"]]
+    started(bz, "pause", mounts=mounts)
+    bz("exec", "one", "sh", "-c", "busybox mkdir -p /sys/fs/cgroup/a/b")
+    return bz
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ((), "/"),
+        (("/",), "/"),
+        (("",), "/"),
+        (("./",), "/"),
+        (("cpu,memory:/", "name=systemd:/"), "/"),
+        (("a",), "/a"),
+        (("/a/b",), "/a/b"),
+        (("a/../a/b/",), "/a/b"),
+        ((":/a",), "/a"),
+    ],
+)
+def test_an_exec_joins_the_cgroup_that_it_asks_for(divided, words, place):
+    flags = [part for word in words for part in ("--cgroup", word)]
+    said = divided("exec", *flags, "one", "cat", "/proc/self/cgroup").stdout
+    assert said.splitlines()[-1] == f"0::{place}"  # those of v1 are this host's
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("..",), "--cgroup: .. is not a sub cgroup path"),
+        (("/../..",), "--cgroup: /../.. is not a sub cgroup path"),
+        (("a/../../x",), "--cgroup: a/../../x is not a sub cgroup path"),
+        (("nonsense:/",), "--cgroup: unknown controller nonsense"),
+        (("cpu,nonsense:/",), "--cgroup: unknown controller nonsense"),
+        (
+            ("cpu:/a",),
+            "--cgroup: the guest has one hierarchy for all controllers: cpu:/a (hint: --cgroup /a)",
+        ),
+        (("none",), "error adding pid to cgroups: /none/cgroup.procs: no such file or directory"),
+    ],
+)
+def test_an_exec_in_a_cgroup_that_is_not_there_or_not_below_is_refused(divided, words, message):
+    flags = [part for word in words for part in ("--cgroup", word)]
+    done = divided("exec", *flags, "one", "true", check=255)
+    assert done.stderr == f"bufferzone: {message}\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a:b:c",), "invalid --cgroup argument: a:b:c"),
+        (("/", "cpu:/"), "invalid --cgroup argument: / (missing <controller>: prefix)"),
+    ],
+)
+def test_a_cgroup_argument_of_the_wrong_form_is_refused(bz, words, message):
+    flags = [part for word in words for part in ("--cgroup", word)]
+    assert message in bz("exec", *flags, "one", "true", check=255).stderr
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_start_works_below_a_limit_of_files_that_what_is_open_exceeds(bz, verb):
+    """posix_spawn(3) refuses to close a descriptor that RLIMIT_NOFILE does not allow."""
+    bundle = bz.bundle("echo", "up", process={"rlimits": []})
+    high = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(high, 700, inheritable=True)
+    os.close(high)
+    command = [sys.executable, "-ISc", _LOWER, "600", *bz.command(verb, "--bundle", str(bundle), "one")]
+    with open(bz.base / "err", "w+") as errors:
+        done = subprocess.run(
+            command,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            pass_fds=(700,),
+            check=False,
+        )
+        os.close(700)
+        errors.seek(0)
+        assert (done.returncode, errors.read()) == (0, "up\n" if verb == "run" else "")
+
+
+#: LIMIT WORD...: runs the words with a limit of open files
+_LOWER = """
+import os, resource, sys
+most = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("mappings", "owner"),
+    [
+        ({}, (77, 88)),
+        (
+            {
+                "uidMappings": [{"containerID": 0, "hostID": 5000, "size": 100}],
+                "gidMappings": [{"containerID": 80, "hostID": 6000, "size": 100}],
+            },
+            (5077, 6008),
+        ),
+    ],
+)
+def test_a_file_that_is_a_detached_process_stdout_belongs_to_its_user(tmp_path, mappings, owner):
+    with open(tmp_path / "out", "w") as out, open(os.devnull) as null:
+        stdio_owner.give((null.fileno(), out.fileno()), {"uid": 77, "gid": 88}, lambda: mappings)
+        found = os.fstat(out.fileno())
+        assert (found.st_uid, found.st_gid) == owner
+        assert os.stat(os.devnull).st_uid == 0
+
+
+def test_files_of_detached_containers_and_execs_are_their_users_and_those_of_attached_ones_are_not(bz):
+    out = {name: str(bz.base / name) for name in ("container", "exec", "attached")}
+    user = {"uid": 77, "gid": 88}
+    bz.create("one", bz.bundle("pause", process={"user": user}), out=out["container"])
+    bz("start", "one")
+    with open(out["exec"], "w") as file:
+        command = bz.command("exec", "--detach", "--user", "55:66", "one", "true")
+        subprocess.run(command, env={}, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
+    with open(out["attached"], "w") as file:
+        command = bz.command("exec", "--user", "55:66", "one", "true")
+        subprocess.run(command, env={}, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
+    found = {name: os.stat(path) for name, path in out.items()}
+    owners = {name: (facts.st_uid, facts.st_gid) for name, facts in found.items()}
+    assert owners == {"container": (77, 88), "exec": (55, 66), "attached": (0, 0)}
