@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +163,43 @@ def test_files_of_detached_containers_and_execs_are_their_users_and_those_of_att
     found = {name: os.stat(path) for name, path in out.items()}
     owners = {name: (facts.st_uid, facts.st_gid) for name, facts in found.items()}
     assert owners == {"container": (77, 88), "exec": (55, 66), "attached": (0, 0)}
+
+
+@pytest.fixture
+def freezer(bz):
+    """A cgroup of the host, and what freezes and thaws it, on either version."""
+    name = f"bufferzone-test-frozen-{os.getpid()}"
+    v1 = Path("/sys/fs/cgroup/freezer")
+    place = v1 / name if v1.is_dir() else Path("/sys/fs/cgroup") / name
+
+    def turn(frozen: bool) -> None:
+        if v1.is_dir():
+            (place / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
+        else:
+            (place / "cgroup.freeze").write_text("1" if frozen else "0")
+
+    yield name, turn
+    if place.is_dir():
+        turn(False)
+        os.rmdir(place)
+
+
+def test_a_container_whose_cgroup_was_frozen_is_not_started_and_can_be_later(bz, freezer):
+    name, turn = freezer
+    bz.create("one", bz.bundle("pause", linux={"cgroupsPath": f"/{name}"}))
+    turn(True)
+    told = bz("start", "one", check=1).stderr
+    assert told.startswith("bufferzone: the shim does not answer, its cgroup is frozen: /sys/fs/cgroup/")
+    assert told.endswith(f"/{name} (hint: thaw it, or those above it)\n")
+    assert "its cgroup is frozen" in bz("kill", "one", "TERM", check=1).stderr
+    turn(False)
+    bz("delete", "--force", "one")
+
+
+def test_a_container_whose_cgroup_was_frozen_is_deleted_by_force(bz, freezer):
+    name, turn = freezer
+    bz.create("one", bz.bundle("pause", linux={"cgroupsPath": f"/{name}"}))
+    bz("start", "one")
+    turn(True)
+    bz("delete", "--force", "one")
+    assert bz.left() == []

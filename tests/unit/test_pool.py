@@ -12,9 +12,9 @@ import pytest
 
 from bufferzone import config, jsontext, state
 from bufferzone.client import pool_claim
+from bufferzone.linux import freezer
 from bufferzone.oci import Spec
 from bufferzone.pool import keeper, warmup
-from bufferzone.vm import cgroups
 from unit.pool_world import Running, is_there
 
 
@@ -190,7 +190,7 @@ def test_the_callers_cgroups_are_found_where_they_are_mounted():
         "33 25 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n"
     )
     text = "4:cpu,cpuacct:/a\n3:memory:/docker/x/b\n2:freezer:/f\n1:name=systemd:/s:x\n0::/u\n"
-    assert cgroups.places_of(text, mountinfo) == [
+    assert freezer.places_of(text, mountinfo) == [
         "/sys/fs/cgroup/cpu,cpuacct/a",
         "/sys/fs/cgroup/memory/b",
         "/sys/fs/cgroup/systemd/s:x",

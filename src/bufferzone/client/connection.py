@@ -21,6 +21,8 @@ else:
 
 _RECEIVE = 1 << 16
 _MAX_SUN_PATH = 107
+#: how long an answer takes before one looks why
+_LOOK_S = 2.0
 
 
 class Client:
@@ -117,13 +119,17 @@ class Client:
         return None if payload is None else parse(payload, service, method)
 
     def _receive(self, stream: int, method: str, end: float | None) -> bytes | None:
+        left_s = _LOOK_S if end is None else end - time.monotonic()
         try:
-            if end is not None:
-                self._sock.settimeout(max(0.001, end - time.monotonic()))
+            self._sock.settimeout(max(0.001, min(_LOOK_S, left_s)))
             data = self._sock.recv(_RECEIVE)
             self._sock.settimeout(None)
         except TimeoutError as error:
-            raise VmmError(f"the shim did not answer {method} in time", code="shim-timeout") from error
+            self._sock.settimeout(None)
+            self._refuse_frozen()
+            if end is not None and time.monotonic() >= end:
+                raise VmmError(f"the shim did not answer {method} in time", code="shim-timeout") from error
+            return None
         except OSError as error:
             raise _ended(method) from error
         if not data:
@@ -135,6 +141,20 @@ class Client:
         except ttrpc.ProtocolError as error:
             raise BugError(f"the shim's answer to {method} is malformed: {error}") from error
         return None
+
+    def _refuse_frozen(self) -> None:
+        """Raise `HostError` `cgroup-frozen` where the shim stands still in a cgroup that somebody froze: its
+        answer would not come before that is undone.
+        """
+        from bufferzone.linux import freezer  # hardly ever
+
+        place = freezer.frozen_place_of(self.peer()[0])
+        if place:
+            raise HostError(
+                f"the shim does not answer, its cgroup is frozen: {place}",
+                hint="thaw it, or those above it",
+                code="cgroup-frozen",
+            )
 
 
 def _ended(method: str) -> VmmError:

@@ -118,11 +118,26 @@ def _delete_in_shim(directory: str, id: str, *, force: bool) -> bool:
             client.call("Delete", task.DeleteRequest(id=id), timeout_s=_DELETE_S)
     except NotFoundError:
         return True  # the shim never made it, or it is deleted already: what is left is the shim itself
-    except BufferzoneError:
+    except BufferzoneError as error:
         if not force:
             raise
+        if error.code == "cgroup-frozen" and _thaw(directory):
+            return _delete_in_shim(directory, id, force=True)
         return False
     return True
+
+
+def _thaw(directory: str) -> bool:
+    """Let the container's cgroups run on, as runc does: on v1 what is frozen takes no signal. False: one
+    above them is frozen.
+    """
+    from bufferzone.linux import freezer  # hardly ever
+
+    places = state.read_leftovers(directory).get("cgroups", [])
+    frozen = [place for place in places if freezer.is_frozen(place)]
+    for place in frozen:
+        freezer.thaw(place)
+    return bool(frozen) and not any(freezer.is_frozen(place) for place in frozen)
 
 
 def _kill_and_wait(client: Client, id: str) -> None:

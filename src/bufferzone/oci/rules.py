@@ -139,6 +139,9 @@ def check_linux(linux: dict[str, Any]) -> None:
             raise fail(
                 f"linux.devices[{index}].type", f"expected b, c, u or p, got {device.get('type', '')!r}"
             )
+    for key in linux.get("sysctl", {}):
+        if key.replace("/", ".") == "kernel.hostname":
+            raise fail(f"linux.sysctl.{key}", "conflicts with hostname", "set hostname instead")
     for key in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(linux.get(key, [])):
             if not path.startswith("/"):

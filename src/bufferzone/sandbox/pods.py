@@ -149,5 +149,6 @@ class Pod:
             if cgroup and pid:
                 cgroup.join(pid)
         elif cgroup and pid:
+            cgroup.check(self._sandbox.log)
             undo.callback(cgroup.begin_for_one(pid, self._sandbox.left))
         return cgroup

@@ -11,6 +11,7 @@ import os
 import time
 
 from bufferzone.errors import HostError, SpecError
+from bufferzone.linux import freezer
 from bufferzone.oci.cgroup_path import systemd_form, unit_name
 
 TYPE_CHECKING = False
@@ -119,13 +120,7 @@ def _is_frozen(mount_point: str, directory: str) -> bool:
     """Whether it would be: what is not there yet takes after the nearest that is above it."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
-    if directory == mount_point:
-        return False  # a root has no such file
-    if os.path.exists(file := os.path.join(directory, "freezer.state")):
-        return read_file(file).strip() != "THAWED"
-    if os.path.exists(file := os.path.join(directory, "cgroup.events")):
-        return "frozen 1" in read_file(file).splitlines()
-    return False
+    return directory != mount_point and freezer.is_frozen(directory)
 
 
 def _pids_below(directory: str) -> set[int]:
@@ -179,34 +174,12 @@ def of_process(pid: int) -> str:
 def follow(leaders: str, pids: Iterable[int]) -> None:
     """Put `pids` into the cgroups of a leader's /proc/PID/cgroup; what refuses is passed over."""
     strangers = [pid for pid in pids if of_process(pid) != leaders]  # a move costs 0.4 ms in each hierarchy
-    for directory in places_of(leaders, _mountinfo()) if strangers else ():
+    for directory in freezer.places_of(leaders, _mountinfo()) if strangers else ():
         for pid in strangers:
             try:
                 write_file(os.path.join(directory, "cgroup.procs"), str(pid))
             except OSError:
                 break  # read-only, or full by the caller's own limit: it stays where the pool is
-
-
-def places_of(cgroup: str, mountinfo: str) -> list[str]:
-    """The directories of the cgroups that the text of a /proc/PID/cgroup names, as far as they are mounted.
-
-    Source: cgroups(7), "/proc/pid/cgroup".
-    """
-    mounts = []
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
-        if kind and kind[0] in ("cgroup", "cgroup2"):
-            mounts.append((kind[0], set(kind[-1].split(",")), fields[3], fields[4]))
-    found = []
-    for line in cgroup.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for kind_, options, root, mount_point in mounts:
-            v1 = bool(controllers) and kind_ == "cgroup" and options.issuperset(controllers.split(","))
-            if (v1 or (not controllers and kind_ == "cgroup2")) and f"{path}/".startswith(root.rstrip("/")):
-                found.append(mount_point + path.removeprefix(root.rstrip("/")))
-                break
-    return found
 
 
 def _make(mount_point: str, directory: str) -> None:
