@@ -119,6 +119,15 @@ CASES: dict[str, Config | bytes] = {
     "linux.cgroupsPath: '/../..' is the root cgroup": linux(cgroupsPath="/../.."),
     "linux.namespaces[0].path: no such file or directory: /gone": namespace("network", "/gone"),
     "linux.namespaces[0].path: a VM cannot join": namespace("mount", "/proc/1/ns/mnt"),
+    "mounts[1].uidMappings: a VM cannot map the ids of a mount": mount(
+        uidMappings=[{"containerID": 0, "hostID": 1000, "size": 1}]
+    ),
+    "mounts[1].options: a VM cannot map the ids of a mount": mount(options=["bind", "ridmap"]),
+    "linux.sysctl.kernel/hostname: conflicts with hostname": linux(sysctl={"kernel/hostname": "x"}),
+    "linux.timeOffsets: the container has no time namespace": linux(timeOffsets={"boottime": {"secs": 1}}),
+    "linux.intelRdt: the guest has no resctrl": linux(intelRdt={"closID": "x"}),
+    "linux.netDevices: a device of the host cannot": linux(netDevices={"eth0": {"name": "x"}}),
+    "linux.memoryPolicy: the nodes are the host's": linux(memoryPolicy={"mode": "MPOL_BIND", "nodes": "0"}),
     "hooks.createRuntime[0].path: expected an absolute path": hook("createRuntime", path="true"),
     "hooks.poststop[0].timeout: must be greater than zero": hook("poststop", path="/x", timeout=0),
 }

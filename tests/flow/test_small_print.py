@@ -203,3 +203,61 @@ def test_a_container_whose_cgroup_was_frozen_is_deleted_by_force(bz, freezer):
     turn(True)
     bz("delete", "--force", "one")
     assert bz.left() == []
+
+
+def test_a_created_container_can_be_paused_and_is_created_again_when_it_is_resumed(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("pause", "one")
+    assert bz.state("one")["status"] == "paused"
+    assert "cannot start a container in the paused state" in bz("start", "one", check=1).stderr
+    assert "cannot exec" in bz("exec", "one", "true", check=255).stderr
+    refused = bz("checkpoint", "--image-path", str(bz.base / "saved"), "one", check=1).stderr
+    assert "it was paused before it was started" in refused
+    assert bz("delete", "one", check=1).stderr
+    bz("resume", "one")
+    assert bz.state("one")["status"] == "created"
+    bz("start", "one")
+    assert bz.state("one")["status"] == "running"
+    bz("pause", "one")
+    bz("resume", "one")
+    assert bz.state("one")["status"] == "running"
+
+
+def test_a_container_that_was_paused_before_its_start_is_deleted_by_force(bz):
+    bz.create("one", bz.bundle("pause"))
+    bz("pause", "one")
+    bz("delete", "--force", "one")
+    assert bz.left() == []
+
+
+def test_groups_of_an_exec_are_added_to_the_containers(bz):
+    started(bz, "pause", process={"user": {"uid": 0, "gid": 0, "additionalGids": [3]}})
+    assert bz("exec", "-g", "7", "-g", "9", "one", "id", "-G").stdout == "0 3 7 9\n"
+
+
+def test_an_update_of_kernel_memory_alone_changes_nothing_and_is_no_error(bz):
+    started(bz, "pause")
+    bz("update", "--kernel-memory", "100M", "one")
+
+
+def test_a_remount_needs_no_source_and_changes_what_is_there(bz):
+    mounts = [
+        *_SPEC["mounts"],
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/tmp", "type": "bind", "options": ["bind", "remount", "ro"]},
+    ]
+    bundle = bz.bundle("touch", "/tmp/x", mounts=mounts, root={"readonly": False})
+    assert "Read-only file system" in bz("run", "--bundle", str(bundle), "one", check=1).stderr
+
+
+def test_a_file_on_a_directory_is_refused_in_words(bz):
+    (bz.base / "file").touch()
+    mount = {
+        "destination": "/etc",
+        "type": "bind",
+        "source": str(bz.base / "file"),
+        "options": ["bind"],
+    }
+    bundle = bz.bundle("true", mounts=[*_SPEC["mounts"], mount])
+    told = bz("run", "--bundle", str(bundle), "one", check=1).stderr
+    assert told.endswith(' to rootfs at "/etc": a file cannot be mounted on a directory\n')

@@ -28,7 +28,7 @@ class Container:
     @property
     def state(self) -> str:
         """One of runc's."""
-        if self.paused and self.init.state == "running":
+        if self.paused and self.init.state in ("created", "running"):
             return "paused"
         return {"starting": "running"}.get(self.init.state, self.init.state)
 

@@ -129,10 +129,15 @@ def _target(root: int, destination: str, kind: str, tree: int) -> int:
                     errno.ENOTDIR, f'filesystem "{kind}" must be mounted on ordinary directory', destination
                 )
             return existing
+    directory = in_root.is_directory(tree)
     try:
-        return (in_root.directory if in_root.is_directory(tree) else in_root.file)(root, destination)
+        place = (in_root.directory if directory else in_root.file)(root, destination)
     except OSError as error:
         raise OSError(error.errno, f"create mountpoint for {destination} mount: {error.strerror}") from error
+    if not directory and in_root.is_directory(place):
+        os.close(place)
+        raise OSError(errno.EISDIR, "a file cannot be mounted on a directory")
+    return place
 
 
 def _new(scratch: str, root: int, kind: str, source: str, destination: str, options: MountOptions) -> int:

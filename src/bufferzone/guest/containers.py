@@ -201,9 +201,10 @@ class Containers:
     def pause(self, id: str, frozen: bool, callback: Callable[[], None]) -> None:
         """Freeze or thaw; `callback` is called once it is done."""
         container = self.container(id)
-        wanted = "running" if frozen else "paused"
-        if container.state != wanted:
-            raise StateError(f"container not {wanted}: {container.state}", code=f"container-not-{wanted}")
+        wanted = ("running", "created") if frozen else ("paused",)
+        if container.state not in wanted:
+            text = f"container not {wanted[0]}: {container.state}"
+            raise StateError(text, code=f"container-not-{wanted[0]}")
         try:
             container.cgroup.freeze(frozen)
         except OSError as error:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 
 def is_bind(entry: Mapping[str, Any]) -> bool:
-    """Whether the mount shows something that is there already."""
+    """Whether the mount shows something that is there already. A remount shows nothing: it changes what is
+    mounted at its destination.
+    """
     options = options_of(entry)
+    if "remount" in options:
+        return False
     return entry.get("type") == "bind" or "bind" in options or "rbind" in options
 
 

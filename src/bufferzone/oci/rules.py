@@ -27,6 +27,14 @@ _LEAST_US, _MOST_PERIOD_US = 1000, 1_000_000
 #: with less no container came as far as its program: the kernel kills it while it is made
 _LEAST_BYTES = 1 << 19
 _DEVICE_TYPES = ("b", "c", "u", "p")
+_IDMAPS = frozenset(("idmap", "ridmap"))
+_IDMAP_HINT = "make the id-mapped mount on the host and bind that"
+#: what a VM does not do, and says so rather than leave it out
+_NOT_IN_A_VM = {
+    "intelRdt": "the guest has no resctrl",
+    "memoryPolicy": "the nodes are the host's",
+    "netDevices": "a device of the host cannot enter a VM",
+}
 
 
 def check_version(version: str) -> None:
@@ -79,6 +87,11 @@ def check_mounts(mounts: list[dict[str, Any]]) -> None:
             mount["destination"] = "/" + destination
         if "\n" in destination:
             raise fail(f"mounts[{index}].destination", "contains a line break")
+        for key in ("uidMappings", "gidMappings"):
+            if mount.get(key):
+                raise fail(f"mounts[{index}].{key}", "a VM cannot map the ids of a mount", _IDMAP_HINT)
+        if _IDMAPS.intersection(mount.get("options", ())):
+            raise fail(f"mounts[{index}].options", "a VM cannot map the ids of a mount", _IDMAP_HINT)
 
 
 def _check_cgroup(path: str) -> None:
@@ -139,6 +152,11 @@ def check_linux(linux: dict[str, Any]) -> None:
             raise fail(
                 f"linux.devices[{index}].type", f"expected b, c, u or p, got {device.get('type', '')!r}"
             )
+    for key, reason in _NOT_IN_A_VM.items():
+        if linux.get(key):
+            raise fail(f"linux.{key}", reason, "leave it out")
+    if linux.get("timeOffsets") and not any(entry["type"] == "time" for entry in namespaces):
+        raise fail("linux.timeOffsets", "the container has no time namespace of its own")
     for key in linux.get("sysctl", {}):
         if key.replace("/", ".") == "kernel.hostname":
             raise fail(f"linux.sysctl.{key}", "conflicts with hostname", "set hostname instead")

@@ -128,7 +128,6 @@ def plan_container(
     _share_memory(guest, spec.get("mounts") or [])
     linux.pop("cgroupsPath", None)
     seccomp = linux.pop("seccomp", None)
-    linux.pop("intelRdt", None)
     if linux.get("resources"):
         linux["resources"] = limits.for_guest(linux["resources"])
     hooks = _hooks(guest, on_disk=is_small is not None)

@@ -27,7 +27,7 @@ ALLOWED = {
     "start": (task.CREATED,),
     "kill": (task.CREATED, task.RUNNING, task.PAUSED),
     "exec": (task.CREATED, task.RUNNING),
-    "pause": (task.RUNNING,),
+    "pause": (task.CREATED, task.RUNNING),
     "resume": (task.PAUSED,),
     "update": (task.CREATED, task.RUNNING, task.PAUSED),
     "delete": (task.CREATED, task.STOPPED),
@@ -59,6 +59,7 @@ class Process:
         self.wishes = wishes  # of an exec, see `task.OWN_PROCESS_URL`
         self.begun = not spec  # the guest was asked to make it
         self.status = task.CREATED
+        self.before_pause = task.CREATED  # what it is again once it is resumed
         self.exit_status = 0
         self.exited_at_ns = 0
         self.oom_kills = 0  # of the whole container, by the time of the end
@@ -87,11 +88,15 @@ class Process:
 
     def require(self, verb: str, *, paused: bool = False) -> None:
         """Raise the `StateError` runc's callers expect unless `verb` fits the state. `paused` does, too."""
+        if verb == "checkpoint" and self.status == task.PAUSED and self.before_pause == task.CREATED:
+            raise StateError(f"cannot checkpoint {self.name}: it was paused before it was started")
         if self.status in ALLOWED[verb] or (paused and self.status == task.PAUSED):
             return
         now = task.STATUS_NAMES[self.status]
         if verb == "kill":
             raise self._has_ended()
+        if verb == "start" and now == "paused":
+            raise StateError("cannot start a container in the paused state")
         if verb == "start":
             text = (
                 f"cannot start a container that has {now}"

@@ -257,22 +257,25 @@ class TaskService:
 
     def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
         """Freeze every process of the container."""
-        self._freeze(request.id, "pause", "Pause", task.PAUSED)
+        self._freeze(request.id, "pause", "Pause")
         self._events.publish(task.TaskPaused(container_id=request.id))
         return Empty()
 
     def resume(self, peer: Peer, request: task.ResumeRequest) -> Empty:
         """Thaw the container."""
-        self._freeze(request.id, "resume", "Resume", task.RUNNING)
+        self._freeze(request.id, "resume", "Resume")
         self._events.publish(task.TaskResumed(container_id=request.id))
         return Empty()
 
-    def _freeze(self, container_id: str, verb: str, method: str, status: int) -> None:
+    def _freeze(self, container_id: str, verb: str, method: str) -> None:
         process = self._table.find(container_id, "")
         with process.transition:
             process.require(verb)
             self._sandbox.agent.call(method, process.ref, Empty)
-            process.status = status
+            if verb == "pause":
+                process.before_pause, process.status = process.status, task.PAUSED
+            else:
+                process.status = process.before_pause
             self._records.changed(process, self._container(container_id))
 
     def resize_pty(self, peer: Peer, request: task.ResizePtyRequest) -> Empty:

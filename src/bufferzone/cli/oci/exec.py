@@ -143,7 +143,9 @@ def _set_user(process: dict[str, Any], options: Options) -> None:
         if colon:
             user["gid"] = _id(gid, "--user")
     if options.additional_gids:
-        user["additionalGids"] = [_id(text, "--additional-gids") for text in options.additional_gids]
+        user.setdefault("additionalGids", []).extend(
+            _id(text, "--additional-gids") for text in options.additional_gids
+        )
 
 
 def _id(text: str, flag: str) -> int:

@@ -88,7 +88,7 @@ def _from_flags(options: Options) -> dict[str, Any]:
             section, key = _FIELDS[attribute]
             value = getattr(options, attribute)
             resources.setdefault(section, {})[key] = _bytes(value) if attribute in _BYTES else value
-    if not resources:
+    if not resources and not options.given:
         raise UsageError("update needs --resources or a limit")
     return check_resources(resources)
 
