@@ -160,7 +160,8 @@ def _begin(
         )
         client.call("Create", request, fds=fds)
         return
-    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING)]
+    outlived = not foreground and not job.terminal
+    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING), (outlived, task.OUTLIVED)]
     url = "/".join([task.OWN_PROCESS_URL, *(word for wanted, word in wishes if wanted)])
     exec_request = task.ExecProcessRequest(
         id=job.id,
