@@ -536,6 +536,19 @@ def test_an_agent_that_ends_before_it_takes_its_state_fails_the_restore_in_one_l
     assert "failed (the host without a VM exit status 3) during: load the checkpoint" in said
 
 
+def test_a_vmm_that_ends_while_its_vm_is_restored_is_told_by_its_end_and_not_by_its_channel(bz, image, saved):
+    bz.odd_shim(
+        "from bufferzone.errors import VmmError\nfrom bufferzone.vmm.host import machine\n"
+        "def resume(vm):\n"
+        "    vm.kill()\n"
+        "    raise VmmError('cannot send: [Errno 32] Broken pipe', code='qmp-lost')\n"
+        "machine.HostVm.resume = resume"
+    )
+    said = saved.refused(image)
+    assert "was killed (SIGKILL) during: load the checkpoint" in said
+    assert "pipe" not in said
+
+
 def test_a_state_that_is_none_fails_the_restore_and_says_so(bz, image, saved):
     bz.odd_shim(
         "import os\nfrom bufferzone.vmm.host import machine\nreal = machine.HostVm.load\n"

@@ -22,7 +22,7 @@ from bufferzone.linux import mount
 from bufferzone.record import asdict
 from bufferzone.storage import ram, share
 from bufferzone.vm import cgroups, nic
-from bufferzone.vm.launch import VmLauncher, make_directory
+from bufferzone.vm.launch import VmLauncher, explained, make_directory
 from bufferzone.vm.shape import VmShape, describe, from_fields, may_carry, template_key
 from bufferzone.vm.size import size_for
 from bufferzone.vm.timeline import Timeline
@@ -213,7 +213,10 @@ def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: b
         vm.watch()
         vm.agent.start()
         vm.vmm.greet()
-        _prepare_and_save(vm, size, directory, stack)
+        try:
+            _prepare_and_save(vm, size, directory, stack)
+        except VmmError as error:
+            raise explained(vm.vmm, "make the template", error) from error
         vm.kill()
         vm.vmm.wait_exit()
         packed_fd = _create(stack, directory, template_store.MEMORY)

@@ -7,7 +7,7 @@ stack. Refuses: to know what the VM is for.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from bufferzone.errors import HostError, VmmError
 from bufferzone.model import Confinement, Share
@@ -20,7 +20,7 @@ from bufferzone.wire.agent import ROOT_DISK, SHARE_TAG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bufferzone.jail import UidLease
     from bufferzone.model import VmSpec
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from bufferzone.vm.shape import VmShape
     from bufferzone.vm.timeline import Timeline
     from bufferzone.vmm.interface import Vmm
+
+#: what a VMM whose control channel is closed may take to end
+_SETTLE_S = 1.0
 
 
 class RunningVm(Record):
@@ -120,19 +123,22 @@ class VmLauncher:
         vmm = self._vmm(stack, self._driver.restore, spec)
         self._timeline.enter("copy memory")  # while the VMM starts
         ram.copy(saved.memory_fd, memory_fd)
-        self._timeline.enter(f"load the {saved.noun}")
-        vmm.greet()
+        phase = f"load the {saved.noun}"
+        self._timeline.enter(phase)
+        with _watched(vmm, phase):
+            vmm.greet()
         try:
             vmm.load(saved.state_fd)
         except VmmError as error:
-            vmm.watch()  # reads what it said; the threads are gone before something is forked again
-            raise vmm.failure(f"load the {saved.noun}") from error
-        saved.check_memory(memory_fd)
-        if saved.disk_fd >= 0:
-            vmm.insert_disk(ROOT_DISK, saved.disk_fd)
-        for share in () if saved.carries_share else shares:
-            vmm.plug_share(share)
-        vmm.resume()
+            vmm.watch()
+            raise vmm.failure(phase) from error
+        with _watched(vmm, phase):
+            saved.check_memory(memory_fd)
+            if saved.disk_fd >= 0:
+                vmm.insert_disk(ROOT_DISK, saved.disk_fd)
+            for share in () if saved.carries_share else shares:
+                vmm.plug_share(share)
+            vmm.resume()
         self._timeline.enter("wake the guest")
         return self._running(stack, vmm, daemon, log, memory_fd, awake=True)
 
@@ -211,6 +217,25 @@ class VmLauncher:
         stack.callback(vmm.close)
         self._record(vmm.pid)
         return vmm
+
+
+@contextmanager
+def _watched(vmm: Vmm, phase: str) -> Iterator[None]:
+    """What fails in it is `explained`, with what the VMM said: the threads that read that are gone before
+    something is forked again.
+    """
+    try:
+        yield
+    except VmmError as error:
+        vmm.watch()
+        raise explained(vmm, phase, error) from error
+
+
+def explained(vmm: Vmm, phase: str, error: VmmError) -> VmmError:
+    """The reason of a call that failed in `phase`: why the VMM ended, if it has, and not that its channel is
+    closed; else the error itself. Its logs are watched.
+    """
+    return error if vmm.wait_exit(_SETTLE_S) is None else vmm.failure(phase)
 
 
 def make_directory(parent: str, name: str) -> str:
