@@ -49,6 +49,8 @@ MEMORY_MIB = 6144
 DISK = "10G"
 #: seconds, for a machine that is four times slower than an idle one
 BOOT_S, COMMAND_S = 900.0, 7200.0
+#: what QEMU may take to end after it closed our end
+SETTLE_S = 5.0
 _PORTS = {"root": "org.bufferzone.host.root", USER: "org.bufferzone.host.user"}
 _KERNEL_WORDS = (
     "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=0 quiet apparmor=1 security=apparmor"
@@ -230,13 +232,21 @@ class Machine:
     def _next(self, user: str, problem: str) -> dict[str, object]:
         try:
             line = self._lines[user].readline()
-        except TimeoutError:
+        except OSError:  # in time, or at all
             line = b""
         if not line:
-            tail = self._console.read_text(errors="replace").splitlines()[-8:]
-            raise Failed("\n  ".join([f"{problem}; its console ends with:", *tail]))
+            raise self._lost(problem)
         answer: dict[str, object] = json.loads(line)
         return answer
+
+    def _lost(self, problem: str) -> Failed:
+        """Why there is no answer: how QEMU ended, if it has, and what the host said last."""
+        try:
+            ended = f"QEMU ended with status {self._qemu.wait(SETTLE_S)}"
+        except subprocess.TimeoutExpired:
+            ended = "QEMU runs still"
+        tail = self._console.read_text(errors="replace").splitlines()[-8:]
+        return Failed("\n  ".join([f"{problem}; {ended}; its console ends with:", *tail]))
 
     def run(self, user: str, argv: list[str], quiet: bool = False) -> int:
         """Run a command there and show what it prints; its exit status."""
@@ -245,11 +255,15 @@ class Machine:
     def ask(self, user: str, argv: list[str], *, quiet: bool = True) -> tuple[int, str]:
         """(exit status, what it printed)."""
         self._await(user)
+        problem = f"no answer while {user} ran: {shlex.join(argv)}"
         self._ports[user].settimeout(COMMAND_S)
-        self._ports[user].sendall(json.dumps({"argv": argv, "directory": CHECKOUT}).encode() + b"\n")
+        try:
+            self._ports[user].sendall(json.dumps({"argv": argv, "directory": CHECKOUT}).encode() + b"\n")
+        except OSError as error:  # it had ended before
+            raise self._lost(problem) from error
         printed = []
         while True:
-            answer = self._next(user, f"the host ended while {user} ran: {shlex.join(argv)}")
+            answer = self._next(user, problem)
             if "status" in answer:
                 return int(str(answer["status"])), "".join(printed)
             printed.append(str(answer["out"]))
