@@ -193,6 +193,24 @@ def test_a_published_port_is_served_from_the_bridge(docker: Docker) -> None:
     await_true(served, "the page")
 
 
+def test_a_network_is_connected_to_a_running_container_and_disconnected(docker: Docker) -> None:
+    docker("network", "create", "--subnet", "10.78.0.0/16", "more")
+    try:
+        docker.run("--detach", "--name", "five", "bb", "sleep", "1000")
+        docker("network", "connect", "more", "five")
+        ping = ("exec", "five", "ping", "-c", "1", "-W", "5")
+        await_true(lambda: "1 packets received" in docker(*ping, "10.78.0.1", check=None), "the network")
+        told = docker("inspect", "-f", "{{.NetworkSettings.Networks.more.IPAddress}}", "five").strip()
+        assert f"inet {told}/16" in docker("exec", "five", "ip", "address", "show", "eth1")
+        docker("network", "disconnect", "more", "five")
+        links = ("exec", "five", "ls", "/sys/class/net")
+        await_true(lambda: docker(*links).split() == ["eth0", "lo"], "eth1 to go")
+        assert "1 packets received" in docker(*ping, "10.77.0.1")
+        docker("rm", "--force", "five")
+    finally:
+        docker("network", "rm", "more")
+
+
 def test_a_terminal_is_one_and_its_status_arrives(docker: Docker) -> None:
     words = docker.command("run", "--rm", "--runtime", docker.runtime, "--network", "none", "-it", "bb")
     command = " ".join([*words, "sh", "-c", "'tty; exit 5'"])

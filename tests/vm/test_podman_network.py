@@ -140,6 +140,68 @@ def _get(world: World, address: str, port: int) -> bytes:
     return found
 
 
+def _serve_a_page(net: Networked, name: str, port: int, network: str = "one") -> None:
+    serve = "mkdir /tmp/w; echo it is me > /tmp/w/page; exec httpd -f -p 80 -h /tmp/w"
+    words = ("--name", name, "--network", network, "-p", f"{port}:80", net.podman.image, "sh", "-c", serve)
+    net.podman("run", "--detach", *words)
+
+
+def _shim_log(net: Networked, name: str) -> str:
+    return (net.podman.state / net.podman.inspect(name)["Id"] / "shim.log").read_text()
+
+
+def _pings(net: Networked, name: str, address: str) -> bool:
+    return "1 packets received" in net.podman.any("exec", name, "ping", "-c", "1", "-W", "5", address).text
+
+
+def test_a_network_connected_to_a_running_container_is_there_until_it_is_disconnected(net):
+    _serve_a_page(net, "web", 18080)
+    try:
+        words = ("--name", "joined", "--network", "container:web", net.podman.image, "sleep", "1000")
+        net.podman("run", "--detach", *words)
+        for _ in range(2):
+            net.podman("network", "connect", "two", "web")
+            await_true(lambda: _pings(net, "web", "10.213.41.1"), "the network two")
+            assert _pings(net, "joined", "10.213.41.1")
+            told = net.podman.inspect("web")["NetworkSettings"]["Networks"]["two"]
+            text = net.podman("exec", "web", "ip", "address", "show", "eth1").text
+            assert f"inet {told['IPAddress']}/24" in text
+            assert told["MacAddress"] in text
+            net.podman("network", "disconnect", "two", "web")
+            links = ("exec", "joined", "ls", "/sys/class/net")
+            await_true(lambda words=links: net.podman(*words).lines == ["eth0", "lo"], "eth1 to go")
+            assert _pings(net, "web", GATEWAY)
+            assert b"it is me\n" in _get(net.world, "127.0.0.1", 18080)
+        assert "not followed" not in _shim_log(net, "web")
+    finally:
+        for name in ("joined", "web"):
+            net.podman("rm", "--force", "--time", "0", name)
+
+
+def test_a_network_that_is_reloaded_is_the_containers_again(net):
+    _serve_a_page(net, "web", 18080)
+    try:
+        assert b"it is me\n" in _get(net.world, "127.0.0.1", 18080)
+        for _ in range(2):
+            net.podman("network", "reload", "web")
+            await_true(lambda: _pings(net, "web", GATEWAY), "the gateway")
+            await_true(lambda: _pings(net, "web", GATEWAY6), "the gateway's IPv6")
+            for address in ("127.0.0.1", GATEWAY):
+                assert b"it is me\n" in _get(net.world, address, 18080)
+        assert "not followed" not in _shim_log(net, "web")
+    finally:
+        net.podman("rm", "--all", "--force", "--time", "0")
+
+
+@pytest.mark.skipif(not shutil.which("slirp4netns"), reason="slirp4netns is not installed")
+def test_a_port_of_roots_slirp4netns_is_served(net):
+    _serve_a_page(net, "slirp", 18081, "slirp4netns")
+    try:
+        assert b"it is me\n" in _get(net.world, "127.0.0.1", 18081)
+    finally:
+        net.podman("rm", "--all", "--force", "--time", "0")
+
+
 def test_containers_of_one_network_find_each_other_by_name(net):
     net.podman("run", "--detach", "--name", "named", "--network", "one", net.podman.image, "sleep", "1000")
     try:

@@ -23,47 +23,126 @@ _CARRIER_S = 1.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bufferzone.wire.network import Interface
+    from bufferzone.wire.proto import Message
 
 
-_taken = False
+class _Made:
+    """What was made of a NIC: `device` is what its bus calls it; `interface` None: that failed half way."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.interface: Interface | None = None
+
+
+#: by the NIC's own MAC
+_made: dict[str, _Made] = {}
 
 
 def take_over(interfaces: list[Interface]) -> None:
-    """Make the NICs these interfaces, and no other NIC; what an earlier call made of them is forgotten.
+    """Make the NICs these interfaces, and no other NIC.
 
-    Raises `GuestError` with code `no-nic` while one of them has not been found yet; then nothing was changed.
+    What an earlier call made is changed where it is another by now, and left alone, with what the container
+    did to it, where it is not. Raises `GuestError` with code `no-nic` while one of them has not been found
+    yet; then none was made.
     """
-    global _taken
     check(interfaces)
-    if _taken:
-        _taken = False
-        nic.unbind_all()
-    if not interfaces:
-        return
+    present = nic.present() if _made else {}
+    kept = _let_go(interfaces, present)
+    new = [interface for interface in interfaces if interface.nic not in kept]
+    found = _find(new, {made.device for made in kept.values()}) if new else {}
+    with Netlink() as netlink:
+        for interface in interfaces:
+            if made := kept.get(interface.nic):
+                _renew(netlink, present[made.device][0], made, interface)
+        if new:
+            _make(netlink, new, found)
+
+
+def _let_go(interfaces: list[Interface], present: dict[str, tuple[int, str]]) -> dict[str, _Made]:
+    """Take the driver from the NICs that cannot become what they are to be by changes; the others."""
+    if not _made:
+        return {}
+    wanted = {interface.nic: interface for interface in interfaces}
+    for mac, made in list(_made.items()):
+        old, new = made.interface, wanted.get(mac)
+        is_here = old is not None and present.get(made.device, (0, ""))[1] == old.name
+        if not is_here or old is None or new is None or (old.name, old.mac) != (new.name, new.mac):
+            del _made[mac]
+    nic.unbind_all(but={made.device for made in _made.values()})
+    return dict(_made)
+
+
+def _find(interfaces: list[Interface], others: set[str]) -> dict[str, int]:
+    """The index of each NIC that is to become one of these interfaces; `others` are devices in use.
+
+    Those that nobody wants lose their driver. Raises `GuestError` with code `no-nic`.
+    """
     nic.bind_all()
-    found = nic.by_mac()
+    found = nic.by_mac(but=others)
     missing = [interface.nic for interface in interfaces if interface.nic not in found]
     if missing:
         raise GuestError(f"no NIC with the MAC {missing[0]}", code="no-nic")
-    _taken = True
-    nic.unbind(found[mac][1] for mac in found.keys() - {interface.nic for interface in interfaces})
-    with Netlink() as netlink:
-        indexes = [found[interface.nic][0] for interface in interfaces]
-        _make_way(netlink, interfaces, indexes)
-        for interface, index in zip(interfaces, indexes, strict=True):
-            try:
-                _configure(netlink, index, interface)
-            except OSError as error:
-                raise GuestError(f"interface {interface.name}: {error.strerror}", code="network") from error
-        for interface, index in zip(interfaces, indexes, strict=True):
-            _add_routes(netlink, index, interface)
-        up = [index for interface, index in zip(interfaces, indexes, strict=True) if interface.up]
-        if not rtnetlink.await_running(netlink, up, _CARRIER_S):
-            warn("a NIC has no carrier")
     for interface in interfaces:
+        _made[interface.nic] = _Made(nic.device_of(found[interface.nic][1]))
+    nic.unbind(found[mac][1] for mac in found.keys() - {interface.nic for interface in interfaces})
+    return {interface.nic: found[interface.nic][0] for interface in interfaces}
+
+
+def _make(netlink: Netlink, interfaces: list[Interface], found: dict[str, int]) -> None:
+    indexes = [found[interface.nic] for interface in interfaces]
+    _make_way(netlink, interfaces, indexes)
+    for interface, index in zip(interfaces, indexes, strict=True):
+        try:
+            _configure(netlink, index, interface)
+        except OSError as error:
+            raise GuestError(f"interface {interface.name}: {error.strerror}", code="network") from error
+    for interface, index in zip(interfaces, indexes, strict=True):
+        _add_routes(netlink, index, interface)
+    up = [index for interface, index in zip(interfaces, indexes, strict=True) if interface.up]
+    if not rtnetlink.await_running(netlink, up, _CARRIER_S):
+        warn("a NIC has no carrier")
+    for interface in interfaces:
+        _made[interface.nic].interface = interface
         if interface.announce:
             _announce(interface)
+
+
+def _renew(netlink: Netlink, index: int, made: _Made, interface: Interface) -> None:
+    old, made.interface = made.interface, None
+    if old is not None and old != interface:
+        try:
+            change(netlink, index, old, interface)
+        except OSError as error:
+            raise GuestError(f"interface {interface.name}: {error.strerror}", code="network") from error
+    made.interface = interface
+
+
+def change(netlink: Netlink, index: int, old: Interface, new: Interface) -> None:
+    """Make the interface what is `new`, where it was made `old`: MTU, state, addresses, routes, neighbours.
+
+    Connections outlive it where their address does. Raises OSError or `GuestError`; then some is done.
+    """
+    if new.mtu != old.mtu:
+        rtnetlink.set_link(netlink, index, rtnetlink.mtu(new.mtu))
+    for row in _gone(old.neighbours, new.neighbours):
+        rtnetlink.remove_neighbour(netlink, index, rtnetlink.Neighbour(**row.__dict__))
+    for row in _gone(old.routes, new.routes):
+        rtnetlink.remove_route(netlink, index, rtnetlink.Route(**row.__dict__))
+    for row in _gone(old.addresses, new.addresses):
+        rtnetlink.remove_address(netlink, index, rtnetlink.Address(**row.__dict__))
+    rtnetlink.set_link(netlink, index, up=new.up)
+    # all of them: with an address, or while it was down, the kernel removes others
+    _add_rows(netlink, index, new)
+    _add_routes(netlink, index, new)
+
+
+def _gone(old: Sequence[Message], new: Sequence[Message]) -> list[Message]:
+    """The rows that are no more."""
+    left = {tuple(row.__dict__.values()) for row in new}
+    return [row for row in old if tuple(row.__dict__.values()) not in left]
 
 
 def _make_way(netlink: Netlink, interfaces: list[Interface], indexes: list[int]) -> None:
@@ -90,6 +169,10 @@ def _configure(netlink: Netlink, index: int, interface: Interface) -> None:
         write(f"{settings}/accept_ra", "0")
     if interface.up:
         rtnetlink.set_link(netlink, index, up=True)
+    _add_rows(netlink, index, interface)
+
+
+def _add_rows(netlink: Netlink, index: int, interface: Interface) -> None:
     for row in interface.addresses:
         rtnetlink.add_address(netlink, index, rtnetlink.Address(**row.__dict__))
     for entry in interface.neighbours:

@@ -15,7 +15,7 @@ from bufferzone.guest.modprobe import modprobe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 _BUS = "/sys/bus/virtio"
 _DRIVER = f"{_BUS}/drivers/virtio_net"
@@ -41,16 +41,28 @@ def bind_all() -> None:
         write(f"{_DRIVER}/bind", device)
 
 
-def unbind_all() -> None:
-    """Take the driver from every NIC: its interface is gone, and comes back as if never used."""
+def unbind_all(but: Collection[str] = ()) -> None:
+    """Take the driver from every NIC but these devices: its interface is gone, and comes back as if never
+    used."""
     for device in _devices(bound=True):
-        write(f"{_DRIVER}/unbind", device)
+        if device not in but:
+            write(f"{_DRIVER}/unbind", device)
 
 
 def unbind(names: Iterable[str]) -> None:
     """Take the driver from the NICs with these interfaces. Raises OSError."""
     for name in names:
-        write(f"{_DRIVER}/unbind", os.path.basename(os.path.realpath(f"/sys/class/net/{name}/device")))
+        write(f"{_DRIVER}/unbind", device_of(name))
+
+
+def device_of(name: str) -> str:
+    """The device behind an interface, as its bus calls it."""
+    return os.path.basename(os.path.realpath(f"/sys/class/net/{name}/device"))
+
+
+def present() -> dict[str, tuple[int, str]]:
+    """Index and name of each NIC's interface by its device, without those that a container has elsewhere."""
+    return {device_of(name): (index, name) for name, index in _interfaces()}
 
 
 def _devices(*, bound: bool) -> list[str]:
@@ -62,11 +74,18 @@ def _devices(*, bound: bool) -> list[str]:
     return found
 
 
-def by_mac() -> dict[str, tuple[int, str]]:
-    """Index and name of each NIC's interface by the MAC address that its back end calls it."""
-    found = {}
-    for name in os.listdir("/sys/class/net"):
-        path = f"/sys/class/net/{name}"
-        if os.path.exists(f"{path}/device"):
-            found[original(read(f"{path}/address").strip())] = int(read(f"{path}/ifindex")), name
-    return found
+def by_mac(but: Collection[str] = ()) -> dict[str, tuple[int, str]]:
+    """Index and name of each NIC's interface by the MAC address that its back end calls it, without these
+    devices: one that is in use may have another."""
+    return {
+        original(read(f"/sys/class/net/{name}/address").strip()): (index, name)
+        for name, index in _interfaces()
+        if not but or device_of(name) not in but
+    }
+
+
+def _interfaces() -> list[tuple[str, int]]:
+    """Name and index of each interface with a device behind it."""
+    root = "/sys/class/net"
+    names = [name for name in os.listdir(root) if os.path.exists(f"{root}/{name}/device")]
+    return [(name, int(read(f"{root}/{name}/ifindex"))) for name in names]

@@ -25,6 +25,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF  # without the bits "nested" and "network byte order"
 _RECEIVE = 1 << 18
 _TRIES = 10
+#: answers to one dump: what nobody can be shown is not kept, however long a table somebody makes
+_MOST = 16384
 _TIMEOUT_S = 10
 
 
@@ -87,6 +89,10 @@ class Netlink:
         """Close the socket."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket, to wait for."""
+        return int(self._socket.fileno())
+
     def request(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Have one thing done; raises OSError with the kernel's own words where it has some."""
         self._send(kind, REQUEST | ACK | flags, body)
@@ -94,13 +100,17 @@ class Netlink:
             pass
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The bodies of all answers; asked again when the table changed meanwhile. Raises OSError."""
+        """The bodies of all answers; asked again when the table changed meanwhile. Raises OSError,
+        E2BIG for a table that nobody keeps in memory."""
         for _ in range(_TRIES):
             self._send(kind, REQUEST | DUMP, body)
             found, whole = [], True
             for flags, answer in self._answers():
                 whole = whole and not flags & _DUMP_INTERRUPTED
                 found.append(answer)
+                if len(found) > _MOST:
+                    self._serial += 1  # the rest is nobody's
+                    raise OSError(errno.E2BIG, f"more than {_MOST} entries of a kind")
             if whole:
                 break
         return found

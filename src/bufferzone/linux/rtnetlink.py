@@ -11,6 +11,7 @@ import errno
 import struct
 import time
 
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.linux.netlink import (
     APPEND,
     CREATE,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     pass
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
-_NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH, _GETNEIGH = 20, 22, 24, 26, 28, 30
+_NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 21, 22, 24, 25, 26
+_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 ETHERNET, LOOPBACK = 1, 772  # ARPHRD_*
 UP = 1  # IFF_UP
 _RUNNING = 0x40
@@ -268,6 +270,16 @@ def no_own_address() -> bytes:
 
 def add_address(netlink: Netlink, index: int, address: Address) -> None:
     """Add an address: no route for its prefix is made, and nobody is asked whether it is taken."""
+    netlink.request(_NEWADDR, _address(index, address), CREATE | REPLACE)
+
+
+def remove_address(netlink: Netlink, index: int, address: Address) -> None:
+    """Remove an address; one that is not there is fine. The kernel may take others of its subnet with it."""
+    with _gone_is_fine():
+        netlink.request(_DELADDR, _address(index, address))
+
+
+def _address(index: int, address: Address) -> bytes:
     flags = _NODAD | _NOPREFIXROUTE
     body = _ADDRESS.pack(
         family_of(address.local), address.prefix, flags & 0xFF, address.scope, index
@@ -275,7 +287,7 @@ def add_address(netlink: Netlink, index: int, address: Address) -> None:
     body += attribute(1, address.peer or address.local) + number(8, flags)
     if address.broadcast:
         body += attribute(4, address.broadcast)
-    netlink.request(_NEWADDR, body, CREATE | REPLACE)
+    return body
 
 
 def add_route(netlink: Netlink, index: int, route: Route) -> None:
@@ -283,6 +295,20 @@ def add_route(netlink: Netlink, index: int, route: Route) -> None:
 
     Replacing would take the route of another interface to the same destination: each has its fe80::/64.
     """
+    try:
+        netlink.request(_NEWROUTE, _route(index, route), CREATE | APPEND)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+
+
+def remove_route(netlink: Netlink, index: int, route: Route) -> None:
+    """Remove a route of the main table; one that is not there is fine."""
+    with _gone_is_fine():
+        netlink.request(_DELROUTE, _route(index, route))
+
+
+def _route(index: int, route: Route) -> bytes:
     flags = ONLINK if route.onlink else 0
     head = (route.family, route.prefix, 0, 0, MAIN_TABLE, route.protocol, route.scope, route.type, flags)
     body = _ROUTE.pack(*head) + number(4, index)
@@ -298,18 +324,28 @@ def add_route(netlink: Netlink, index: int, route: Route) -> None:
         body += number(6, route.metric)
     if route.mtu:
         body += nested(8, number(2, route.mtu))
-    try:
-        netlink.request(_NEWROUTE, body, CREATE | APPEND)
-    except OSError as error:
-        if error.errno != errno.EEXIST:
-            raise
+    return body
 
 
 def add_neighbour(netlink: Netlink, index: int, neighbour: Neighbour) -> None:
     """Add a permanent entry."""
-    head = _NEIGHBOUR.pack(family_of(neighbour.address), 0, index, PERMANENT, 0, 0)
-    body = head + attribute(1, neighbour.address) + attribute(2, neighbour.mac)
+    body = _neighbour(index, neighbour) + attribute(2, neighbour.mac)
     netlink.request(_NEWNEIGH, body, CREATE | REPLACE)
+
+
+def remove_neighbour(netlink: Netlink, index: int, neighbour: Neighbour) -> None:
+    """Remove an entry; one that is not there is fine."""
+    with _gone_is_fine():
+        netlink.request(_DELNEIGH, _neighbour(index, neighbour))
+
+
+def _neighbour(index: int, neighbour: Neighbour) -> bytes:
+    head = _NEIGHBOUR.pack(family_of(neighbour.address), 0, index, PERMANENT, 0, 0)
+    return head + attribute(1, neighbour.address)
+
+
+def _gone_is_fine() -> ignoring:
+    return ignoring(errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 
 
 def await_running(netlink: Netlink, indexes: list[int], timeout_s: float) -> bool:

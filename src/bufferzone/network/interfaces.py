@@ -26,8 +26,8 @@ _LINK_SCOPE = b"\xfe\x80"
 
 
 class Interface(Record):
-    """An Ethernet interface: `mac` of six bytes, and its addresses, routes of the main table and permanent
-    neighbours.
+    """An Ethernet interface: `mac` of six bytes, `kind` (`veth`, `tun`), and its addresses, routes of the
+    main table and permanent neighbours.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Interface(Record):
     mac: bytes
     mtu: int
     up: bool
+    kind: str = ""
     addresses: tuple[rtnetlink.Address, ...] = ()
     routes: tuple[rtnetlink.Route, ...] = ()
     neighbours: tuple[rtnetlink.Neighbour, ...] = ()
@@ -64,6 +65,7 @@ def scan(most: int) -> tuple[Interface, ...]:
             mac=link.mac,
             mtu=link.mtu,
             up=bool(link.flags & rtnetlink.UP),
+            kind=link.kind,
             addresses=tuple(a for a in addresses if a.index == link.index and _is_lasting(a)),
             routes=tuple(r for r in routes if r.index == link.index),
             neighbours=tuple(n for n in neighbours if n.index == link.index),

@@ -1,7 +1,9 @@
 """The network of one sandbox: which namespace is whose, and when its interfaces become the VM's.
 
 One NIC is in every VM from the start, with a tap that waits in a namespace of its own; at `start` it becomes
-the first interface found in the container's namespace. Further ones are plugged then.
+the first interface found in the container's namespace. Further ones are plugged then. From `start` on, what
+changes in the namespace is followed (`podman network connect`, `disconnect`, `reload`); what cannot be is one
+line in the log.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from functools import partial
 
 from bufferzone import log
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError, VmmError
-from bufferzone.network import interfaces, namespace, ruleset, tcfilter
+from bufferzone.network import interfaces, namespace, ruleset, tcfilter, watch
 from bufferzone.oci import host
 from bufferzone.sandbox.nics import Nics
 from bufferzone.wire import network as messages
@@ -25,7 +27,7 @@ from bufferzone.wire.proto import Empty
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, NoReturn
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
@@ -66,7 +68,8 @@ class TapNetwork:
     """The taps of a sandbox and what they are joined with. `record(identity, path, taps)` notes what a killed
     shim would leave.
 
-    The first namespace with an interface in it is the sandbox's, and what is in there at `attach` counts.
+    The first namespace with an interface in it is the sandbox's. What is in there at `attach` counts, and
+    from then on what changes.
     `tap` (None: this machine has none) is owned; `close` gives everything back. `rules` are the egress
     policy, None: none. Thread-safe.
     """
@@ -82,7 +85,10 @@ class TapNetwork:
         self._nics = Nics(tap, vmm, rules)
         self._agent, self._record = agent_client, record
         self._lock = threading.Lock()
-        self._namespace = -1
+        self._namespace, self._path = -1, ""
+        self._watch: watch.Watch | None = None
+        self._found: tuple[Interface, ...] | None = None  # as followed last; None: nobody knows
+        self._said = ""
         self._configured: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
         self._waiting: dict[threading.Thread, int] = {}  # namespaces that nobody has looked into yet
         self._started = self._parted = False
@@ -114,9 +120,16 @@ class TapNetwork:
             if self._parted:
                 raise HostError("the network was taken apart", code="network")
             if self._namespace >= 0 and not os.path.sameopenfile(self._namespace, fd):
-                return
-            found = self._look(fd, path)
+                if self.is_joined:
+                    return
+                self._part()  # there is nothing in the other
+            try:
+                found = self._look(fd, path, scan=self._watch_and_scan)
+            except (BufferzoneError, OSError) as error:
+                self._give_up(error)
             self._started = self._started or bool(found)
+            if self._watch is not None:
+                self._watch.start(self._follow)
 
     def leave(self, fd: int) -> None:
         """The container of the namespace `fd` is gone: if it was the sandbox's, take them apart."""
@@ -186,36 +199,71 @@ class TapNetwork:
                 return  # the container is gone, or the network
             try:
                 if self._namespace < 0:
-                    self._look(self._waiting[thread], path, only_ready=True)
-            except BufferzoneError as error:  # whatever it was: `attach` finds out whether it still is
-                log.debug(f"a first look at the network: {error.line()}")
+                    self._look(self._waiting[thread], path, scan=_scan_if_ready)
+            except (BufferzoneError, OSError) as error:  # `attach` finds out whether it still is
+                self._part()
+                log.debug(f"a first look at the network: {log.line_of(error)}")
             finally:
                 self._forget(thread)
 
     def _forget(self, thread: threading.Thread) -> None:
         os.close(self._waiting.pop(thread))
 
-    def _look(self, fd: int, path: str, *, only_ready: bool = False) -> tuple[Interface, ...]:
-        """Take over what is in the namespace now; what that is."""
+    def _look(
+        self, fd: int, path: str, *, scan: Callable[[], tuple[Interface, ...]]
+    ) -> tuple[Interface, ...]:
+        """Take over what is in the namespace now; what that is. Raises what prevented some of it."""
+        self._found = None
+        found = namespace.inside(fd, scan)
+        if self._namespace < 0 and (found or self._watch is not None):
+            self._namespace, self._path = os.dup(fd), path
+        if self._namespace < 0:
+            return found
+        seen = os.fstat(fd)
         try:
-            found = namespace.inside(fd, lambda: interfaces.scan(messages.MOST_INTERFACES))
-            if only_ready and not all(interface.is_ready for interface in found):
-                return ()
-            if found and self._namespace < 0:
-                self._namespace = os.dup(fd)
-            if self._namespace >= 0:
-                seen = os.fstat(fd)
-                self._nics.follow(fd, found, partial(self._record, [seen.st_dev, seen.st_ino], path))
-                self._configure_guest(found)
-        except (BufferzoneError, OSError) as error:
-            if not self._started:
-                self._part()
-            if isinstance(error, BufferzoneError):
-                raise
-            raise HostError(f"the network: {error}", code="network") from error
+            self._nics.follow(fd, found, partial(self._record, [seen.st_dev, seen.st_ino], path))
+        except (BufferzoneError, OSError):
+            if self._started:  # the others are not to suffer
+                self._configure_guest(tuple(i for i in found if i.name in self._nics.macs))
+            raise
+        self._configure_guest(found)
+        self._found = found
         return found
 
+    def _give_up(self, error: BufferzoneError | OSError) -> NoReturn:
+        """Nobody can start: let go, unless somebody runs."""
+        if not self._started:
+            self._part()
+        if isinstance(error, BufferzoneError):
+            raise error
+        raise HostError(f"the network: {error}", code="network") from error
+
+    def _watch_and_scan(self) -> tuple[Interface, ...]:
+        """What is in the namespace that this thread is in; what changes after this look will be told."""
+        if self._watch is None:
+            self._watch = watch.Watch()
+        return _scan()
+
+    def _follow(self) -> None:
+        """Something may have changed in the namespace of a sandbox that runs."""
+        with self._lock:
+            if self._namespace < 0:
+                return
+            said = ""
+            try:
+                if namespace.inside(self._namespace, _scan) != self._found:
+                    found = self._look(self._namespace, self._path, scan=_scan)
+                    self._started = self._started or bool(found)
+            except (BufferzoneError, OSError) as error:
+                said = log.line_of(error) if isinstance(error, BufferzoneError) else str(error)
+            if said and said != self._said:
+                log.say(f"a change of the container's network was not followed: {said}")
+            self._said = said
+
     def _part(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         if self._namespace < 0:
             return
         fd, self._namespace = self._namespace, -1
@@ -248,6 +296,17 @@ class TapNetwork:
                 if error.code != "no-nic" or time.monotonic() > end:
                     raise
                 select.select([], [], [], _AGAIN_S)
+
+
+def _scan() -> tuple[Interface, ...]:
+    """What is in the namespace that this thread is in."""
+    return interfaces.scan(messages.MOST_INTERFACES)
+
+
+def _scan_if_ready() -> tuple[Interface, ...]:
+    """The same; nothing while whoever makes it is not done."""
+    found = _scan()
+    return found if all(interface.is_ready for interface in found) else ()
 
 
 def _message(nic_mac: str, interface: Interface) -> messages.Interface:

@@ -44,7 +44,8 @@ class Nics:
         self._bridges = None if rules is None else egress_bridge.EgressBridges(rules)
         self._end = tcfilter.PARKED if self._bridges is None else egress_bridge.FAR
         self._vmm = vmm
-        # Podman's port handler for ordinary users calls from inside the namespace
+        # Podman's port handler for ordinary users calls from inside the namespace; so does root's where
+        # slirp4netns made the interface, a tap
         self._port_routes = identity.is_namespace_root()
         # not from our pid: that may be somebody else's by the time a clean-up looks for the name
         self._token = os.urandom(4).hex()
@@ -67,7 +68,7 @@ class Nics:
         """Have these interfaces of the namespace `fd` for NICs, and nothing else.
 
         `record` notes the names of the taps that will be in the namespace. Raises `HostError`, `VmmError`,
-        OSError; then some may be joined.
+        OSError; then what could be joined is, see `macs`, and what is not in use is at home.
         """
         leads = namespace.inside(fd, tcfilter.joined) if any(nic.placed for nic in self._all) else {}
         new = list(found)
@@ -77,18 +78,16 @@ class Nics:
             if nic.interface is not None:
                 new.remove(nic.interface)
                 self._fit(fd, nic, nic.interface)
-        free = [nic for nic in self._all if nic.interface is None]
-        if new:
-            self._need_tap(new)
-            record([self._name(number) for number in range(max(len(found), len(self._all)))])
-        for interface in new:
-            nic = free.pop(0) if free else self._plug()
-            self._place(fd, nic, interface)
-            namespace.inside(fd, partial(tcfilter.join, interface.name, nic.name))
-            nic.interface = interface
-        self._take_home(fd, free)
-        for nic in self._all if self._port_routes else ():
-            self._open(fd, nic)
+        try:
+            if new:
+                self._need_tap(new)
+                record([self._name(number) for number in range(max(len(found), len(self._all)))])
+            for interface in new:
+                self._join(fd, interface)
+        finally:
+            self._take_home(fd, [nic for nic in self._all if nic.interface is None])
+            for nic in self._all:
+                self._open(fd, nic)
 
     def with_port_routes(self, found: Sequence[Interface]) -> tuple[Interface, ...]:
         """The interfaces, as followed last, with what the guest needs for `rootlessport`."""
@@ -131,6 +130,12 @@ class Nics:
                 code="no-tap",
             )
 
+    def _join(self, fd: int, interface: Interface) -> None:
+        nic = next((nic for nic in self._all if nic.interface is None), None) or self._plug()
+        self._place(fd, nic, interface)
+        namespace.inside(fd, partial(tcfilter.join, interface.name, nic.name))
+        nic.interface = interface
+
     def _plug(self) -> Nic:
         if not self._vmm.features.hotplug_nic:
             raise HostError(f"{self._vmm.features.label} cannot plug another NIC", code="vmm-feature")
@@ -163,7 +168,7 @@ class Nics:
 
     def _open(self, fd: int, nic: Nic) -> None:
         nic.has_port_route = False
-        if nic.interface is not None:
+        if nic.interface is not None and (self._port_routes or nic.interface.kind == "tun"):
             with suppress(OSError):  # a kernel that cannot: then nobody calls from inside
                 nic.has_port_route = namespace.inside(
                     fd, partial(rootlessport.add_routes, nic.interface, nic.name, nic.number)
