@@ -27,6 +27,7 @@ from vm import private
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(ROOT / "bin" / "bufferzone")
+BZ = str(ROOT / "bin" / "bz")
 FAKE_CONMON = str(ROOT / "tests" / "fakes" / "fake_conmon.py")
 DEADLINE_S = 120
 SETTINGS = 'vmm = "host"'
@@ -110,17 +111,13 @@ class Cli:
         head = "import sys; agent_fd = int(sys.argv[sys.argv.index('--fd') + 1])\n"
         self.odd_shim(f"from bufferzone.vmm.host import driver\ndriver._PROGRAM = {head + program!r}")
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *words: str, program: str = PROGRAM) -> list[str]:
         shim = ["--shim", self.shim] if self.shim else []
-        return [*self._enter, PROGRAM, "--root", str(self.root), *shim, *words]
+        return [*self._enter, program, "--root", str(self.root), *shim, *words]
 
-    def bz(self, *words: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command of `bz`."""
-        command = [*self._enter, f"{PROGRAM.removesuffix('bufferzone')}bz", "--root", str(self.root), *words]
-        done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S)
-        if check is not None:
-            assert done.returncode == check, (words, done.returncode, done.stdout, done.stderr)
-        return done
+    def bz(self, *words: str, **more) -> subprocess.CompletedProcess[str]:
+        """The same for `bz`."""
+        return self(*words, program=BZ, **more)
 
     def host(self, *words: str) -> str:
         """Run a program of the host where the verbs run, in their mount namespace; its output."""
@@ -142,13 +139,20 @@ class Cli:
         self._running.append(process)
         return process
 
-    def __call__(self, *words: str, check: int | None = 0, **more) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *words: str, check: int | None = 0, program: str = PROGRAM, **more
+    ) -> subprocess.CompletedProcess[str]:
         """Run a verb with an empty environment; its exit status must be `check` unless that is None."""
         more.setdefault("stdin", subprocess.DEVNULL if "input" not in more else None)
         if more["stdin"] is None:
             del more["stdin"]
         done = subprocess.run(
-            self.command(*words), env={}, capture_output=True, text=True, timeout=DEADLINE_S, **more
+            self.command(*words, program=program),
+            env={},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            **more,
         )
         if check is not None:
             assert done.returncode == check, (words, done.returncode, done.stdout, done.stderr)

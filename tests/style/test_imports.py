@@ -13,7 +13,7 @@ LAYERS = (
     ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "client", "guest"),
-    ("vm",),
+    ("vm", "workload"),
     ("snapshot",),
     ("sandbox", "cli"),
     ("shim", "bench"),

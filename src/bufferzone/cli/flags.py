@@ -63,10 +63,14 @@ def ignored(names: str, metavar: str, help: str) -> Flag:
 
 
 class Options:
-    """What a command line said: one attribute per flag, and `given`, the attributes that were set."""
+    """What a command line said: one attribute per flag, and `given`, the attributes that were set.
+
+    `separated`: `--` ended the flags, with no word before it.
+    """
 
     def __init__(self, flags: Sequence[Flag]) -> None:
         self.given: set[str] = set()
+        self.separated = False
         for flag in flags:
             self.__dict__[flag.attribute] = flag.start()
 
@@ -94,6 +98,7 @@ def parse(flags: Sequence[Flag], words: Sequence[str], *, interspersed: bool) ->
         word = words[at]
         at += 1
         if word == "--":
+            options.separated = not rest
             return options, [*rest, *words[at:]]
         if not word.startswith("-") or word == "-":
             rest.append(word)

@@ -78,12 +78,17 @@ def run(order: Order, stdio: Sequence[int], *, forked: bool = False) -> int:
 
 
 def run_attached(
-    order: Order, stdio: Sequence[int], *, keep: bool = False, pass_signals: bool = False
+    order: Order,
+    stdio: Sequence[int],
+    *,
+    keep: bool = False,
+    pass_signals: bool = False,
+    begun: Callable[[], None] = lambda: None,
 ) -> int:
     """Make it, start its process and wait for its end; its exit status.
 
     We are what stands for it on the host. It is deleted then, unless `keep`. `pass_signals`: see
-    `waiter.attach`. Raises what is wrong; then nothing is left.
+    `waiter.attach`; `begun` is called once its process runs. Raises what is wrong; then nothing is left.
     """
     directory = start.new_container(order.root, order.id, order.spec)
 
@@ -91,6 +96,7 @@ def run_attached(
         job.write_pid_file(order.pid_file, os.getpid())
         order.note("start its process")
         container.start_through(client, order.id)
+        begun()
 
     try:
         order.note("start the shim")

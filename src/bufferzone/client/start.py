@@ -137,8 +137,11 @@ def start_shim(
 
         if pid := join.join(directory, entry, restore_from):
             return pid
-    if restore_from or scope:
-        return _start_shim(directory, spec.bundle, program, restore_from, scope=scope)
+    more = ["-restore-from", restore_from] if restore_from else []
+    more += ["-systemd-cgroup"] if scope else []
+    more += ["-settings", jsontext.dumps(spec.chosen)] if spec.chosen else []
+    if more:
+        return _start_shim(directory, spec.bundle, program, *more)
     settings = settings_of(spec)
     if not wants_pool(settings):
         return _start_shim(directory, spec.bundle, program)
@@ -197,13 +200,9 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 
-def _start_shim(
-    directory: str, bundle: str, program: str, restore_from: str = "", *, scope: bool = False
-) -> int:
+def _start_shim(directory: str, bundle: str, program: str, *more: str) -> int:
     reader, writer = os.pipe()
     try:
-        more = ["-restore-from", restore_from] if restore_from else []
-        more += ["-systemd-cgroup"] if scope else []
         command = _command(directory, bundle, program, *more, "-ready-fd", str(_READY_FD), "serve")
         pid = _spawn(command, os.path.join(directory, _LOG), writer)
     except BaseException:

@@ -35,10 +35,22 @@ MAX_SIZE = 16 << 20
 class Spec:
     """A checked config.json: `raw` is the whole of it, the rest are views on what everybody asks for."""
 
-    def __init__(self, raw: dict[str, Any], bundle: str, *, containerd: bool = False) -> None:
-        """`containerd`: containerd started the shim that reads it, so that what it says of pods counts."""
+    def __init__(
+        self,
+        raw: dict[str, Any],
+        bundle: str,
+        *,
+        containerd: bool = False,
+        chosen: dict[str, Any] | None = None,
+    ) -> None:
+        """`containerd`: containerd started the shim that reads it, so that what it says of pods counts.
+
+        `chosen`: settings by attribute, from whoever starts it and may write settings files as well. They
+        come after the files and the annotations; nothing in the bundle can say them.
+        """
         self.raw = raw
         self.bundle = bundle
+        self.chosen = chosen or {}
         self._containerd = containerd
 
     @property
@@ -117,14 +129,15 @@ class Spec:
         return None
 
 
-def load(bundle: str, *, containerd: bool = False) -> Spec:
+def load(bundle: str, *, containerd: bool = False, chosen: dict[str, Any] | None = None) -> Spec:
     """Read and check BUNDLE/config.json; the root file system must be a directory.
 
-    `containerd` as in `Spec`. Raises `SpecError` whose message starts with the JSON path; nothing is changed
-    on disk.
+    `containerd` and `chosen` as in `Spec`. Raises `SpecError` whose message starts with the JSON path;
+    nothing is changed on disk.
     """
     bundle = os.path.abspath(bundle)
-    spec = Spec(parse_object(read_bytes(os.path.join(bundle, "config.json"))), bundle, containerd=containerd)
+    raw = parse_object(read_bytes(os.path.join(bundle, "config.json")))
+    spec = Spec(raw, bundle, containerd=containerd, chosen=chosen)
     validate(spec.raw)
     if not os.path.isdir(spec.rootfs):
         reason = "not a directory" if os.path.lexists(spec.rootfs) else "no such directory"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def settings_of(spec: Spec) -> config.Settings:
     """The settings of one container; raises `SpecError` for one that is refused."""
-    return apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
+    settings = apply_vm(apply_annotations(config.load(), spec.annotations), spec.vm)
+    return settings.with_values(**spec.chosen) if spec.chosen else settings
 
 
 def check_host(spec: Spec) -> None:

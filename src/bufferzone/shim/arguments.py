@@ -1,4 +1,4 @@
-"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the few flags of our
+"""The shim's command line as containerd writes it (Go flags: -x v, -x=v, --x) plus the flags of our
 own.
 """
 
@@ -21,6 +21,7 @@ WITH_VALUE = {
     "ready-fd": "descriptor that gets one line: ready, or why not",
     "shape": "what the VMs of a pool are to be like, in JSON",
     "restore-from": "directory of a checkpoint to go on from",
+    "settings": "settings that the caller of `bz run` chose for this sandbox, in JSON",
 }
 SWITCHES = {
     "debug": "log the steps, and the errors that are passed over",
@@ -33,7 +34,10 @@ ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver")
 
 
 class Arguments:
-    """`action` is one of those that were allowed; the rest are the flags' texts, empty when not given."""
+    """`action` is one of those that were allowed; the rest are the flags' texts, empty when not given.
+
+    `settings` are those of one sandbox that its starter chose, as JSON: see `oci.Spec`.
+    """
 
     def __init__(self) -> None:
         self.action = ""
@@ -41,6 +45,7 @@ class Arguments:
         self.namespace = self.address = self.id = self.bundle = self.root = self.ready_fd = ""
         self.shape = ""
         self.restore_from = ""
+        self.settings = ""
         self.publish_binary = self.socket = self.debug_socket = ""
 
     @property

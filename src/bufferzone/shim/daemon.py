@@ -120,7 +120,8 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
 def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: int, *, cli: bool) -> None:
     """Boot, serve, wait, close."""
     be_a_shim()
-    spec = oci.load(arguments.bundle, containerd=not cli)
+    chosen = json.loads(arguments.settings) if cli and arguments.settings else None
+    spec = oci.load(arguments.bundle, containerd=not cli, chosen=chosen)
 
     def announce() -> None:
         os.write(ready, b"ready\n")

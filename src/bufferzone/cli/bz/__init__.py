@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: verb -> what the help says; the module has the verb's name
 VERBS = {
+    "run": "run a command in a sandbox of its own",
+    "rm": "remove containers, and what they wrote",
     "setup": "build the guest image if it is missing or its inputs changed",
     "template": "list, make or remove the templates that VMs start from",
     "bench": "measure times and sizes beside those of other runtimes",

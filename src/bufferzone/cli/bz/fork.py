@@ -11,10 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
-FLAGS = (
-    Flag("output", "DIR", "where NEW-ID.out and NEW-ID.err get what a copy writes; else it is dropped"),
-    Flag("shim", "PATH", "the shim's program, for tests"),
-)
+FLAGS = (Flag("output", "DIR", "where NEW-ID.out and NEW-ID.err get what a copy writes; else it is dropped"),)
 USAGE = "[options] ID NEW-ID..."
 DESCRIPTION = (
     "The original stands still for a moment and goes on. A copy is an ordinary container afterwards; it "

@@ -1,0 +1,77 @@
+"""`bz run`: one command in a sandbox of its own, in the foreground or, with -d, behind our back."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from bufferzone import state
+from bufferzone.cli import output, process_flags
+from bufferzone.cli.bz import wish_flags
+from bufferzone.cli.flags import Flag
+from bufferzone.errors import UsageError
+from bufferzone.log import shown
+from bufferzone.workload import launch, place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bufferzone.cli.flags import Options
+
+FLAGS = (
+    Flag("interactive i", "", "the command reads our stdin"),
+    Flag("tty t", "", "give it a terminal"),
+    Flag("detach d", "", "do not wait for the end; prints the id"),
+    Flag("name", "NAME", "a name; such a container stays after its end, until bz rm"),
+    Flag("rm", "", "remove it after its end in any case"),
+    Flag("timeout", "SECONDS", "kill it then (137)"),
+    *wish_flags.FLAGS,
+)
+USAGE = "[options] -- COMMAND [arguments]"
+DESCRIPTION = (
+    "Without an image the command finds the host's /usr, and may change it: what it writes is thrown away.\n"
+    "/etc and the home directories are empty but for what programs need. The exit status is the command's;\n"
+    "125: it could not be run, 126: it is not executable, 127: there is no such command, 128+N: signal N."
+)
+WORDS = (0, -1)
+INTERSPERSED = False
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Run it."""
+    if words and not options.separated:
+        raise UsageError(
+            f"there are no images yet: {shown(words[0])}", hint=f"write: bz run -- {shown(' '.join(words))}"
+        )
+    timeout_s = wish_flags.seconds("--timeout", options.timeout) if options.timeout else 0.0
+    if options.detach and (options.tty or options.interactive or options.rm or timeout_s):
+        raise UsageError("-d goes without -i, -t, --rm and --timeout")
+    wish = wish_flags.wish_of(options, words, terminal=options.tty)
+    id = options.name or launch.new_id()
+    begun = launch.Launch(wish, state.runtime_root(options.root), id, shim=options.shim)
+    if options.detach:
+        return _detached(begun)
+    keep = bool(options.name) and not options.rm
+    stdin = 0 if options.interactive else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    stdio = (stdin, *process_flags.STDIO[1:])
+    return begun.run_attached(stdio, keep=keep, progress=_progress(), timeout_s=timeout_s)
+
+
+def _detached(begun: launch.Launch) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    stdio = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    stdio += [os.open(os.path.join(begun.place.path, name), flags, 0o600) for name in (place.OUT, place.ERR)]
+    begun.run_detached(stdio, forked=True, progress=_progress())
+    output.print_text(f"{begun.id}\n")
+    return 0
+
+
+def _progress() -> Callable[[str], None]:
+    """Steps of building the guest image, with their times, on stderr."""
+    start = time.monotonic()
+
+    def tell(line: str) -> None:
+        os.write(2, f"bz: guest image: {time.monotonic() - start:6.1f} s  {line}\n".encode())
+
+    return tell

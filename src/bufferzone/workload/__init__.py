@@ -1,0 +1,1 @@
+"""What a person asks for becomes a bundle of ours and a container. The library and `bz` stand on it."""

@@ -1,0 +1,151 @@
+"""A root file system without an image: the host's programs, and nothing of the host's own data.
+
+/usr is the host's, with an overlay that is thrown away; /etc holds what programs need to run (who there is,
+names, libraries, certificates) and no configuration or secret of the host; home directories are empty.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from bufferzone.errors import HostError
+from bufferzone.linux import filesystem, identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_OVERLAY = 0x794C7630  # an overlay cannot write to an overlay: a host that is a container itself
+_DIRECTORIES = """
+dev etc home media mnt opt proc run srv sys usr var var/cache var/lib var/log var/lib/misc
+"""
+#: what a Debian program finds its parts by; directories with the links in them, since that is all they hold
+_FILES = "ld.so.cache ld.so.conf mime.types protocols services ssl/openssl.cnf"
+_TREES = "alternatives ld.so.conf.d ssl/certs"
+_PASSWD = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+_GROUP = "root:x:0:\ntty:x:5:\nstaff:x:50:\nusers:x:100:\nnogroup:x:65534:\n"
+_NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+_RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
+
+
+def make(place: str, *, network: bool, hostname: str, read_only: bool) -> list[dict[str, Any]]:
+    """Fill PLACE/rootfs, a new directory, and return the mounts that belong to it. Raises `HostError`.
+
+    `network`: names are looked up where the host looks them up. `read_only`: no overlay.
+    """
+    root = os.path.join(place, "rootfs")
+    try:
+        os.mkdir(root, 0o755)
+        for name in _DIRECTORIES.split():
+            os.mkdir(f"{root}/{name}", 0o755)
+        os.mkdir(f"{root}/root", 0o700)
+        for name in ("tmp", "var/tmp"):
+            os.mkdir(f"{root}/{name}")
+            os.chmod(f"{root}/{name}", 0o1777)
+        _make_etc(root, network=network, hostname=hostname)
+        return [_usr(place, read_only=read_only), *_beside_usr(root)]
+    except OSError as error:
+        text = f"cannot make a root file system: {error.filename}: {error.strerror}"
+        raise HostError(text, code="root-failed") from error
+
+
+def _make_etc(root: str, *, network: bool, hostname: str) -> None:
+    etc = f"{root}/etc"
+    os.mkdir(f"{etc}/ssl", 0o755)
+    for name in _FILES.split():
+        if os.path.isfile(f"/etc/{name}"):
+            shutil.copyfile(f"/etc/{name}", f"{etc}/{name}")
+    for name in _TREES.split():
+        _copy_tree(f"/etc/{name}", f"{etc}/{name}")
+    for name in ("localtime", "os-release", "mtab"):
+        if os.path.islink(f"/etc/{name}"):
+            os.symlink(os.readlink(f"/etc/{name}"), f"{etc}/{name}")
+    hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{hostname}\n"
+    texts = {
+        "passwd": _PASSWD,
+        "group": _GROUP,
+        "nsswitch.conf": _NSSWITCH,
+        "hosts": hosts,
+        "hostname": f"{hostname}\n",
+        "resolv.conf": resolvers() if network else "",
+    }
+    for name, text in texts.items():
+        with open(f"{etc}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _copy_tree(source: str, target: str) -> None:
+    """Files and links of one directory; what lies deeper stays."""
+    os.mkdir(target, 0o755)
+    try:
+        entries = list(os.scandir(source))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), f"{target}/{entry.name}")
+        elif entry.is_file():
+            shutil.copyfile(entry.path, f"{target}/{entry.name}")
+
+
+def resolvers() -> str:
+    """The host's resolv.conf with the name servers that passt reaches: those of IPv4 and not of loopback."""
+    kept: list[str] = []
+    for path in _RESOLVERS:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines = [line for line in file if not line.startswith(("#", ";"))]
+        except OSError:
+            continue
+        kept = [line for line in lines if not line.startswith("nameserver") or _reachable(line)]
+        if any(line.startswith("nameserver") for line in kept):
+            break
+    return "".join(kept)
+
+
+def _reachable(line: str) -> bool:
+    address = line.removeprefix("nameserver").strip()
+    return ":" not in address and not address.startswith("127.")
+
+
+def _usr(place: str, *, read_only: bool) -> dict[str, Any]:
+    if read_only or not _may_overlay(place):
+        return _bind("/usr")
+    data = {"lowerdir": "/usr", "upperdir": f"{place}/upper", "workdir": f"{place}/work"}
+    for name in ("upperdir", "workdir"):
+        os.mkdir(data[name], 0o755)
+    options = [f"{name}={_escaped(path)}" for name, path in data.items()]
+    if identity.is_namespace_root():
+        options.append("userxattr")  # overlayfs.rst: trusted.* is for root of the machine
+    return {"destination": "/usr", "type": "overlay", "source": "overlay", "options": options}
+
+
+def _may_overlay(place: str) -> bool:
+    fd = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return filesystem.magic_of(fd) != _OVERLAY
+    finally:
+        os.close(fd)
+
+
+def _escaped(path: str) -> str:
+    return "".join(f"\\{c}" if c in "\\:," else c for c in path)
+
+
+def _beside_usr(root: str) -> list[dict[str, Any]]:
+    """/bin, /lib and so on: the links that they are, or, where they are not, the host's directories."""
+    found = []
+    for name in sorted(os.listdir("/")):
+        if not (name in ("bin", "sbin") or name.startswith("lib")):
+            continue
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+        elif os.path.isdir(f"/{name}"):
+            os.mkdir(f"{root}/{name}", 0o755)
+            found.append(_bind(f"/{name}"))
+    return found
+
+
+def _bind(path: str) -> dict[str, Any]:
+    return {"destination": path, "type": "bind", "source": path, "options": ["rbind", "rro"]}

@@ -1,0 +1,163 @@
+"""From a wish to a container that runs: its place on the disk, its bundle, its start; both gone in the end.
+
+Where the guest image is missing it is built first, with progress, and then it goes on. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone import oci, state
+from bufferzone.client import container, create, removal, signals
+from bufferzone.errors import BufferzoneError, ExistsError, HostError
+from bufferzone.oci.host import check_host
+from bufferzone.wire import task
+from bufferzone.workload import config_json, host_root, place, users
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from bufferzone.workload.wish import Wish
+
+_ID_BYTES = 6
+
+
+def new_id() -> str:
+    """An id for what has no name."""
+    return os.urandom(_ID_BYTES).hex()
+
+
+class Launch:
+    """A container to be made from a wish: `id` below `root`. A context manager that owns its place until the
+    container is there, and removes it when that fails.
+    """
+
+    def __init__(self, wish: Wish, root: str, id: str, *, shim: str = "") -> None:
+        """Raises what is wrong with the wish; then nothing is left."""
+        self.root, self.id = root, state.check_id(id)
+        wish.hostname = wish.hostname or id[:63]
+        if os.path.exists(os.path.join(root, id)):
+            raise ExistsError(f"there is a container of that name: {id}", hint=f"bz rm {id}")
+        chosen = config_json.chosen(wish)
+        init = config_json.find_init() if wish.init else ""
+        self.place = place.Place(root, id)
+        try:
+            mounts = host_root.make(
+                self.place.path,
+                network=wish.network == "passt",
+                hostname=wish.hostname,
+                read_only=wish.read_only,
+            )
+            user = users.find(os.path.join(self.place.path, "rootfs"), wish.user)
+            self.place.write_config(config_json.config_json(wish, user=user, mounts=mounts, init=init))
+            self._spec = oci.load(self.place.path, chosen=chosen)
+            check_host(self._spec)
+        except BaseException:
+            self.place.remove()
+            raise
+        self._shim = shim
+
+    def _order(self) -> create.Order:
+        return create.Order(self.root, self.id, self._spec, shim=self._shim)
+
+    def run_attached(
+        self, stdio: Sequence[int], *, keep: bool, progress: Callable[[str], None], timeout_s: float = 0.0
+    ) -> int:
+        """Run it to its end; its exit status. `timeout_s`: after that many seconds it is killed (137).
+
+        For a program that does nothing else meanwhile: signals are passed on.
+        """
+        made = False
+        try:
+            with _Alarm(os.path.join(self.root, self.id), timeout_s) as alarm:
+                status = _with_image(
+                    lambda: create.run_attached(
+                        self._order(), stdio, keep=keep, pass_signals=True, begun=alarm.set
+                    ),
+                    progress,
+                )
+            made = keep
+            return status
+        finally:
+            self._settle(made)
+
+    def run_detached(self, stdio: Sequence[int], *, forked: bool, progress: Callable[[str], None]) -> int:
+        """Start it and return the pid of what stands for it; `forked`: see `client.detach`."""
+        made = False
+        try:
+            pid = _with_image(lambda: create.run(self._order(), stdio, forked=forked), progress)
+            made = True
+            return pid
+        finally:
+            self._settle(made)
+
+    def _settle(self, made: bool) -> None:
+        if made:
+            self.place.close()
+        else:
+            self.place.remove()
+
+
+def _with_image(work: Callable[[], int], progress: Callable[[str], None]) -> int:
+    """`work`; where there is no guest image, again once it is built."""
+    try:
+        return work()
+    except HostError as error:
+        if error.code != "image-missing":
+            raise
+    from bufferzone import config
+    from bufferzone.guestimage import build, current
+
+    store = config.load().image_store
+    image = build.ensure_image(store, progress=progress)
+    current.remember_own(store, image.digest)
+    return work()
+
+
+class _Alarm:
+    """A context that kills the container in `directory` so many seconds after `set`, 0: never."""
+
+    def __init__(self, directory: str, seconds: float) -> None:
+        self._directory, self._seconds = directory, seconds
+        self._timer: threading.Timer | None = None
+
+    def set(self) -> None:
+        """The time runs from now on."""
+        if self._seconds:
+            import threading
+
+            self._timer = threading.Timer(self._seconds, kill, [self._directory])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __enter__(self) -> _Alarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def kill(directory: str, number: int = signals.KILL) -> None:
+    """Send a signal to every process of a container; one that has ended is none the worse."""
+    request = task.KillRequest(id=os.path.basename(directory), signal=number, all=True)
+    try:
+        container.ask(directory, "Kill", request, "kill")
+    except BufferzoneError:
+        pass  # it ended at that moment, or its end comes by another way
+
+
+def remove(root: str, id: str, *, force: bool, shim: str = "") -> None:
+    """Remove a container with its place, if it has one. Raises `NotFoundError`, or `StateError` for one that
+    runs unless `force`.
+    """
+    directory = container.find(root, id)
+    try:
+        bundle = str(state.read_state(directory)["bundle"])
+    except (BufferzoneError, ValueError, KeyError):
+        bundle = ""
+    removal.remove(directory, id, force=force, program=shim)
+    if bundle:
+        place.remove_of(bundle)

@@ -1,0 +1,127 @@
+"""Where the bundle of a sandbox lies: one directory each, beside the guest images, gone with its container.
+
+    SANDBOXES/NAME/config.json, rootfs/, upper/, work/     NAME is unique, state.json's `bundle` leads here
+    SANDBOXES/NAME/container                               STATE ROOT, a NUL byte, the container's id
+    SANDBOXES/NAME/lock                                    locked by flock(2) while it is being made
+
+What a killed command or a plain `bufferzone delete` leaves is removed when the next one is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+
+from bufferzone import config, jsontext, state
+from bufferzone.errors import BufferzoneError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_OWNER, _LOCK = "container", "lock"
+OUT, ERR = "stdout.log", "stderr.log"
+
+
+def parent() -> str:
+    """The directory of all of them: beside the guest images of this user."""
+    return os.path.join(os.path.dirname(config.load().image_store.rstrip("/")), "sandboxes")
+
+
+class Place:
+    """A new directory, locked until `close` or `remove`."""
+
+    def __init__(self, root: str, id: str) -> None:
+        """For the container `id` below the state root `root`. Raises `HostError`."""
+        directory = parent()
+        try:
+            os.makedirs(directory, 0o700, exist_ok=True)
+            tidy(directory)
+            self.path, self._lock = _make(directory, id)
+            with open(os.path.join(self.path, _OWNER), "wb") as file:
+                file.write(os.fsencode(f"{root}\0{id}"))
+        except OSError as error:
+            text = f"cannot make a directory in {directory}: {error.strerror}"
+            raise HostError(text, code="no-dir") from error
+
+    def write_config(self, value: dict[str, Any]) -> None:
+        """Write config.json. Raises `HostError`."""
+        state.replace_file(os.path.join(self.path, "config.json"), jsontext.dumps(value).encode())
+
+    def close(self) -> None:
+        """From now on it is there as long as its container."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def remove(self) -> None:
+        """Remove it."""
+        _remove_tree(self.path)
+        self.close()
+
+
+def _make(directory: str, id: str) -> tuple[str, int]:
+    """A new directory and its lock."""
+    while True:
+        path = tempfile.mkdtemp(prefix=f"{id[:40]}-", dir=directory)
+        try:
+            lock = _open_lock(path)
+        except FileNotFoundError:
+            continue  # somebody tidied it away before it was locked
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(os.path.join(path, _LOCK))):
+                return path, lock
+        except OSError:
+            pass  # the same
+        os.close(lock)
+
+
+def _open_lock(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(os.path.join(path, _LOCK), flags, 0o600)
+
+
+def _remove_tree(path: str) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # never follows links; the kernel leaves a work/ without rights
+
+
+def remove_of(directory: str) -> None:
+    """Remove the place `directory`, the bundle of a container that is gone, if it is one."""
+    if os.path.dirname(directory) == parent() and os.path.exists(os.path.join(directory, _OWNER)):
+        _remove_tree(directory)
+
+
+def tidy(directory: str) -> None:
+    """Remove what nobody makes and no container has."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if not _is_wanted(path) and _may_be_removed(path):
+            _remove_tree(path)
+
+
+def _is_wanted(path: str) -> bool:
+    """Whether its container is there and says that this is its bundle."""
+    try:
+        with open(os.path.join(path, _OWNER), "rb") as file:
+            root, _, id = os.fsdecode(file.read()).partition("\0")
+        return str(state.read_state(state.directory(root, id))["bundle"]) == path
+    except (OSError, BufferzoneError, ValueError, KeyError):
+        return False
+
+
+def _may_be_removed(path: str) -> bool:
+    """Whether nobody has it locked: it may have been made a moment ago, or be in the making."""
+    try:
+        lock = _open_lock(path)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return not _is_wanted(path)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
