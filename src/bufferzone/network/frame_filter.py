@@ -3,7 +3,7 @@
 passt connects to whatever address a frame names, the host's loopback too: that of Debian 12 answers a forged
 frame for 127.0.0.1 as it would any other. Through here pass ARP, and IPv4 from the guest's own address to
 unicast addresses which are neither of the host's loopback nor of the link (cloud metadata). What passt sends
-goes back as it is.
+goes back as it is, and with it the ACKs that it leaves out (`handshake`).
 
 Both sides are streams of frames, each after its length in 32 bits (QEMU's docs/interop, passt(1)).
 """
@@ -13,6 +13,9 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections import deque
+
+from bufferzone.network import handshake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ _ARP, _IPV4 = 0x0806, 0x0800
 #: type, version and header length, source, destination
 _HEADER = struct.Struct("!12xHB11xII")
 _LEAST_ARP = 42
+_MOST_ACKS = 256  # that wait for passt's frame to be through; a SYN,ACK is sent again
 
 
 def _network(text: str) -> tuple[int, int]:
@@ -55,6 +59,8 @@ class FrameFilter:
         self._guest, self._passt = guest, passt
         self._address = int.from_bytes(socket.inet_aton(address), "big")
         self._threads: Sequence[threading.Thread] = ()
+        self._acks: deque[bytes] = deque(maxlen=_MOST_ACKS)
+        self._back_lock = threading.Lock()  # between two frames to the guest
 
     def start(self) -> None:
         """Let frames through from now on, until either side ends; then both do."""
@@ -100,9 +106,28 @@ class FrameFilter:
                 pass  # it has ended already
 
     def _back(self) -> None:
-        buffer = memoryview(bytearray(_BUFFER))
-        while count := self._passt.recv_into(buffer):
-            self._guest.sendall(buffer[:count])
+        buffer, filled = memoryview(bytearray(_BUFFER)), 0
+        while count := self._passt.recv_into(buffer[filled:]):
+            filled += count
+            whole = _whole(buffer[:filled])
+            if whole < 0:
+                return
+            with self._back_lock:
+                self._guest.sendall(buffer[:whole])
+            self._send_acks()
+            rest = bytes(buffer[whole:filled])
+            filled = len(rest)
+            buffer[:filled] = rest
+
+    def _send_acks(self) -> None:
+        """Whoever sends to the guest at that moment sends them after it."""
+        while self._acks and self._back_lock.acquire(blocking=False):
+            try:
+                while self._acks:
+                    ack = self._acks.popleft()
+                    self._guest.sendall(len(ack).to_bytes(_LENGTH, "big") + ack)
+            finally:
+                self._back_lock.release()
 
     def _out(self) -> None:
         buffer, filled = memoryview(bytearray(_BUFFER)), 0
@@ -127,9 +152,26 @@ class FrameFilter:
                 return -1
             if end > len(data):
                 break
-            if not self.allows(data[at + _LENGTH : end]):
+            frame = data[at + _LENGTH : end]
+            if not self.allows(frame):
                 self._passt.sendall(data[begin:at])
                 begin = end
+            elif ack := handshake.ack_of(frame):
+                self._acks.append(ack)
             at = end
         self._passt.sendall(data[begin:at])
+        self._send_acks()
         return at
+
+
+def _whole(data: memoryview) -> int:
+    """How many bytes the whole frames in `data` are; -1: what follows is no frame."""
+    at = 0
+    while len(data) - at >= _LENGTH:
+        length = int.from_bytes(data[at : at + _LENGTH], "big")
+        if not 0 < length <= MOST:
+            return -1
+        if at + _LENGTH + length > len(data):
+            break
+        at += _LENGTH + length
+    return at
