@@ -10,7 +10,7 @@ from bufferzone.container.jsontext import loads
 from bufferzone.container.loop import Loop, warn
 from bufferzone.container.mounts import describe
 from bufferzone.errors import CallerError, GuestError
-from bufferzone.guest import adopt, block, mac, nic, process_table
+from bufferzone.guest import adopt, block, mac, nic, process_table, unsent
 from bufferzone.guest.clock import set_wall_clock
 from bufferzone.guest.containers import Containers
 from bufferzone.guest.modprobe import begin
@@ -104,6 +104,7 @@ class Agent:
             "Stats": self._stats,
             "Pids": self._pids,
             "WaitOom": self._wait_oom,
+            "Unsent": self._unsent,
             "Locks": self._locks,
             "Shutdown": self._shutdown,
         }
@@ -289,6 +290,9 @@ class Agent:
 
     def _locks(self, request: LocksRequest, reply: Reply) -> None:
         self._containers.locks.serve(request, reply)
+
+    def _unsent(self, request: Message, reply: Reply) -> Message:
+        return wire.UnsentResponse(connections=unsent.count())
 
     def _shutdown(self, request: Message, reply: Reply) -> None:
         """Kill every container; when the last is gone: sync, answer, and end once the answer has left."""

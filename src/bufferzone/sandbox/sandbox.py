@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 
 from bufferzone.errors import BufferzoneError, VmmError
 from bufferzone.record import Record, replace
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: how long the VMM may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
+#: how long a peer that does not take what the last container sent may hold back its end, and how often we ask
+_LEAVING_S, _LEAVING_STEP_S = 2.0, 0.01
 
 
 def _nothing() -> None:
@@ -210,11 +213,26 @@ class Sandbox:
         }
 
     def container_stopped(self, alone: bool) -> None:
-        """A container's init is gone; when it was `alone`, the VM is of no more use and ends now."""
+        """A container's init is gone; when it was `alone`, the VM is of no more use and ends now.
+
+        Not before what its processes sent has left: see `guest/unsent.py`.
+        """
         if alone:
+            if self.network.is_joined and self.failure is None:
+                self._let_leave()
             with self._lock:
                 self._stopping = True
             self.vm.kill()
+
+    def _let_leave(self) -> None:
+        deadline = time.monotonic() + _LEAVING_S
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                if not self.agent.call("Unsent", Empty(), agent.UnsentResponse, timeout_s=left).connections:
+                    return
+                time.sleep(_LEAVING_STEP_S)
+        except BufferzoneError as error:  # the VM is gone, or will not tell
+            self.log(f"what the last container sent may not have left: {error.line()}")
 
     def give_up(self, reason: str) -> None:
         """The guest does not do what it must: end the VM for `reason`."""

@@ -232,6 +232,12 @@ class PidsResponse(Message):
     processes: list[ProcessInfo] = messages(1, ProcessInfo)
 
 
+class UnsentResponse(Message):
+    """How many TCP connections of processes that have ended have something to send yet."""
+
+    connections: int = uint(1)
+
+
 class OomEvents(Message):
     """Containers whose OOM count rose since the last call; the call blocks until there is one."""
 
@@ -269,6 +275,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Stats": (ProcessRef, StatsResponse),
     "Pids": (ProcessRef, PidsResponse),
     "WaitOom": (Empty, OomEvents),
+    "Unsent": (Empty, UnsentResponse),
     "Locks": (LocksRequest, LocksResponse),
     "Shutdown": (Empty, Empty),
 }
