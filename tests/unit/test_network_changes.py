@@ -249,6 +249,24 @@ def test_a_watch_costs_two_descriptors_and_gives_them_back(world):
     os.close(fd)
 
 
+def test_a_watch_whose_socket_fails_says_so_and_may_be_stopped(world, monkeypatch, capfd):
+    fd = namespace.open_path(world.path)
+    watch = namespace.inside(fd, Watch)
+    os.close(fd)
+    before = set(threading.enumerate())
+
+    def fail(timeout_s):
+        raise OSError(5, "gone")
+
+    monkeypatch.setattr(watch._netlink, "await_message", fail)
+    world.link("eth0")
+    watch.start(lambda: None)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert "changes of the network are not followed any more" in capfd.readouterr().err
+    watch.stop()
+
+
 def test_a_flood_that_nobody_hears_is_one_change_and_no_memory(world):
     world.link("eth0", "10.213.7.2/24")
     fd = namespace.open_path(world.path)

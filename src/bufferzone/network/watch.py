@@ -37,7 +37,8 @@ class Watch:
     def __init__(self) -> None:
         self._netlink = Netlink(groups=_GROUPS)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)  # not a pipe, whose end a fork would keep open
-        self._stopped = False
+        self._lock = threading.Lock()
+        self._stopped = self._closed = False
         self._thread: threading.Thread | None = None
 
     def start(self, changed: Callable[[], None]) -> None:
@@ -49,13 +50,12 @@ class Watch:
 
     def stop(self) -> None:
         """Let go; a call that has begun goes on to its end. Again is harmless."""
-        if self._stopped:
-            return
-        self._stopped = True
+        with self._lock:
+            self._stopped = True
+            if not self._closed:
+                os.eventfd_write(self._stop_fd, 1)
         if self._thread is None:
             self._close()
-        else:
-            os.eventfd_write(self._stop_fd, 1)
 
     def _run(self, changed: Callable[[], None]) -> None:
         try:
@@ -85,5 +85,8 @@ class Watch:
         return bool(ready) and self._stop_fd not in ready and self._netlink.await_message(1.0)
 
     def _close(self) -> None:
-        self._netlink.close()
-        os.close(self._stop_fd)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._netlink.close()
+                os.close(self._stop_fd)
