@@ -96,7 +96,7 @@ def _start(spec: VmSpec, cgroup: VmCgroup, fds: tuple[int, int, int], log_fd: in
     names = ("--fd", "--machine", "--memory")
     arguments = ["--cgroup-root", cgroup.containers]
     arguments += [word for name, fd in zip(names, fds, strict=True) if fd >= 0 for word in (name, str(fd))]
-    command = [sys.executable, "-ISBXutf8", "-c", _PROGRAM, _SOURCE, *arguments]
+    command = [sys.executable, "-ISXutf8", "-c", _PROGRAM, _SOURCE, *arguments]
     return spawn.start("agent", command, enter, pid_namespace=True)
 
 
