@@ -1,24 +1,30 @@
 """The shell blocks of the pages, run as they stand, with this checkout's programs and a state of their own.
 
 What follows the word `sh` in a block's first line says how it runs: nothing: with podman, bufferzone and bz;
-`no-run: WHY`: not here.
+`no-run: WHY`: not here. A block that calls `ctr` has a containerd of ours, and "$IMAGE" is an image there.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from vm.podman import ROOT
+from vm.test_containerd import containerd, image, shims
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 TIMEOUT_S = 300
+#: what a block needs that not every machine has
+TOOLS = {"ctr ": ("containerd", "ctr"), "container checkpoint": ("criu",)}
+__all__ = ["containerd", "image"]  # fixtures
 
 _PODMAN = """#!/usr/bin/python3 -IS
 import os, sys
@@ -77,10 +83,42 @@ def programs(podman):
     return {**environment, "PATH": f"{folder}:{environment['PATH']}"}
 
 
+def needs(text: str) -> list[str]:
+    """The programs that are missing here for this block."""
+    wanted = [name for word, names in TOOLS.items() if word in text for name in names]
+    return [name for name in wanted if shutil.which(name) is None]
+
+
+@pytest.fixture
+def environment(programs, request):
+    """What a block finds. It is asked for after the block is known: few need a containerd."""
+    text = request.node.callspec.params["text"]
+    if missing := needs(text):
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    if "ctr " not in text:
+        return programs
+    daemon, image = (request.getfixturevalue(name) for name in ("containerd", "image"))
+    ours = {"CONTAINERD_ADDRESS": daemon.socket, "CONTAINERD_NAMESPACE": "bz-test", "IMAGE": image}
+    return {**programs, **ours}
+
+
 @pytest.mark.parametrize("text", blocks(""))
-def test_a_block_of_the_pages_runs(programs, text):
-    done = run(text, programs)
+def test_a_block_of_the_pages_runs(environment, text):
+    done = run(text, environment)
     assert done.returncode == 0, (text, done.stdout.decode(), done.stderr.decode())
+    said = done.stdout.decode().splitlines()
+    if "echo hello" in text:
+        assert said[0] == "hello"
+    if "uname -r" in text:
+        assert os.uname().release not in said
+        assert any(re.match(r"\d+\.\d+", line) for line in said), said
+    if "container restore saved" in text:
+        assert said.count("saved") >= 2, said
+    if "template make" in text:
+        rows = [line.split() for line in said]
+        assert [row[0] for row in rows].index("KEY") < len(rows) - 1, said  # and below it what was made
+    if "ctr " in text:
+        assert shims() == []
 
 
 def test_every_block_is_run_or_says_why_not():
