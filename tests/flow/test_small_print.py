@@ -31,15 +31,17 @@ def started(bz: Cli, *args: str, **changes) -> None:
     bz("start", "one")
 
 
-@pytest.fixture
-def divided(bz):
-    """A container that may write its cgroups and has made two, `a` and `a/b`."""
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A container that may write its cgroups and has made two, `a` and `a/b`. Its tests only look."""
+    bz = Cli(tmp_path_factory.mktemp("divided"))
     mounts = copy.deepcopy(_SPEC["mounts"])
     cgroup = next(mount for mount in mounts if mount["type"].startswith("cgroup"))
     cgroup["options"] = ["rw" if option == "ro" else option for option in cgroup["options"]]
     started(bz, "pause", mounts=mounts)
     bz("exec", "one", "sh", "-c", "busybox mkdir -p /sys/fs/cgroup/a/b")
-    return bz
+    yield bz
+    bz.close()
 
 
 @pytest.mark.parametrize(
