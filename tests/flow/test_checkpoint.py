@@ -466,12 +466,21 @@ def test_files_of_others_in_the_directory_are_left_and_fail_it(bz, image):
 # ---- what cannot be restored
 
 
-@pytest.fixture
-def saved(bz, image):
-    one = Counter(bz).run()
-    one.checkpoint(image)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """One for all tests that refuse one: each has a copy, which it may damage."""
+    bz = Cli(tmp_path_factory.mktemp("saved"))
+    Counter(bz).run().checkpoint(bz.base / "image")
     bz("delete", "one")
-    return one
+    yield bz.base / "image"
+    bz.close()
+
+
+@pytest.fixture
+def saved(bz, image, checkpoint):
+    """A counter with the bundle of the one that was saved in `image`."""
+    subprocess.run(["cp", "--archive", "--sparse=always", checkpoint, image], check=True)
+    return Counter(bz)
 
 
 def test_a_manifest_that_does_not_fit_is_one_line(bz, image, saved):
