@@ -57,6 +57,20 @@ def test_a_scope_is_recorded_before_it_is_made_and_is_ours_to_limit(machine):
     assert cgroups.is_ours(str(place))
 
 
+def test_a_scope_that_was_refused_is_not_for_the_clean_up_to_end_since_it_may_be_anothers(
+    machine, monkeypatch
+):
+    order, _ = machine
+
+    def refuse(*_):
+        raise HostError("the unit exists")
+
+    monkeypatch.setattr(scope, "start", refuse)
+    with pytest.raises(HostError):
+        group.group_of(FORM, "c").begin([5], Left(order))
+    assert order == [("recorded", "libpod-1.scope"), ("dropped", "libpod-1.scope")]
+
+
 def test_the_scope_of_one_process_of_a_shared_vm_is_forgotten_when_it_ends(machine):
     order, _ = machine
     group.group_of(FORM, "c").begin_for_one(5, Left(order))()

@@ -134,7 +134,11 @@ class Scope(Group):
         from bufferzone.systemd import scope
 
         left.add_scope(self.unit)
-        scope.start(self.unit, self._slice, pids, f"bufferzone container {self._container_id}")
+        try:
+            scope.start(self.unit, self._slice, pids, f"bufferzone container {self._container_id}")
+        except HostError:
+            left.drop_scope(self.unit)  # there is none of ours: who cleans up would end another's
+            raise
         self._path = cgroups.path_in_systemd(cgroups.of_process(pids[0]))
         cgroups.own(cgroups.places(self._path))
 
