@@ -12,10 +12,11 @@ import types
 
 import pytest
 
-from bufferzone import state
+from bufferzone import log, state
 from bufferzone.client import join, start
 from bufferzone.errors import CallerError, HostError, StateError
 from bufferzone.network import claim, namespace
+from bufferzone.sandbox import netns_owner
 from bufferzone.sandbox.netns_owner import NetnsOwner
 from bufferzone.shim.server import Server
 from bufferzone.vm import leftovers
@@ -248,3 +249,14 @@ def test_every_container_of_a_vm_knows_what_would_be_left(tmp_path):
     left.drop_directory(second)
     left.add_cgroups(["/three"])
     assert state.read_leftovers(second)["cgroups"] == ["/one", "/three"], "the last one keeps it"
+
+
+def test_a_name_that_stays_is_told_and_one_that_is_gone_is_not(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv(log.DEBUG, log.SHIM)
+    closed = []
+    claimed = types.SimpleNamespace(close=lambda: closed.append(True))
+    netns_owner._release(types.SimpleNamespace(path=str(tmp_path / "gone"), claimed=claimed))
+    assert capfd.readouterr().err == ""
+    netns_owner._release(types.SimpleNamespace(path=str(tmp_path), claimed=claimed))
+    assert f"passed over: remove {tmp_path}" in capfd.readouterr().err
+    assert closed == [True, True], "the namespace is let go in both"

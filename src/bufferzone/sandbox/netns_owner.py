@@ -8,12 +8,13 @@ before the namespace is let go, so its inode cannot be another namespace's by th
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from contextlib import suppress
 
-from bufferzone import state
+from bufferzone import log, state
 from bufferzone.errors import CallerError, HostError, StateError
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.network import claim
 
 TYPE_CHECKING = False
@@ -103,7 +104,7 @@ class NetnsOwner:
         try:
             found = os.stat(socket_path)
             self._sandbox.left.add_link(path, [found.st_dev, found.st_ino])
-            with suppress(FileNotFoundError):
+            with ignoring(errno.ENOENT):
                 os.unlink(path)
             os.link(socket_path, path, follow_symlinks=False)
         except OSError as error:
@@ -118,6 +119,6 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def _release(entry: _Entry) -> None:
     if entry.path:
-        with suppress(OSError):
+        with log.passing_over(f"remove {entry.path}", OSError), ignoring(errno.ENOENT):
             os.unlink(entry.path)
     entry.claimed.close()

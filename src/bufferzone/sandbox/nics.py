@@ -7,9 +7,9 @@ around the tap, is in the container's namespace while it is of use there, else a
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import partial
 
+from bufferzone import log
 from bufferzone.errors import HostError
 from bufferzone.linux import identity
 from bufferzone.network import egress_bridge, namespace, rootlessport, tcfilter
@@ -169,7 +169,7 @@ class Nics:
     def _open(self, fd: int, nic: Nic) -> None:
         nic.has_port_route = False
         if nic.interface is not None and (self._port_routes or nic.interface.kind == "tun"):
-            with suppress(OSError):  # a kernel that cannot: then nobody calls from inside
+            with log.passing_over(f"routes of published ports for {nic.name}", OSError):
                 nic.has_port_route = namespace.inside(
                     fd, partial(rootlessport.add_routes, nic.interface, nic.name, nic.number)
                 )
@@ -177,7 +177,7 @@ class Nics:
     def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
         for nic in nics:
             if nic.has_port_route and nic.interface is not None:
-                with suppress(OSError):  # they go with the namespace
+                with log.passing_over(f"routes of published ports of {nic.name}", OSError):
                     namespace.inside(fd, partial(rootlessport.remove_routes, nic.interface))
             nic.has_port_route = False
         placed = {nic.name: (nic.home, self._end) for nic in nics if nic.placed}

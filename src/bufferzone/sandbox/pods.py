@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
 from functools import partial
 
-from bufferzone import config
+from bufferzone import config, log
 from bufferzone.errors import CallerError, HostError
 from bufferzone.linux import apart
 from bufferzone.oci import overrides
@@ -58,7 +57,7 @@ class Pod:
             joined = bool(self._directories)
             if joined:
                 for name in _LOGS:
-                    with suppress(OSError):  # they help a person, no more
+                    with log.passing_over(f"link {name} of the pod", OSError):  # they help a person, no more
                         os.link(os.path.join(self._directories[0], name), os.path.join(directory, name))
                 self._sandbox.left.add_directory(directory)
             self._directories.append(directory)
