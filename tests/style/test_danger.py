@@ -31,7 +31,7 @@ STARTS_PROGRAMS = {
     "container/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",
     "container/launch.py": "inside the VM: a container's process",
     "container/zygote.py": "inside the VM: the child that waits for the next process",
-    "container/hooks.py": "inside the VM: createContainer and startContainer hooks",
+    "container/hooks.py": "inside the VM: startContainer hooks",
     "container/program.py": "inside the VM: the exec of the container's process",
     "guest/modprobe.py": "inside the VM: modprobe, for a template, a NIC, the balloon; posix_spawn only",
     "container/netfilter.py": "inside the VM: modprobe for the tables of iptables; posix_spawn only",

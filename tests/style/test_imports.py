@@ -1,4 +1,4 @@
-"""The direction of imports, as DESIGN draws it: whoever reads one layer need not know the ones above."""
+"""The direction of imports, as ARCHITECTURE.md has it: who reads one layer need not know those above."""
 
 from __future__ import annotations
 

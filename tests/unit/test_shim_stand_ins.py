@@ -121,3 +121,20 @@ def test_network_and_command_line_are_those_of_the_bundle(tmp_path: Path) -> Non
     spec = {"process": {"args": ["a", "b"]}, "linux": {"namespaces": [{"type": "network", "path": "/x"}]}}
     (tmp_path / "config.json").write_text(json.dumps(spec))
     assert stand_ins.of_container(str(tmp_path)) == ("/x", ["a", "b"])
+
+
+def test_in_a_scope_they_outlive_signals_that_are_meant_for_containers() -> None:
+    lost = threading.Event()
+    made = StandIns(deaf=True)
+    made.start()
+    one = made.begin(None, ["sleep"], lost.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGRTMIN + 3):
+        os.kill(one.pid, number)
+        os.kill(made._keeper, number)
+    other = made.begin(None, ["sleep"], lost.set)  # who makes them is there
+    assert Path(f"/proc/{one.pid}/comm").read_text() == "sleep\n"
+    assert not lost.is_set()
+    os.kill(one.pid, signal.SIGKILL)
+    assert lost.wait(WAIT_S)
+    other.end()
+    made.close()

@@ -24,8 +24,9 @@ def restored():
         signal.signal(number, handler)
 
 
-def process(container_id, pid, *, exec_id="", status=task.RUNNING):
-    return SimpleNamespace(ref=SimpleNamespace(id=container_id, exec_id=exec_id), pid=pid, status=status)
+def process(container_id, stands_in, *, exec_id="", status=task.RUNNING):
+    ref = SimpleNamespace(id=container_id, exec_id=exec_id)
+    return SimpleNamespace(ref=ref, stands_in=stands_in, status=status)
 
 
 class Shim:
@@ -56,7 +57,7 @@ class Shim:
 
 
 def test_it_ends_the_sandbox_outside_of_a_scope():
-    shim = Shim("", process("c", os.getpid()))
+    shim = Shim("", process("c", True))
     shim.get(signal.SIGTERM)
     assert (shim.ended, shim.killed) == (True, [])
 
@@ -69,14 +70,13 @@ def test_in_a_scope_without_containers_it_ends_too():
 
 @pytest.mark.parametrize("number", [15, 1, 10, signal.SIGRTMIN + 3])
 def test_in_a_scope_it_is_passed_to_the_containers_that_no_waiter_stands_for(number):
-    here, waiter = os.getpid(), 4711
     shim = Shim(
         "x.scope",
-        process("a", here),
-        process("b", waiter),
-        process("c", here),
-        process("c", here, exec_id="e"),
-        process("d", here, status=task.STOPPED),
+        process("a", True),
+        process("b", False),
+        process("c", True),
+        process("c", True, exec_id="e"),
+        process("d", True, status=task.STOPPED),
     )
     shim.get(number)
     assert shim.killed == [("a", number), ("c", number)]

@@ -143,8 +143,8 @@ class Containers:
         return spec, decided
 
     def _container_of(self, pid: int) -> str:
-        """The container that this process of the host stands for, or empty. For containerd that is the shim
-        for each of them, and what a pod's containers name is its first one's: the sandbox container's.
+        """The container that this process of the host stands for, or empty: a waiter's, or with
+        containerd a stand-in's.
         """
         return next((found.id for found in list(self._made.values()) if found.pid == pid), "")
 

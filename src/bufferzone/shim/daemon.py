@@ -153,7 +153,7 @@ def run_sandbox(
     """From the first thread to the end of a sandbox; `on_serving` is called once it is served. Closes
     nothing of the VM.
     """
-    stand_ins = None if cli else StandIns()  # a fork: before the first thread
+    stand_ins = None if cli else StandIns(deaf=bool(sandbox.cgroup.unit))  # a fork: before the first thread
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)

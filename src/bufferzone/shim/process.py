@@ -82,6 +82,11 @@ class Process:
         """From now on `stand_in` stands for it, until it ends."""
         self._stand_in, self.pid = stand_in, stand_in.pid
 
+    @property
+    def stands_in(self) -> bool:
+        """Whether a process of ours stands for it, which does nothing, and no waiter of a caller."""
+        return self._stand_in is not None
+
     def leave_host(self) -> None:
         """Nothing of ours stands for it any more."""
         if self._stand_in is not None:

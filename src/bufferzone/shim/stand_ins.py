@@ -22,6 +22,7 @@ from bufferzone import jsontext, oci
 from bufferzone.errors import HostError
 from bufferzone.linux import pidfd, process, title
 from bufferzone.oci import host
+from bufferzone.spawn import ENDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,14 +79,15 @@ class StandIns:
     thread-safe from `start` on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, deaf: bool = False) -> None:
+        """`deaf`: in a scope of systemd's, which signals all that is in it, the shim passes signals on."""
         self._asking = threading.Lock()
         self._watched = _Watched()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._keeper = os.fork()
         if self._keeper == 0:
             try:
-                _keep(theirs)
+                _keep(theirs, deaf=deaf)
             finally:
                 os._exit(0)
         theirs.close()
@@ -140,7 +142,7 @@ def _cut(words: list[str]) -> list[str]:
     return kept
 
 
-def _keep(talk: socket.socket) -> None:
+def _keep(talk: socket.socket, *, deaf: bool) -> None:
     """The life of who makes them: ends with the shim, and they with it."""
     process.die_with_parent()
     process.set_name("bz-stand-ins")
@@ -149,6 +151,8 @@ def _keep(talk: socket.socket) -> None:
     os.closerange(talk.fileno() + 1, _MOST_FDS)
     for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    for number in ENDING if deaf else ():
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for their status
     while request := talk.recv(_MOST):
         told = jsontext.loads(request.decode())

@@ -51,12 +51,12 @@ class Table:
             every = list(self._processes.values())
         return [p for p in every if p.ref.id == container_id and p.status != task.STOPPED]
 
-    def stood_for_by(self, pid: int) -> list[str]:
-        """Ids of the containers whose init has not ended and is shown on the host as the process `pid`."""
+    def stood_for_by_us(self) -> list[str]:
+        """Ids of the containers whose init has not ended and for which no waiter stands on the host."""
         with self._lock:
             every = list(self._processes.values())
         inits = [p for p in every if not p.ref.exec_id and p.status != task.STOPPED]
-        return [p.ref.id for p in inits if p.pid == pid]
+        return [p.ref.id for p in inits if p.stands_in]
 
     def others(self, process: Process) -> bool:
         """Whether there is any other process, ended and not yet deleted ones of other containers included."""

@@ -2,13 +2,12 @@
 
 `systemctl stop` and `systemctl kill` signal every process of a unit. A waiter passes it on to what it stands
 for, and QEMU and virtiofsd are deaf to it (`jail`), so that containers end by themselves, as under another
-runtime; then their VM does. Where the shim stands for a container itself, because containerd started it, the
-passing on is ours. Who does not end in time is killed by systemd (TimeoutStopSec).
+runtime; then their VM does. Where containerd started a container a stand-in of ours stands for it, which is
+deaf too: the passing on is the shim's. Who does not end in time is killed by systemd (TimeoutStopSec).
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from contextlib import suppress
@@ -37,6 +36,6 @@ def be_told(sandbox: Sandbox, tasks: TaskService) -> None:
 
 
 def _pass_on(tasks: TaskService, number: int) -> None:
-    for container_id in tasks.table.stood_for_by(os.getpid()):
+    for container_id in tasks.table.stood_for_by_us():
         with suppress(BufferzoneError):  # it ended at that moment
             tasks.kill(None, task.KillRequest(id=container_id, signal=number))

@@ -33,7 +33,7 @@ _LIMITS_S: dict[str, float | None] = {
     "Write": None,
     "WaitOom": None,
     "Locks": None,
-    "Create": 240.0,  # createContainer hooks run in it; Podman gives up after as long
+    "Create": 240.0,  # Podman gives up after as long
     "Start": 240.0,
     "Exec": 120.0,
     "Delete": 15.0,
