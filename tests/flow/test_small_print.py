@@ -12,7 +12,7 @@ import pytest
 
 from bufferzone.cli.oci.spec import default_spec
 from bufferzone.client import stdio_owner
-from flow.cli import DEADLINE_S, Cli, needs_host, read
+from flow.cli import Cli, needs_host
 
 pytestmark = needs_host
 
@@ -263,34 +263,3 @@ def test_a_file_on_a_directory_is_refused_in_words(bz):
     bundle = bz.bundle("true", mounts=[*_SPEC["mounts"], mount])
     told = bz("run", "--bundle", str(bundle), "one", check=1).stderr
     assert told.endswith(' to rootfs at "/etc": a file cannot be mounted on a directory\n')
-
-
-def test_a_detached_exec_has_ended_when_its_descendants_still_write_and_its_reader_gets_that(bz, tmp_path):
-    started(bz, "pause")
-    go = tmp_path / "bundle" / "rootfs" / "tmp" / "go"
-    script = (
-        "(until [ -e /tmp/go ]; do sleep 0.05; done; echo late; exec >/dev/null 2>&1; sleep 1000) & echo now"
-    )
-    pid_file = tmp_path / "pid"
-    reader, writer = os.pipe()
-    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    words = ("exec", "--detach", "--pid-file", str(pid_file), "one", "sh", "-c", f"{script}; exit 4")
-    with bz.conmon(*words, outputs=writer, **quiet) as conmon:
-        os.close(writer)
-        assert read(reader) == b"now\n"
-        assert conmon.wait(DEADLINE_S) == 0  # the exec has ended, and its status was told
-        assert conmon.stdout.read().split()[-1] == "4"
-    go.touch()
-    assert read(reader) == b"late\n"
-    assert read(reader) == b""
-    os.close(reader)
-
-
-def test_what_a_detached_exec_left_behind_does_not_keep_the_container(bz, tmp_path):
-    started(bz, "pause")
-    with open(tmp_path / "out", "w") as out:
-        command = bz.command("exec", "--detach", "one", "sh", "-c", "sleep 1000 & exit 0")
-        subprocess.run(command, env={}, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=True)
-    bz("kill", "one", "KILL")
-    bz("delete", "--force", "one")
-    assert bz.left() == []

@@ -160,8 +160,7 @@ def _begin(
         )
         client.call("Create", request, fds=fds)
         return
-    outlived = not foreground and not job.terminal
-    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING), (outlived, task.OUTLIVED)]
+    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING)]
     url = "/".join([task.OWN_PROCESS_URL, *(word for wanted, word in wishes if wanted)])
     exec_request = task.ExecProcessRequest(
         id=job.id,

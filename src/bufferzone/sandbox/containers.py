@@ -310,7 +310,7 @@ class Containers:
             seccomp=seccomp.program,
             seccomp_flags=seccomp.flags,
             patient=task.PATIENT in wishes,
-            lingering=bool(wishes & {task.LINGERING, task.OUTLIVED}),
+            lingering=task.LINGERING in wishes,
         )
         return self._call("Exec", request, followups, timeout_s=_PATIENCE_S if request.patient else 0)
 

@@ -39,8 +39,7 @@ class Process:
     """A container's init (`exec_id` empty) or one of its execs.
 
     `pid` is the host process that stands for it, `spec` an exec's process section until it is started.
-    `exited` is set once the status is final, the output delivered and the stdio closed; `delivered` is set
-    then, too, or later, for one that its descendants' output outlives.
+    `exited` is set once the status is final, the output delivered and the stdio closed.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Process:
         self.exit_status = 0
         self.exited_at_ns = 0
         self.oom_kills = 0  # of the whole container, by the time of the end
-        self.exited, self.delivered = threading.Event(), threading.Event()
+        self.exited = threading.Event()
         self.transition = threading.Lock()  # held while the status changes and the change is published
         self.saved = False  # it ends because it goes on from a checkpoint
         self._stand_in: StandIn | None = None
@@ -170,8 +169,7 @@ class Process:
             if failure:
                 self.stdio.print_line(f"bufferzone: {self.ref.id}: {failure}\n")
                 self.stdio.hurry()  # nothing more will come, and the end is no reader's to hold back
-            if task.OUTLIVED not in self.wishes:
-                self.stdio.finish()
+            self.stdio.finish()
             self.leave_host()
             with self.transition:
                 self.exit_status, self.exited_at_ns = status, time.time_ns()
@@ -179,9 +177,6 @@ class Process:
                 finished(self, failure)
         finally:
             self.exited.set()  # whatever went wrong: somebody waits for it
-            if task.OUTLIVED in self.wishes:
-                self.stdio.finish()
-            self.delivered.set()
 
     def killed(self, timeout_s: float) -> bool:
         """SIGKILL was sent: wait at most `timeout_s` for the end, and for its reader no longer than that."""
@@ -221,7 +216,7 @@ def check_spec(spec: bytes) -> None:
 
 
 def wishes_of(spec: Any_ | None) -> frozenset[str]:
-    """What one of our verbs wants of an exec: `task.PATIENT`, `task.LINGERING`, `task.OUTLIVED`."""
+    """What one of our verbs wants of an exec: `task.PATIENT`, `task.LINGERING`."""
     url, *words = spec.type_url.split("/") if spec is not None else [""]
     return frozenset(words) if url == task.OWN_PROCESS_URL else frozenset()
 

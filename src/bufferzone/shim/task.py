@@ -339,7 +339,7 @@ class TaskService:
         """The host process that stood for it is gone: so goes the process, as with runc."""
         self._lost(process)
         if process.ref.exec_id:  # nobody is left to delete it
-            process.delivered.wait()
+            process.exited.wait()
             with contextlib.suppress(BufferzoneError):  # then it stays in the table, as it does in the guest
                 self._free(process)
 

@@ -42,10 +42,8 @@ class Mount(Message):
 #: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards
 FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
 #: type of `ExecProcessRequest.spec` from our own verbs, with these words behind slashes: the container may be
-#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it; that too, and
-#: its end is told before they have written it
+#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it
 OWN_PROCESS_URL, PATIENT, LINGERING = "bufferzone.shim.v1.Process", "patient", "lingering"
-OUTLIVED = "outlived"
 
 
 class CreateTaskRequest(Message):
