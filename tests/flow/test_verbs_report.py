@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from bufferzone import oci, state
+from bufferzone.cli import durations
 from bufferzone.cli.oci import VERBS
-from bufferzone.cli.oci.events import duration_s
 from bufferzone.errors import UsageError
 from bufferzone.vmm.host import cgroup
 from flow.cli import DEADLINE_S, ROOT, Cli, needs_host
@@ -120,13 +120,13 @@ def test_events_end_with_the_container(running):
     ("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("2us", 2e-6)]
 )
 def test_durations_are_gos(text, seconds):
-    assert duration_s(text) == pytest.approx(seconds)
+    assert durations.seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "s", "1x", "1..5s", "5 s", "1e400s"])
 def test_other_durations_are_refused(text):
     with pytest.raises(UsageError):
-        duration_s(text)
+        durations.seconds(text)
 
 
 def descendants(bz):

@@ -89,3 +89,31 @@ def test_a_vmm_that_was_closed_while_it_boots_has_ended():
     made, _ = sandbox()
     made._vmm = SimpleNamespace(fileno=lambda: -1)
     assert made._vmm_ended()
+
+
+class Sender:
+    """An agent whose guest has this many connections with something to send, asked again and again."""
+
+    def __init__(self, *left):
+        self.left = list(left)
+
+    def call(self, method, request, reply, *, timeout_s):
+        assert (method, 0 < timeout_s <= 2) == ("Unsent", True)
+        count = self.left.pop(0)
+        if count is None:
+            raise VmmError("the agent is gone", code="agent-lost")
+        return reply(connections=count)
+
+
+@pytest.mark.parametrize(
+    ("joined", "left", "not_asked"), [(True, [2, 1, 0, 9], [9]), (False, [1], [1]), (True, [1, None, 9], [9])]
+)
+def test_a_vm_ends_when_what_its_last_container_sent_has_left(joined, left, not_asked):
+    made, told = sandbox()
+    made.network, made.agent = SimpleNamespace(is_joined=joined), Sender(*left)
+    made.container_stopped(False)
+    assert made.agent.left == left
+    made.container_stopped(True)
+    assert (made.agent.left, told) == (not_asked, ["killed"])
+    made.let_leave()  # at the end of the shim: its VM is gone
+    assert made.agent.left == not_asked

@@ -19,6 +19,9 @@ def test_a_build_with_a_volume_below_directories_that_are_not_there_runs_what_fo
         done = podman("build", *words, timeout_s=300)
         assert "/a/b/c" in done.lines
         script = "cat /kept; ls /a/b/c"
-        assert podman("run", "--rm", "built", "sh", "-c", script).lines == ["kept"]
+        # podman-build(1), --compat-volumes: what RUN changes in a volume is undone only on demand by now
+        keeps = "--compat-volumes" in podman("build", "--help").text
+        expected = ["kept", "file"] if keeps else ["kept"]
+        assert podman("run", "--rm", "built", "sh", "-c", script).lines == expected
     finally:
         podman.any("rmi", "--force", "built")

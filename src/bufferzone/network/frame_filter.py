@@ -106,18 +106,18 @@ class FrameFilter:
                 pass  # it has ended already
 
     def _back(self) -> None:
-        buffer, filled = memoryview(bytearray(_BUFFER)), 0
-        while count := self._passt.recv_into(buffer[filled:]):
-            filled += count
-            whole = _whole(buffer[:filled])
-            if whole < 0:
-                return
-            with self._back_lock:
-                self._guest.sendall(buffer[:whole])
-            self._send_acks()
-            rest = bytes(buffer[whole:filled])
-            filled = len(rest)
-            buffer[:filled] = rest
+        _copy(self._passt, self._give)
+
+    def _out(self) -> None:
+        _copy(self._guest, self._pass)
+
+    def _give(self, data: memoryview) -> int:
+        """Send on the whole frames in `data`; how many bytes they are."""
+        whole = max(_ends(data), default=0)
+        with self._back_lock:
+            self._guest.sendall(data[:whole])
+        self._send_acks()
+        return whole
 
     def _send_acks(self) -> None:
         """Whoever sends to the guest at that moment sends them after it."""
@@ -129,29 +129,12 @@ class FrameFilter:
             finally:
                 self._back_lock.release()
 
-    def _out(self) -> None:
-        buffer, filled = memoryview(bytearray(_BUFFER)), 0
-        while count := self._guest.recv_into(buffer[filled:]):
-            filled += count
-            used = self._pass(buffer[:filled])
-            if used < 0:
-                return  # no VMM of ours sends such a thing
-            rest = bytes(buffer[used:filled])
-            filled = len(rest)
-            buffer[:filled] = rest
-
     def _pass(self, data: memoryview) -> int:
         """Send on what is allowed of the whole frames in `data`, in as few pieces as can be; how many bytes
-        they are, -1: what follows is no frame.
+        they are.
         """
         begin = at = 0
-        while len(data) - at >= _LENGTH:
-            length = int.from_bytes(data[at : at + _LENGTH], "big")
-            end = at + _LENGTH + length
-            if not 0 < length <= MOST:
-                return -1
-            if end > len(data):
-                break
+        for end in _ends(data):
             frame = data[at + _LENGTH : end]
             if not self.allows(frame):
                 self._passt.sendall(data[begin:at])
@@ -164,14 +147,29 @@ class FrameFilter:
         return at
 
 
-def _whole(data: memoryview) -> int:
-    """How many bytes the whole frames in `data` are; -1: what follows is no frame."""
-    at = 0
+def _copy(source: socket.socket, take: Callable[[memoryview], int]) -> None:
+    """Until the end, or something that is no frame: `take` tells how much of what came it has used."""
+    buffer, filled = memoryview(bytearray(_BUFFER)), 0
+    while count := source.recv_into(buffer[filled:]):
+        filled += count
+        try:
+            used = take(buffer[:filled])
+        except ValueError:
+            return  # no VMM of ours and no passt sends such a thing
+        rest = bytes(buffer[used:filled])
+        filled = len(rest)
+        buffer[:filled] = rest
+
+
+def _ends(data: memoryview) -> list[int]:
+    """Where each whole frame in `data` ends. Raises ValueError where something is no frame."""
+    found, at = [], 0
     while len(data) - at >= _LENGTH:
         length = int.from_bytes(data[at : at + _LENGTH], "big")
         if not 0 < length <= MOST:
-            return -1
-        if at + _LENGTH + length > len(data):
-            break
+            raise ValueError(length)
         at += _LENGTH + length
-    return at
+        if at > len(data):
+            break
+        found.append(at)
+    return found

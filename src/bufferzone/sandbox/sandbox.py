@@ -215,16 +215,18 @@ class Sandbox:
     def container_stopped(self, alone: bool) -> None:
         """A container's init is gone; when it was `alone`, the VM is of no more use and ends now.
 
-        Not before what its processes sent has left: see `guest/unsent.py`.
+        Not before what its processes sent has left.
         """
         if alone:
-            if self.network.is_joined and self.failure is None:
-                self._let_leave()
+            self.let_leave()
             with self._lock:
                 self._stopping = True
             self.vm.kill()
 
-    def _let_leave(self) -> None:
+    def let_leave(self) -> None:
+        """Wait until what processes sent before their end has left, for a while; see `guest/unsent.py`."""
+        if not self.network.is_joined or self.failure is not None or self._stopping:
+            return
         deadline = time.monotonic() + _LEAVING_S
         try:
             while (left := deadline - time.monotonic()) > 0:

@@ -170,6 +170,7 @@ def run_sandbox(
     on_serving()
     sandbox.finish_start()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
+    sandbox.let_leave()
     containers.close()
     server.stop_accepting()
     server.drain(2.0)

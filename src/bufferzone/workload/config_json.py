@@ -6,6 +6,7 @@ Source: moby's oci/defaults.go and oci/caps for the capabilities.
 from __future__ import annotations
 
 from bufferzone.errors import HostError, UsageError
+from bufferzone.linux.process import CAPABILITIES
 from bufferzone.workload import default_spec
 
 TYPE_CHECKING = False
@@ -20,13 +21,7 @@ _CAPABILITIES = """
 AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID
 SYS_CHROOT
 """
-#: capabilities(7), in the kernel's order
-ALL_CAPABILITIES = """
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
-NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT
-SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP
-MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
-""".split()
+ALL_CAPABILITIES = [name.removeprefix("CAP_") for name in CAPABILITIES]
 _PERIOD_US = 100_000
 _INIT = "/dev/init"  # /dev is the guest's own, so that a place for it needs nothing of the root file system
 

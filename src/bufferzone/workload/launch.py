@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import oci, state
+from bufferzone import log, oci, state
 from bufferzone.client import container, create, removal, signals
 from bufferzone.errors import BufferzoneError, ExistsError, HostError
 from bufferzone.oci.host import check_host
@@ -143,10 +143,9 @@ class _Alarm:
 def kill(directory: str, number: int = signals.KILL) -> None:
     """Send a signal to every process of a container; one that has ended is none the worse."""
     request = task.KillRequest(id=os.path.basename(directory), signal=number, all=True)
-    try:
+    # it ended at that moment, or its shim did, and then so does whoever waits for it
+    with log.passing_over(f"kill {request.id}", BufferzoneError):
         container.ask(directory, "Kill", request, "kill")
-    except BufferzoneError:
-        pass  # it ended at that moment, or its end comes by another way
 
 
 def remove(root: str, id: str, *, force: bool, shim: str = "") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
+from bufferzone.cli import durations
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import CallerError, UsageError
 from bufferzone.log import shown
@@ -58,6 +59,8 @@ FLAGS = (
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NO_LIMIT = (1 << 64) - 1
+#: without SELinux they mean nothing, as with docker
+_SELINUX_LABELS = {"z", "Z"}
 _BIND_OPTIONS = ("ro", "rw", "nosuid", "nodev", "noexec")
 
 
@@ -118,15 +121,11 @@ def _cpus(text: str) -> float:
 
 
 def seconds(flag: str, text: str) -> float:
-    """A time of 30, 1.5 or 2m in seconds."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    """A time of 30, 1.5 or 1m30s in seconds."""
     try:
-        value = float(text[:-1] if unit else text) * (unit or 1)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e8:
-        raise UsageError(f"{flag}: expected seconds, or a time like 2m, got {shown(text)}")
-    return value
+        return durations.seconds(text if text[-1:].isalpha() else f"{text}s")
+    except UsageError:
+        raise UsageError(f"{flag}: expected seconds, or a time like 2m, got {shown(text)}") from None
 
 
 def environment(files: list[str], words: list[str]) -> list[str]:
@@ -167,9 +166,9 @@ def _volume(text: str) -> dict[str, Any]:
     if not rest:
         return _tmpfs(source, [])
     target, options = rest[0], rest[1].split(",") if len(rest) > 1 else []
-    unknown = [
-        word for word in options if word not in (*_BIND_OPTIONS, "z", "Z")
-    ]  # labels: there is no SELinux
+    if _SELINUX_LABELS & set(options) and os.path.exists("/sys/fs/selinux/enforce"):
+        raise UsageError(f"--volume: files get no SELinux label: {shown(text)}", hint="chcon(1), without :z")
+    unknown = set(options) - {*_BIND_OPTIONS, *_SELINUX_LABELS}
     if len(rest) > 2 or unknown:
         raise UsageError(f"--volume: expected SRC:DST[:ro], got {shown(text)}")
     if "/" not in source:

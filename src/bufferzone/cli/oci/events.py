@@ -8,11 +8,10 @@ import os
 import time
 
 from bufferzone import jsontext, state
-from bufferzone.cli import output
+from bufferzone.cli import durations, output
 from bufferzone.cli.flags import Flag
 from bufferzone.client import container
-from bufferzone.errors import BufferzoneError, UsageError
-from bufferzone.log import shown
+from bufferzone.errors import BufferzoneError
 from bufferzone.wire import metrics, shim, task
 
 TYPE_CHECKING = False
@@ -30,12 +29,11 @@ INTERSPERSED = True
 
 _MOST_LINES = 10
 _ASK_S = 5.0  # the shim is asked again after this: a killed `events` holds nothing there for longer
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def run(options: Options, words: list[str]) -> int:
     """Print one line, or a line per interval until the container stops."""
-    interval_s = duration_s(options.interval)
+    interval_s = durations.seconds(options.interval)
     directory = container.find(options.root, words[0])
     if options.stats:
         _print_stats(directory, words[0])
@@ -72,22 +70,6 @@ def _kills(directory: str, id: str, seen: int, timeout_s: float) -> shim.OomResp
     request = shim.OomRequest(id=id, seen=seen, timeout_ms=int(timeout_s * 1000))
     answer: shim.OomResponse = container.ask(directory, "WaitOom", request, "events", service=shim.SERVICE)
     return answer
-
-
-def duration_s(text: str) -> float:
-    """A duration as Go writes it; raises `UsageError` unless it is positive."""
-    total, rest = 0.0, text
-    while rest:
-        number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
-        rest = rest[len(number) :]
-        unit = rest[: len(rest) - len(rest.lstrip("hmsun"))]
-        rest = rest[len(unit) :]
-        if unit not in _UNITS or not number.strip(".") or number.count(".") > 1 or len(number) > 18:
-            raise UsageError(f"invalid duration: {shown(text)}", hint="like 500ms, 5s or 1m30s")
-        total += float(number) * _UNITS[unit]
-    if not 0 < total < 1e9:
-        raise UsageError(f"duration interval must be greater than 0: {shown(text)}")
-    return total
 
 
 def _print_stats(directory: str, id: str) -> None:
