@@ -75,14 +75,14 @@ def _add(tar: tarfile.TarFile, path: str, data: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def archive(layer: bytes) -> tuple[str, bytes]:
+def archive(layer: bytes, command: tuple[str, ...] = ("sh",)) -> tuple[str, bytes]:
     """An OCI image layout around one layer, as (name of the image, tar)."""
     blobs: dict[str, bytes] = {}
     config = {
         "architecture": "amd64",
         "os": "linux",
         "created": EPOCH,
-        "config": {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
+        "config": {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": list(command), "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         "history": [{"created": EPOCH, "created_by": "bufferzone scripts/busybox_image.py"}],
     }

@@ -47,13 +47,20 @@ class Containerd:
         assert not check or done.returncode == 0, (words, done.stderr.decode(), self.log.read_text()[-2000:])
         return done
 
-    def start(self):
-        config = self.directory / "config.toml"
-        config.write_text(
+    def base_config(self):
+        """What every config.toml begins with."""
+        return (
             f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
             f'[grpc]\n  address = "{self.socket}"\n'
         )
+
+    def config(self):
+        """The text of config.toml."""
+        return 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n' + self.base_config()
+
+    def start(self):
+        config = self.directory / "config.toml"
+        config.write_text(self.config())
         # containerd tells systemd when it serves; so it tells us, without any waiting in steps
         import socket
 
