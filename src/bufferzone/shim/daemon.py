@@ -20,6 +20,7 @@ from bufferzone.linux import process
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim import address, cleanup, termination
+from bufferzone.shim.bootstrap import Caller
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
 from bufferzone.shim.logs import log, log_to_containerd
@@ -69,14 +70,13 @@ def serve(arguments: Arguments) -> int:
 
 def start(arguments: Arguments) -> int:
     """containerd's start: fork the daemon, print its address once it listens."""
-    sys.stdin.buffer.read()  # runtime options; read so that containerd never blocks on them
+    caller = Caller(sys.stdin.buffer.read(), arguments)
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = address.socket_path(arguments, bundle)
     pool = None if address.answers(path) else PoolStart(arguments, bundle)
     if pool is None or pool.take(path):
-        print(f"unix://{path}", end="", flush=True)
-        return 0
+        return _say(caller.answer(path))
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -88,7 +88,13 @@ def start(arguments: Arguments) -> int:
     if line != b"ready":
         raise handshake.error_from(line) if line else _silent_death()
     pool.begin_pool()
-    print(f"unix://{path}", end="", flush=True)
+    return _say(caller.answer(path))
+
+
+def _say(answer: bytes) -> int:
+    """To containerd, which takes every byte for the answer."""
+    sys.stdout.buffer.write(answer)
+    sys.stdout.flush()
     return 0
 
 
