@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from bufferzone import state
+from bufferzone.client import handshake
 from bufferzone.client.connection import Client
 from bufferzone.errors import BugError, ExecError, HostError, StateError, VmmError
 from bufferzone.wire import task, ttrpc
@@ -157,6 +158,20 @@ def test_nobody_listening_means_the_shim_is_gone(tmp_path):
         with pytest.raises(HostError) as caught:
             Client.connect(str(path))
         assert caught.value.code == "shim-gone"
+
+
+def test_only_the_first_line_is_told_to_who_waits_for_one():
+    reader, writer = os.pipe()
+    ready = handshake.Ready(os.dup(writer))
+    number = ready._fd
+    ready.say(b"ready\n")
+    os.dup2(writer, number)  # something else has that number now
+    ready.say(b"an error\n")
+    os.close(writer)
+    os.close(number)
+    assert os.read(reader, 100) == b"ready\n"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
 
 
 def test_a_path_longer_than_a_socket_address_works(tmp_path):

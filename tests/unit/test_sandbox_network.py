@@ -15,7 +15,7 @@ import types
 import pytest
 
 from bufferzone import egress, state
-from bufferzone.errors import HostError
+from bufferzone.errors import HostError, VmmError
 from bufferzone.network import namespace, tcfilter
 from bufferzone.sandbox import network as network_module
 from bufferzone.sandbox.network import TapNetwork
@@ -122,6 +122,20 @@ def test_what_went_wrong_before_the_start_is_forgotten(world, sandbox):
     assert sandbox.agent.interface().name == "eth0"
     send(world, "eth0", b"BZ once more")
     assert sandbox.receives(b"BZ once more")
+
+
+@pytest.mark.parametrize(("code", "told"), [("agent-timeout", True), ("agent-lost", False)])
+def test_a_network_that_a_living_guest_does_not_take_back_fails_the_checkpoint(world, sandbox, code, told):
+    world.link("eth0", "10.213.7.2/24")
+    sandbox.attach()
+    try:
+        with sandbox.network.withdrawn():
+            assert sandbox.agent.told[-1].interfaces == []
+            sandbox.agent.error = VmmError("no answer", code=code)
+    except VmmError:
+        assert told
+    else:
+        assert not told
 
 
 def test_a_guest_that_refuses_once_is_asked_again(world, sandbox):

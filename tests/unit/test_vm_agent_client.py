@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from bufferzone.errors import ExecError, GuestError, VmmError
-from bufferzone.vm.agent_client import AgentClient
+from bufferzone.vm.agent_client import AgentClient, if_alive
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import Empty
 
@@ -224,3 +224,20 @@ def test_a_call_while_another_thread_closes_the_socket_fails_as_any_other(read):
         waiting.result(agent.HelloResponse)
     assert caught.value.code == "agent-lost"
     other.close()
+
+
+def test_what_is_put_back_need_not_be_in_a_vm_that_has_ended(pair):
+    client, guest = pair
+    guest.sock.close()
+    with if_alive():
+        client.call("Resume", agent.ProcessRef(id="a"), Empty)
+        pytest.fail("it answered")
+    with pytest.raises(GuestError, match="not mine"), if_alive():
+        raise GuestError("not mine")
+
+
+def test_a_guest_that_does_not_put_it_back_in_time_is_told_of(pair):
+    client, _ = pair
+    with pytest.raises(VmmError) as caught, if_alive():
+        client.call("Resume", agent.ProcessRef(id="a"), Empty, timeout_s=0.01)
+    assert caught.value.code == "agent-timeout"

@@ -15,6 +15,7 @@ from bufferzone.bench.floor import Floor
 from bufferzone.bench.measure import Column
 from bufferzone.bench.pool import PoolRuntime
 from bufferzone.errors import BufferzoneError
+from bufferzone.log import passing_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Session:
     def clean_up(self) -> None:
         """Delete what every runtime has, as its callers would."""
         for runtime in self._prepared:
-            with contextlib.suppress(BufferzoneError):
+            with passing_over(f"end what {runtime.name} runs", BufferzoneError):
                 runtime.leave()
             names = os.listdir(runtime.root) if os.path.isdir(runtime.root) else []
             runtime.remove([name for name in names if os.path.isdir(os.path.join(runtime.root, name))])

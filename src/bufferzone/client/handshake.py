@@ -8,6 +8,24 @@ from bufferzone import errors, jsontext
 from bufferzone.errors import BufferzoneError, HostError
 
 
+class Ready:
+    """Whoever waits for a line at the other end of `fd`, which is owned; -1: nobody does."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+
+    def say(self, line: bytes) -> None:
+        """The first line counts, any other is for nobody. Raises OSError: EPIPE where nobody waits."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+
+
 def read_line(fd: int) -> bytes:
     """What comes up to a line break or the end, at most 64 KiB; what comes behind the break is lost."""
     found = b""

@@ -7,7 +7,6 @@ killed after `TIMEOUT_S`, so that a hanging ioctl hurts nobody. Numbers are from
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -19,6 +18,7 @@ import signal
 import struct
 import time
 
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.record import Record
 
 TIMEOUT_S = 2.0
@@ -110,9 +110,9 @@ def cached_probe(cache_path: str, device: str = "/dev/kvm") -> Probe:
         with open(temporary, "x") as file:
             json.dump(content, file)
         os.replace(temporary, cache_path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # a full disk takes the name and refuses the text
+    except OSError:  # a full disk takes the name and refuses the text; a read-only one has no such name
+        with ignoring(errno.ENOENT, errno.EACCES, errno.EROFS):
+            os.unlink(temporary)
     return found
 
 
@@ -179,7 +179,7 @@ def _why_closed(device: str, error: OSError) -> str:
     if error.errno == errno.ENOENT and not _modules():
         return f"{text}: neither kvm_intel nor kvm_amd is loaded"
     if error.errno in (errno.EACCES, errno.EPERM):
-        with contextlib.suppress(OSError):
+        with ignoring(errno.ENOENT, errno.EACCES):
             node = os.stat(device)
             return f"{text}: it is for group {_group(node.st_gid)}, mode {node.st_mode & 0o777:o}"
     return text

@@ -6,7 +6,7 @@ began it, and those that wait do not outlive it.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,8 +15,10 @@ import socket
 import sys
 
 from bufferzone import config, programs, state
+from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.pool.keeper import Keeper
 from bufferzone.shim.logs import log
 from bufferzone.vm import cgroups
@@ -63,56 +65,46 @@ def keep(arguments: Arguments) -> int:
     `spec` as JSON. A second one for the same root ends at once. -ready-fd, if given, learns in a line how it
     began. Raises `HostError`.
     """
-    ready = Ready(arguments.ready_fd)
+    ready = handshake.Ready(int(arguments.ready_fd or -1))
     try:
         return _keep(arguments, ready)
     except OSError as error:
         where = error.filename or arguments.root
         line = f"the pool cannot be kept: {error.strerror}: {where}"
-        ready.say(line)
+        _tell(ready, line)
         raise HostError(line, code="pool-keeper") from error
     except BufferzoneError as error:
-        ready.say(error.line())
+        _tell(ready, error.line())
         raise
 
 
-class Ready:
-    """Whoever waits for one line, or nobody."""
-
-    def __init__(self, fd: str) -> None:
-        self._fd = int(fd or -1)
-        if self._fd >= 0:
-            os.set_inheritable(self._fd, False)
-
-    def say(self, line: str) -> None:
-        """The first line counts."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):  # nobody waits any more
-                os.write(fd, f"{line}\n".encode(errors="replace"))
-            os.close(fd)
+def _tell(ready: handshake.Ready, line: str) -> None:
+    with ignoring(errno.EPIPE, errno.ECONNRESET):  # nobody waits any more
+        ready.say(f"{line}\n".encode(errors="replace"))
 
 
-def _keep(arguments: Arguments, ready: Ready) -> int:
+def _keep(arguments: Arguments, ready: handshake.Ready) -> int:
     os.chdir("/")
     os.umask(0o077)
     process.set_name("bufferzone-pool")
-    with contextlib.suppress(HostError):
+    try:
         cgroups.join("", os.getpid())  # it outlives the container whose start began it
+    except HostError as error:
+        log(error.line())
     directory = os.path.join(arguments.root, state.POOL)
     os.makedirs(directory, 0o700, exist_ok=True)
     lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        ready.say("ready")  # it is kept already
+        _tell(ready, "ready")  # it is kept already
         return 0
     if os.fstat(2).st_size > _MOST_LOG:
         os.ftruncate(2, 0)
     _remove_old(directory)
     keeper = Keeper(directory, config.load, _spawn(arguments.root), log)
     try:
-        ready.say("ready")
+        _tell(ready, "ready")
         keeper.add_shape(**json.loads(arguments.shape))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         keeper.run()

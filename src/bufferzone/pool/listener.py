@@ -5,7 +5,7 @@ Knows the form of a request, one JSON object on one line, and not what is asked.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import socket
@@ -14,6 +14,8 @@ import struct
 from bufferzone import state
 from bufferzone.errors import HostError
 from bufferzone.linux import inotify
+from bufferzone.linux.ignoring import ignoring
+from bufferzone.log import passing_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Listener:
         self._fd = self.watch = -1
         try:
             self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with contextlib.suppress(FileNotFoundError):
+            with ignoring(errno.ENOENT):
                 os.unlink(state.POOL_SOCKET, dir_fd=self._fd)
             self.listener.bind(f"{self.place}/{state.POOL_SOCKET}")
             self.listener.listen(64)
@@ -43,7 +45,7 @@ class Listener:
         except OSError as error:
             self.close()
             raise HostError(f"cannot listen in {directory}: {error.strerror}", code="socket") from error
-        with contextlib.suppress(OSError):  # without it `is_there` is asked from time to time
+        with passing_over(f"watch {directory}", OSError):  # then `is_there` is asked from time to time
             self.watch = inotify.watch_going(directory, os.path.dirname(directory))
 
     @property
@@ -63,7 +65,7 @@ class Listener:
     def shut(self) -> None:
         """No more callers. What another keeper put in our place stays."""
         self.listener.close()
-        with contextlib.suppress(OSError):
+        with ignoring(errno.ENOENT):
             path = f"{self.place}/{state.POOL_SOCKET}"
             if os.path.samestat(os.lstat(path), self._ours):
                 os.unlink(path)

@@ -8,13 +8,13 @@ do not see.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import struct
 
 from bufferzone.errors import GuestError, HostError
+from bufferzone.log import passing_over
 from bufferzone.model import Bind
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -163,5 +163,5 @@ def warm_host() -> None:
     """The host's part of a first container: libraries that are loaded on first use."""
     from bufferzone.linux import libseccomp
 
-    with contextlib.suppress(HostError):
+    with passing_over("load libseccomp", HostError):  # the first container that needs it says so
         libseccomp.compile_profile({"defaultAction": "SCMP_ACT_ALLOW"})

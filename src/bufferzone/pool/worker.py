@@ -9,7 +9,7 @@ hears nothing, or something else, starts a shim of its own.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import select
@@ -20,6 +20,7 @@ import struct
 from bufferzone import config, oci, state
 from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.linux import identity, process
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci.host import settings_of
 from bufferzone.pool import waiting_vm
 from bufferzone.pool.listener import MOST_REQUEST
@@ -82,7 +83,8 @@ def run(arguments: Arguments) -> int:
     except (BufferzoneError, OSError) as error:
         line = error.line() if isinstance(error, BufferzoneError) else str(error)
         log(line)
-        with contextlib.suppress(OSError):  # the keeper is gone, or the container's business begun
+        # the keeper is gone, or the container's business begun
+        with ignoring(errno.EPIPE, errno.ECONNRESET, errno.EBADF):
             control.send(line.encode())
         return 1
     finally:
@@ -151,12 +153,12 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
 def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:
     """What a shim and its helpers would have inherited from the caller: oom_score_adj, and the niceness."""
     for pid in pids:
-        with contextlib.suppress(OSError):  # below the lowest that was ever set takes CAP_SYS_RESOURCE
+        with ignoring(errno.EACCES, errno.EPERM):  # below the lowest ever set takes CAP_SYS_RESOURCE
             _write(f"/proc/{pid}/oom_score_adj", str(int(request["oom_score_adj"])))
         if not renice:
             continue
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(ProcessLookupError):
+            with ignoring(errno.ESRCH):
                 os.setpriority(os.PRIO_PROCESS, int(thread), int(request["nice"]))
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 from bufferzone import config, oci
-from bufferzone.errors import HostError, StateError, VmmError
+from bufferzone.errors import HostError, StateError
 from bufferzone.linux import libseccomp
 from bufferzone.oci import overrides
 from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources
@@ -21,6 +21,7 @@ from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Pod
 from bufferzone.snapshot import compatible
 from bufferzone.snapshot.checkpoint import Capture
+from bufferzone.vm.agent_client import if_alive
 from bufferzone.vm.size import size_for
 from bufferzone.wire import agent, task
 from bufferzone.wire.proto import Empty
@@ -243,7 +244,7 @@ class Containers:
         try:
             yield
         finally:
-            with suppress(VmmError):  # it has ended with the checkpoint
+            with if_alive():  # it may have ended with the checkpoint
                 self.agent.call("Resume", ref, Empty)
 
     def start(self, container: Container) -> None:

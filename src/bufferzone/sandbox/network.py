@@ -13,14 +13,15 @@ import os
 import select
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 
 from bufferzone import log
-from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError, VmmError
+from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError
 from bufferzone.network import interfaces, namespace, ruleset, tcfilter, watch
 from bufferzone.oci import host
 from bufferzone.sandbox.nics import Nics
+from bufferzone.vm.agent_client import if_alive
 from bufferzone.wire import network as messages
 from bufferzone.wire.proto import Empty
 
@@ -166,7 +167,7 @@ class TapNetwork:
             try:
                 yield
             finally:
-                with suppress(VmmError):  # it has ended meanwhile
+                with if_alive():
                     self._agent.call("Network", before, Empty)
                     self._configured = before
 

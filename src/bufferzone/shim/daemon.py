@@ -4,7 +4,7 @@ back.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import resource
@@ -17,6 +17,7 @@ from bufferzone import oci, state
 from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim import address, cleanup, termination
@@ -48,8 +49,7 @@ _UNUSED_S = 120.0
 def serve(arguments: Arguments) -> int:
     """The process behind the CLI: stays in the foreground; the verb that started it reads -ready-fd."""
     directory = state.directory(arguments.state_root, arguments.id)
-    ready = int(arguments.ready_fd or "1")
-    os.set_inheritable(ready, False)
+    ready = handshake.Ready(int(arguments.ready_fd or "1"))
     _log_to(
         os.open(
             os.path.join(directory, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -81,7 +81,7 @@ def start(arguments: Arguments) -> int:
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        os._exit(_daemon(arguments, bundle, path, write_end))
+        os._exit(_daemon(arguments, bundle, path, handshake.Ready(write_end)))
     os.close(write_end)
     line = handshake.read_line(read_end)
     os.close(read_end)
@@ -98,13 +98,12 @@ def _say(answer: bytes) -> int:
     return 0
 
 
-def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
+def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready) -> int:
     os.setsid()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
     log_to_containerd(bundle)
-    os.set_inheritable(ready, False)
     arguments.bundle = bundle
     try:
         listener = listen_at(path)
@@ -123,15 +122,16 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: int) -> int:
     return 1
 
 
-def _run(arguments: Arguments, directory: str, listener: socket.socket, ready: int, *, cli: bool) -> None:
+def _run(
+    arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready, *, cli: bool
+) -> None:
     """Boot, serve, wait, close."""
     be_a_shim()
     chosen = json.loads(arguments.settings) if cli and arguments.settings else None
     spec = oci.load(arguments.bundle, containerd=not cli, chosen=chosen)
 
     def announce() -> None:
-        os.write(ready, b"ready\n")
-        os.close(ready)
+        ready.say(b"ready\n")
 
     checkpoint = open_checkpoint(arguments.restore_from) if arguments.restore_from else None
     scope = arguments.systemd_cgroup
@@ -216,11 +216,11 @@ def _log_to(fd: int) -> None:
     os.dup2(fd, 2)
 
 
-def _report(ready: int, error: BufferzoneError) -> None:
-    """Hand an error to whoever waits for `ready`."""
+def _report(ready: handshake.Ready, error: BufferzoneError) -> None:
+    """Hand an error to whoever waits for `ready`, unless that was said."""
     log(error.line())
-    with contextlib.suppress(OSError):  # told ready already, or the verb is gone
-        os.write(ready, handshake.error_line(error))
+    with ignoring(errno.EPIPE):  # the verb is gone
+        ready.say(handshake.error_line(error))
 
 
 def _silent_death() -> HostError:

@@ -6,12 +6,13 @@ that `start` forks in nothing that containerd sees: the same socket, the same lo
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 
-from bufferzone import jsontext, oci, state
+from bufferzone import jsontext, log, oci, state
 from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci.host import check_network, settings_of
 from bufferzone.shim import cleanup, listeners, logs
 
@@ -60,7 +61,7 @@ class PoolStart:
         if not self._keeper_wanted:
             return
         shape = jsontext.dumps(pool_claim.shape(self._spec, self._settings))
-        with contextlib.suppress(HostError):  # the container is there; the next start tries again
+        with log.passing_over("begin a pool", HostError):  # the next start tries again
             start.start_keeper(self._arguments.state_root, shape, "")
 
 
@@ -74,7 +75,7 @@ def become_containerds(arguments: Arguments, requested: dict[str, Any]) -> socke
 
 def leave(path: str, directory: str) -> None:
     """At the end of such a shim: nobody else removes its socket and its state."""
-    with contextlib.suppress(OSError):
+    with ignoring(errno.ENOENT):
         os.unlink(path)
     try:
         cleanup.remove_own(directory)

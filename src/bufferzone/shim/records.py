@@ -7,6 +7,8 @@ import pwd
 import time
 
 from bufferzone import state
+from bufferzone.errors import HostError
+from bufferzone.shim.logs import log
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -47,6 +49,13 @@ class Records:
     def changed(self, process: Process, container: Container) -> None:
         """The init's status is another one now."""
         self.write(container, task.STATUS_NAMES[process.status])
+
+    def ended(self, process: Process, container: Container) -> None:
+        """As `changed`; a full disk is logged: `state` then tells its end when the shim has ended."""
+        try:
+            self.changed(process, container)
+        except HostError as error:
+            log(error.line())
 
     def text(self, container: Container, status: str) -> bytes:
         """The OCI state as a hook gets it on stdin: with the bundle's annotations, ours are for `state`."""

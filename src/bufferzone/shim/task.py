@@ -6,12 +6,12 @@ the guest is asked anything.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import threading
 
-from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError, VmmError
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError, VmmError
+from bufferzone.log import passing_over
 from bufferzone.shim import events, stand_ins
 from bufferzone.shim.checkpoint import Checkpoints
 from bufferzone.shim.inquiries import Inquiries
@@ -19,6 +19,7 @@ from bufferzone.shim.oom import OomReporter
 from bufferzone.shim.process import Process, check_spec, parse_resources, wishes_of
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
+from bufferzone.vm.agent_client import if_alive
 from bufferzone.wire import agent, task
 from bufferzone.wire.proto import Empty
 
@@ -340,25 +341,23 @@ class TaskService:
         self._lost(process)
         if process.ref.exec_id:  # nobody is left to delete it
             process.exited.wait()
-            with contextlib.suppress(BufferzoneError):  # then it stays in the table, as it does in the guest
+            with passing_over("free an exec that nobody deletes", BufferzoneError):  # it stays
                 self._free(process)
 
     def _lost(self, process: Process) -> None:
         """The same for a stand-in, whose caller is there to delete it."""
         if process.status != task.STOPPED:
             self._enforce_kill(process)
-            with contextlib.suppress(BufferzoneError):  # it ended at the same moment, or the VM did
+            with passing_over("kill what nobody stands for", BufferzoneError):  # it has just ended
                 process.signal(self._sandbox.agent, _SIGKILL, everyone=not process.ref.exec_id)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
         try:
-            self._sandbox.agent.call("Delete", process.ref, Empty)
+            with if_alive():
+                self._sandbox.agent.call("Delete", process.ref, Empty)
         except NotFoundError:
             pass  # an exec that was never started
-        except VmmError as error:
-            if error.code == "agent-timeout":
-                raise  # else the VM is gone, and all that was in it
         self._table.forget(process)
 
     def _finished(self, process: Process, failure: str) -> None:
@@ -368,8 +367,7 @@ class TaskService:
             self.oom.ended(process)
             container = self._table.container(ref.id)
             if container is not None:
-                with contextlib.suppress(HostError):  # a full disk: it is told when the shim has ended
-                    self._records.changed(process, container)
+                self._records.ended(process, container)
         self._events.publish(events.exited(process))
         if not ref.exec_id:
             self._sandbox.stopped(self._single and self._table.all_stopped())

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import suppress
 
 from bufferzone.errors import BufferzoneError
+from bufferzone.log import passing_over
 from bufferzone.spawn import ENDING
 from bufferzone.wire import task
 
@@ -37,5 +37,5 @@ def be_told(sandbox: Sandbox, tasks: TaskService) -> None:
 
 def _pass_on(tasks: TaskService, number: int) -> None:
     for container_id in tasks.table.stood_for_by_us():
-        with suppress(BufferzoneError):  # it ended at that moment
+        with passing_over(f"pass signal {number} on to {container_id}", BufferzoneError):  # it has just ended
             tasks.kill(None, task.KillRequest(id=container_id, signal=number))

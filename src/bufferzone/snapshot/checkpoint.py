@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from bufferzone.errors import StateError, VmmError
+from bufferzone.log import passing_over
 from bufferzone.snapshot import checkpoint_dir
 from bufferzone.snapshot.checkpoint_writer import Draft
 from bufferzone.snapshot.copier import Saver
@@ -129,7 +130,7 @@ class Capture:
         try:
             yield
         finally:
-            with suppress(VmmError):  # it has ended with the checkpoint
+            with passing_over("set the clock of a saved VM", VmmError):  # it may have ended
                 set_clock(self._vm.agent, _CLOCK_S)
 
     def _copy_memory(self, stack: ExitStack, saver: Saver) -> int:

@@ -12,10 +12,10 @@ import errno
 import fcntl
 import json
 import os
-from contextlib import suppress
 
-from bufferzone import __version__
+from bufferzone import __version__, log
 from bufferzone.errors import HostError
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.record import asdict
 from bufferzone.snapshot import checkpoint_dir
 from bufferzone.storage import ram
@@ -64,8 +64,7 @@ class Draft:
         for fd in self.fds.values():
             os.close(fd)
         for name in (*self._names.values(), _MANIFEST_NEW) if self._names else ():
-            with suppress(OSError):  # the directory may have been removed meanwhile
-                os.unlink(name, dir_fd=self._at)
+            _remove(self._at, name)
         os.close(self._at)  # and with it the lock
 
     def publish(self, shape: VmShape, facts: dict[str, Any], digests: dict[str, str]) -> None:
@@ -110,7 +109,7 @@ class Draft:
             raise
 
     def _unlink(self, name: str) -> None:
-        with suppress(FileNotFoundError):
+        with ignoring(errno.ENOENT):
             os.unlink(name, dir_fd=self._at)
 
     def _present(self) -> set[str]:
@@ -152,5 +151,10 @@ def _tidy(at: int, kept: set[str]) -> None:
     """Remove files of other checkpoints: older ones, and those that were never finished."""
     for name in os.listdir(at):
         if (checkpoint_dir.is_file_name(name) or name == _MANIFEST_NEW) and name not in kept:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=at)
+            _remove(at, name)
+
+
+def _remove(at: int, name: str) -> None:
+    """Remove a file that is no part of a checkpoint: one that stays takes room and does no harm."""
+    with log.passing_over(f"remove {name}", OSError), ignoring(errno.ENOENT):
+        os.unlink(name, dir_fd=at)

@@ -8,17 +8,18 @@ killed but a temporary directory that the next `prune` removes.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import time
 from contextlib import ExitStack, nullcontext
 
-from bufferzone import config, jail, programs
+from bufferzone import config, jail, log, programs
 from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.guestimage import store as images
 from bufferzone.guestimage import template_store
 from bufferzone.linux import mount
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.record import asdict
 from bufferzone.storage import ram, share
 from bufferzone.vm import cgroups, nic
@@ -97,8 +98,10 @@ def run_maker(order_fd: int) -> int:
     # it outlives the container, whose bundle and cgroup must be free to go when that does
     os.chdir("/")
     os.umask(0o077)
-    with contextlib.suppress(HostError):
+    try:
         cgroups.join("", os.getpid())
+    except HostError as error:
+        log.say(error.line())
     with open(order_fd, "rb") as file:
         order = file.read(1 << 20)
     if not order:
@@ -244,5 +247,5 @@ def _create(stack: ExitStack, directory: str, name: str) -> int:
 
 
 def _unmount_memory(workplace: str) -> None:
-    with contextlib.suppress(OSError):  # it did not come so far
+    with ignoring(errno.ENOENT, errno.EINVAL):  # it did not come so far
         mount.unmount(os.path.join(workplace, "memory"), mount.MNT_DETACH)

@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
 from bufferzone.wire import agent, ttrpc
@@ -42,6 +42,20 @@ _LIMIT_S = 30.0
 _BELIEVED = (GuestError, ExecError, SpecError, StateError)
 _MESSAGE, _HINT, _CODE = 4096, 1024, 64  # most characters of a guest's error
 _CODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+class if_alive:
+    """A context for a call that puts back what was changed for a while: it ends quietly where the VM has
+    ended. A guest that lives and does not answer in time still is as it was: that `VmmError` is raised.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, VmmError) and error.code != "agent-timeout"
 
 
 class _Call:
@@ -189,7 +203,7 @@ class AgentClient:
             try:
                 yield
             finally:
-                with suppress(VmmError):  # the VM was ended meanwhile, or is about to be
+                with if_alive():  # it may have been ended meanwhile
                     self._ask_locked("Release")
         finally:
             self._send_lock.release()

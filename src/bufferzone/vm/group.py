@@ -6,10 +6,12 @@ place where the scope would be.
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
 
 from bufferzone.errors import HostError
+from bufferzone.linux.ignoring import ignoring
+from bufferzone.log import passing_over
 from bufferzone.oci.cgroup_path import systemd_form, unit_name
 from bufferzone.vm import cgroups
 
@@ -169,8 +171,8 @@ def _nothing() -> None:
 def _move_up(directories: Sequence[str], pid: int) -> None:
     """Remove them; a waiter that was told of the end a moment ago is moved out of the way."""
     for directory in directories:
-        with suppress(OSError):
+        with passing_over(f"empty {directory}", OSError), ignoring(errno.ENOENT, errno.ENODEV):
             if str(pid) in cgroups.read_file(os.path.join(directory, "cgroup.procs")).split():
                 cgroups.write_file(os.path.join(os.path.dirname(directory), "cgroup.procs"), str(pid))
-        with suppress(OSError):
+        with passing_over(f"remove {directory}", OSError):
             cgroups.remove(directory)

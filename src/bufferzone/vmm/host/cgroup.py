@@ -5,10 +5,12 @@ Named after the shim's pid, so that one that a killed shim left is found, and re
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 
 from bufferzone.errors import HostError
+from bufferzone.linux.ignoring import ignoring
+from bufferzone.log import passing_over
 
 _NAME = "bufferzone-host-"
 
@@ -77,14 +79,14 @@ def _is_alive(pid: str) -> bool:
 
 def _remove(top: str) -> None:
     for path, _, _ in os.walk(top, topdown=False):
-        with contextlib.suppress(OSError):  # a process that is still going: the next start's
+        with ignoring(errno.EBUSY, errno.ENOENT):  # a process that is still going: the next start's
             os.rmdir(path)
 
 
 def _enable_controllers(path: str) -> None:
     with open(f"{path}/cgroup.controllers", encoding="ascii") as file:
         for name in file.read().split():
-            with contextlib.suppress(OSError):  # one that the agent's containers go without
+            with passing_over(f"give {name} to the agent", OSError):  # its containers go without
                 _write(f"{path}/cgroup.subtree_control", f"+{name}")
 
 
