@@ -40,7 +40,10 @@ needs_host = pytest.mark.skipif(
 _SCRIPTS = {
     "pause": "exec sleep 1000",
     "end": "exit $1",
-    "count": ("while :; do n=$(($(cat /count 2>/dev/null) + 1)); echo $n >/count; echo $n; sleep 0.05; done"),
+    "count": (
+        "while :; do n=$(($(cat /count 2>/dev/null) + 1)); echo $n; echo $n >/next; mv /next /count; "
+        "sleep 0.05; done"
+    ),
     "greet": "trap 'echo usr1' USR1; trap 'exit 130' INT; echo up; while :; do sleep 0.05; done",
     "size": (
         'last=; while :; do now=$(stty size 2>/dev/null); [ "$now" = "$last" ] || echo "$now"; last=$now; '
