@@ -7,14 +7,17 @@ import os
 import signal
 import socket
 import time
+import types
 
 import pytest
 
 from bufferzone import config, jsontext, state
 from bufferzone.client import pool_claim
+from bufferzone.errors import VmmError
 from bufferzone.linux import freezer
 from bufferzone.oci import Spec
-from bufferzone.pool import keeper, warmup
+from bufferzone.pool import keeper, warmup, worker
+from bufferzone.shim.arguments import Arguments
 from unit.pool_world import Running, is_there
 
 
@@ -201,3 +204,22 @@ def test_the_callers_cgroups_are_found_where_they_are_mounted():
 def test_the_name_of_the_pool_is_no_containers(tmp_path):
     (tmp_path / state.POOL).mkdir()
     assert state.list_ids(str(tmp_path)) == []
+
+
+def test_who_makes_stand_ins_is_forked_where_the_caller_is_and_before_there_are_threads(monkeypatch):
+    order = []
+
+    class Vm:
+        def enter(self, mount_namespace):
+            order.append("enter")
+
+        def thaw(self, name):
+            order.append("thaw")
+            raise VmmError("enough")
+
+    monkeypatch.setattr(worker, "StandIns", lambda: order.append("fork"))
+    request = {"id": "a", "bundle": "/b", "containerd": {"socket": "/s"}}
+    claim = types.SimpleNamespace(request=request, mount_namespace=-1, close=lambda: order.append("close"))
+    with pytest.raises(VmmError, match="enough"):
+        worker._be_taken(Arguments(), Vm(), claim, None, niced=False)
+    assert order == ["enter", "fork", "thaw", "close"]

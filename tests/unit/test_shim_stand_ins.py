@@ -99,7 +99,7 @@ def test_all_end_with_the_shim() -> None:
     if shim == 0:
         made = StandIns()
         pids = [made.begin(None, ["a"], nobody).pid for _ in range(2)]
-        os.write(writer, json.dumps([*pids, made._keeper]).encode())
+        os.write(writer, json.dumps([*pids, made.pid]).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     pids = json.loads(os.read(reader, 4096))
     os.waitpid(shim, 0)
@@ -125,12 +125,13 @@ def test_network_and_command_line_are_those_of_the_bundle(tmp_path: Path) -> Non
 
 def test_in_a_scope_they_outlive_signals_that_are_meant_for_containers() -> None:
     lost = threading.Event()
-    made = StandIns(deaf=True)
+    made = StandIns()
+    made.be_deaf()
     made.start()
     one = made.begin(None, ["sleep"], lost.set)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGRTMIN + 3):
         os.kill(one.pid, number)
-        os.kill(made._keeper, number)
+        os.kill(made.pid, number)
     other = made.begin(None, ["sleep"], lost.set)  # who makes them is there
     assert Path(f"/proc/{one.pid}/comm").read_text() == "sleep\n"
     assert not lost.is_set()

@@ -162,10 +162,18 @@ class WaitingVm:
         here = self._vm.shape
         return unlike_new(here, _shape(wanted, self._root, self._log, nic=here.nic))
 
-    def give(self, container_id: str, spec: Spec, settings: Settings, directory: str, caller: int) -> Sandbox:
+    def give(
+        self,
+        container_id: str,
+        spec: Spec,
+        settings: Settings,
+        directory: str,
+        caller: int,
+        makers: tuple[int, ...],
+    ) -> Sandbox:
         """Make it the sandbox of a container: its state directory, its cgroup (or the caller's), its name.
 
-        Raises `HostError`; the VM is of no more use then.
+        `makers` go to that cgroup, too, by pid. Raises `HostError`; the VM is of no more use then.
         """
         timeline = Timeline()
         left = Leftovers(directory)
@@ -190,13 +198,13 @@ class WaitingVm:
         start = Start(
             kind="pool",
             settings=settings,
-            finish=partial(self._join, cgroup, here, left),
+            finish=partial(self._join, cgroup, here, left, (os.getpid(), *self.helpers, *makers)),
         )
         return assemble(self._before, container_id, self._vm, resources, start)
 
-    def _join(self, cgroup: Group, callers: str, left: Leftovers) -> None:
+    def _join(self, cgroup: Group, callers: str, left: Leftovers, pids: tuple[int, ...]) -> None:
         """Move to the container's cgroup, or to those of the caller: milliseconds that nobody waits for."""
         if not cgroup:
-            cgroups.follow(callers, (os.getpid(), *self.helpers))
+            cgroups.follow(callers, pids)
             return
-        self._after.callback(cgroup.begin((os.getpid(), *self.helpers), left))
+        self._after.callback(cgroup.begin(pids, left))

@@ -27,6 +27,7 @@ from bufferzone.pool.listener import MOST_REQUEST
 from bufferzone.shim import daemon, pool_start
 from bufferzone.shim.listeners import listen
 from bufferzone.shim.logs import log
+from bufferzone.shim.stand_ins import StandIns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,20 +123,22 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
     arguments.id, arguments.bundle = request["id"], request["bundle"]
     try:
         vm.enter(claim.mount_namespace)
+        containerd = request.get("containerd")
+        stand_ins = StandIns() if containerd else None  # a fork: before the first thread
         vm.thaw(arguments.id)
-        spec = oci.load(arguments.bundle, containerd=bool(request.get("containerd")))
+        spec = oci.load(arguments.bundle, containerd=bool(containerd))
         settings = settings_of(spec)
         if unlike := vm.unlike(settings, spec):
             raise HostError(f"the waiting VM is not the one that is wanted: {unlike[0]}", code="pool-stale")
-        _be_like(request, (os.getpid(), *vm.helpers), renice=niced)
+        makers = () if stand_ins is None else (stand_ins.pid,)
+        _be_like(request, (os.getpid(), *vm.helpers, *makers), renice=niced)
         claim.say(b"ready %d\n" % os.getpid())
         if claim.connection.recv(8) != b"go\n":
             raise HostError("the caller gave up", code="pool-late")
         process.die_with_parent(0)
         control.close()
         directory = state.directory(arguments.state_root, arguments.id)
-        sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid)
-        containerd = request.get("containerd")
+        sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid, makers)
         listener = pool_start.become_containerds(arguments, containerd) if containerd else listen(directory)
         state.write_owner(directory, os.getpid())
         arguments.socket = containerd["socket"] if containerd else ""
@@ -147,7 +150,7 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         claim.say(b"listening\n")
         claim.close()
 
-    daemon.run_sandbox(arguments, sandbox, listener, announce, cli=not containerd)
+    daemon.run_sandbox(arguments, sandbox, listener, announce, stand_ins)
 
 
 def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:

@@ -138,7 +138,8 @@ def _run(
     with boot(arguments.id, spec, directory, log, checkpoint, systemd=scope) as sandbox:
         if checkpoint is not None:
             checkpoint.close()
-        run_sandbox(arguments, sandbox, listener, announce, cli=cli)
+        stand_ins = None if cli else StandIns()  # a fork: before the first thread
+        run_sandbox(arguments, sandbox, listener, announce, stand_ins)
 
 
 def be_a_shim() -> None:
@@ -153,13 +154,14 @@ def run_sandbox(
     sandbox: Sandbox,
     listener: socket.socket,
     on_serving: Callable[[], None],
-    *,
-    cli: bool,
+    stand_ins: StandIns | None,
 ) -> None:
-    """From the first thread to the end of a sandbox; `on_serving` is called once it is served. Closes
-    nothing of the VM.
+    """From its first container to the end of a sandbox; `on_serving` is called once it is served. Closes
+    nothing of the VM. `stand_ins` are for containerd, and ended here; None: the CLI's.
     """
-    stand_ins = None if cli else StandIns(deaf=bool(sandbox.cgroup.unit))  # a fork: before the first thread
+    cli = stand_ins is None
+    if stand_ins is not None and sandbox.cgroup.unit:
+        stand_ins.be_deaf()
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)

@@ -32,6 +32,7 @@ _MOST = 1 << 17  # bytes of a request; a command line is shown, so it may be cut
 _MOST_FDS = 1 << 20
 _WORDS = 4096  # characters of a command line: more than ps has room for
 _END_S = 5.0
+_DEAF = b"deaf"
 
 
 class StandIn:
@@ -75,23 +76,28 @@ class _Watched:
 
 
 class StandIns:
-    """Makes them. To be made while the shim has one thread, by the thread that lives as long as the shim;
-    thread-safe from `start` on.
+    """Makes them, by the process `pid`. To be made while the shim has one thread, by the thread that lives as
+    long as the shim; thread-safe from `start` on.
     """
 
-    def __init__(self, *, deaf: bool = False) -> None:
-        """`deaf`: in a scope of systemd's, which signals all that is in it, the shim passes signals on."""
+    def __init__(self) -> None:
         self._asking = threading.Lock()
         self._watched = _Watched()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._keeper = os.fork()
-        if self._keeper == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             try:
-                _keep(theirs, deaf=deaf)
+                _keep(theirs)
             finally:
                 os._exit(0)
         theirs.close()
         self._socket = ours
+
+    def be_deaf(self) -> None:
+        """In a scope of systemd's, which signals all that is in it, those made from now on heed nothing: the
+        shim passes signals on. Raises OSError.
+        """
+        self._socket.sendall(_DEAF)
 
     def start(self) -> None:
         """Notice those that somebody kills, in a thread."""
@@ -119,7 +125,7 @@ class StandIns:
     def close(self) -> None:
         """End them all, and who makes them."""
         self._socket.close()
-        os.waitpid(self._keeper, 0)
+        os.waitpid(self.pid, 0)
 
 
 def of_container(bundle: str) -> tuple[str | None, list[str]]:
@@ -142,7 +148,7 @@ def _cut(words: list[str]) -> list[str]:
     return kept
 
 
-def _keep(talk: socket.socket, *, deaf: bool) -> None:
+def _keep(talk: socket.socket) -> None:
     """The life of who makes them: ends with the shim, and they with it."""
     process.die_with_parent()
     process.set_name("bz-stand-ins")
@@ -151,10 +157,12 @@ def _keep(talk: socket.socket, *, deaf: bool) -> None:
     os.closerange(talk.fileno() + 1, _MOST_FDS)
     for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    for number in ENDING if deaf else ():
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for their status
     while request := talk.recv(_MOST):
+        if request == _DEAF:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+            continue
         told = jsontext.loads(request.decode())
         reader, writer = os.pipe2(os.O_CLOEXEC)
         keeper, pid = os.getpid(), os.fork()
