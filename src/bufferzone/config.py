@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import egress, toml
-from bufferzone.errors import CallerError, HostError
+from bufferzone import egress
 from bufferzone.linux import identity
 
 TYPE_CHECKING = False
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
 
 PREFIX = "bufferzone."
 DIRECTORY = "/etc/bufferzone"
-
-
-class ConfigError(CallerError):
-    """A settings file cannot be used; the message starts with its path."""
-
-    code = "bad-config"
 
 
 class Setting:
@@ -319,7 +312,7 @@ def default_paths() -> list[str]:
 def load(paths: Iterable[str] | None = None) -> Settings:
     """Read settings files, later ones win; None means `default_paths()`.
 
-    Raises `ConfigError` for what is wrong in a file, `HostError` when one cannot be read.
+    Raises `settings_file.ConfigError` for what is wrong in a file, `HostError` when one cannot be read.
     """
     values: dict[str, Any] = {}
     for path in default_paths() if paths is None else paths:
@@ -328,33 +321,18 @@ def load(paths: Iterable[str] | None = None) -> Settings:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            found = toml.parse(file.read())
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}", code="config-unreadable") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError(f"{path}: {error}") from error
-    found = _flat(found)
+    from bufferzone import settings_file  # most machines have none
+
+    found = settings_file.read(path, ROWS)
     for key, value in found.items():
         if key not in ROWS:
             hint = "known: " + ", ".join(ROWS)
-            raise ConfigError(f"{path}: {key}: unknown setting", hint=hint, code="unknown-setting")
+            text = f"{path}: {key}: unknown setting"
+            raise settings_file.ConfigError(text, hint=hint, code="unknown-setting")
         reason = fault(ROWS[key], value)
         if reason:
-            raise ConfigError(f"{path}: {key}: {reason}")
+            raise settings_file.ConfigError(f"{path}: {key}: {reason}")
     return found
-
-
-def _flat(found: dict[str, Any]) -> dict[str, Any]:
-    """Tables as keys with a dot; one that is empty stays, to be found unknown or of the wrong type."""
-    flat: dict[str, Any] = {}
-    for key, value in found.items():
-        if isinstance(value, dict) and value and key not in ROWS:
-            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
-        elif value != {} or not any(known.startswith(f"{key}.") for known in ROWS):
-            flat[key] = value
-    return flat
 
 
 def deciding(*kinds: str) -> tuple[str, ...]:

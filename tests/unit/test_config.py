@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bufferzone import config, oci
+from bufferzone import config, oci, settings_file
 from bufferzone.errors import HostError, SpecError
 from bufferzone.oci import cri, overrides
 
@@ -68,7 +68,7 @@ def test_settings_do_not_share_their_lists():
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_file_and_key(tmp_path, text, message):
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(settings_file.ConfigError) as caught:
         loaded(tmp_path, text)
     assert caught.value.message == f"{tmp_path}/0.toml: {message}"
 

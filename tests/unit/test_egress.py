@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bufferzone import config, egress
+from bufferzone import config, egress, settings_file
 from bufferzone.errors import SpecError
 from bufferzone.oci import overrides
 
@@ -115,7 +115,7 @@ def test_a_rule_contains_what_it_allows_alone(wide, narrow, inside):
 def test_a_settings_file_with_a_rule_that_does_not_parse_is_named_with_key_and_rule(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('egress = ["10.0.0.0/8", "tcp:10.0.0.1:http"]')
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(settings_file.ConfigError) as caught:
         config.load([str(path)])
     reason = "'tcp:10.0.0.1:http': a port must be a number from 1 to 65535"
     assert caught.value.message == f"{path}: egress: {reason}"
