@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import egress
+from bufferzone.errors import HostError
 from bufferzone.linux import identity
 
 TYPE_CHECKING = False
@@ -297,16 +298,29 @@ def default_image_store() -> str:
 
 
 def default_paths() -> list[str]:
-    """The settings files that exist, in the order they are read."""
+    """The settings files that exist, in the order they are read; raises `HostError`."""
     found = [f"{DIRECTORY}/config.toml"]
     try:
         drop_ins = sorted(n for n in os.listdir(f"{DIRECTORY}/config.d") if n.endswith(".toml"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         drop_ins = []
+    except OSError as error:  # they may forbid what a container then got
+        raise HostError(f"{DIRECTORY}/config.d: {error.strerror}", code="config-unreadable") from error
     found += [f"{DIRECTORY}/config.d/{name}" for name in drop_ins]
     if not identity.is_real_root():
         found.append(os.path.join(_home(), ".config/bufferzone/config.toml"))
-    return [path for path in found if os.path.exists(path)]
+    return [path for path in found if _is_there(path)]
+
+
+def _is_there(path: str) -> bool:
+    """Where that cannot be told, reading the file tells why."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # open(2) fails alike
+    return True
 
 
 def load(paths: Iterable[str] | None = None) -> Settings:

@@ -125,11 +125,13 @@ def no_container(id: str) -> NotFoundError:
 
 
 def list_ids(root: str) -> list[str]:
-    """The ids below `root`, sorted; empty when there is no root."""
+    """The ids below `root`, sorted; empty when there is no root. Raises `HostError`."""
     try:
         names = os.listdir(root)
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise HostError(f"cannot list {root}: {error.strerror}", code="state-unreadable") from error
     return sorted(n for n in names if _ID_CHARACTERS.issuperset(n) and os.path.isdir(os.path.join(root, n)))
 
 

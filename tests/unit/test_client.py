@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from bufferzone import state
-from bufferzone.client import handshake
+from bufferzone.client import handshake, removal
 from bufferzone.client.connection import Client
 from bufferzone.errors import BugError, ExecError, HostError, StateError, VmmError
 from bufferzone.wire import task, ttrpc
@@ -172,6 +172,13 @@ def test_only_the_first_line_is_told_to_who_waits_for_one():
     assert os.read(reader, 100) == b"ready\n"
     assert os.read(reader, 100) == b""
     os.close(reader)
+
+
+def test_a_state_directory_that_cannot_be_opened_is_not_one_that_is_gone(tmp_path):
+    removal.remove(str(tmp_path / "gone"), "gone", force=True, program="")
+    (tmp_path / "odd").symlink_to("odd")
+    with pytest.raises(HostError, match=r"cannot open .*/odd: Too many levels"):
+        removal.remove(str(tmp_path / "odd"), "odd", force=True, program="")
 
 
 def test_a_path_longer_than_a_socket_address_works(tmp_path):

@@ -78,6 +78,16 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
         config.load([str(tmp_path / "none.toml")])
 
 
+@pytest.mark.parametrize("name", ["config.toml", "config.d"])
+def test_settings_that_may_be_there_and_cannot_be_looked_for_are_an_error(tmp_path, monkeypatch, name):
+    """They may be stricter than the defaults."""
+    monkeypatch.setattr(config, "DIRECTORY", str(tmp_path))
+    assert config.load().vcpus == 0
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(HostError, match=f"{name}: Too many levels of symbolic links"):
+        config.load()
+
+
 def test_annotations_change_what_they_may():
     wanted = {
         "bufferzone.vcpus": "2",

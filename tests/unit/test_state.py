@@ -207,6 +207,8 @@ def test_only_containers_are_listed(tmp_path):
     (tmp_path / "white space").mkdir()
     assert state.list_ids(str(tmp_path)) == ["a", "b"]
     assert state.list_ids(str(tmp_path / "none")) == []
+    with pytest.raises(HostError, match=r"cannot list .*/file: Not a directory"):
+        state.list_ids(str(tmp_path / "file"))
 
 
 def test_the_root_follows_flag_and_user(monkeypatch, tmp_path):

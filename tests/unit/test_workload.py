@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from bufferzone import oci
 from bufferzone.cli.bz import wish_flags
 from bufferzone.errors import HostError, UsageError
-from bufferzone.workload import config_json, host_root, launch, users
+from bufferzone.workload import config_json, host_root, launch, place, users
 from bufferzone.workload.wish import Wish
 
 ROOT = users.User(0, 0, [], "/root")
@@ -145,3 +147,12 @@ def test_another_failure_builds_nothing():
 
     with pytest.raises(HostError, match="no disk"):
         launch._with_image(work, print)
+
+
+def test_a_disk_without_locks_is_told_of_and_not_tried_for_ever(tmp_path, monkeypatch):
+    def refuse(fd, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(place.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks"):
+        place._make(str(tmp_path), "a")

@@ -95,7 +95,7 @@ def measure(pids: Iterable[int]) -> Total:
             if role == "QEMU":
                 unmapped += unmapped_memory(pid)
         except OSError:
-            continue
+            continue  # it has ended
     return Total(usages, unmapped)
 
 

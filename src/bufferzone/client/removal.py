@@ -6,10 +6,10 @@ import os
 import select
 import time
 
-from bufferzone import state
+from bufferzone import log, state
 from bufferzone.client import container, signals, start
 from bufferzone.client.connection import Client
-from bufferzone.errors import BufferzoneError, NotFoundError
+from bufferzone.errors import BufferzoneError, HostError, NotFoundError
 from bufferzone.linux import pidfd
 from bufferzone.wire import task
 
@@ -45,8 +45,10 @@ def _take_turn(directory: str) -> int:
     end = time.monotonic() + _KILL_S + _DELETE_S + _END_S
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return -1
+    except OSError as error:
+        raise HostError(f"cannot open {directory}: {error.strerror}", code="state-unreadable") from error
     while time.monotonic() < end:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +58,7 @@ def _take_turn(directory: str) -> int:
     try:
         if os.path.samestat(os.fstat(fd), os.stat(directory)):
             return fd
-    except OSError:
+    except FileNotFoundError:
         pass  # removed
     os.close(fd)
     return -1
@@ -90,8 +92,10 @@ def _remove_cgroups(directory: str) -> None:
     for path in left.get("cgroups", []):
         try:
             os.rmdir(path)
-        except OSError:
-            pass  # gone, as is usual
+        except FileNotFoundError:
+            pass  # as is usual
+        except OSError as error:
+            log.debug(f"passed over: remove {path}: {error.strerror}")
 
 
 def _status(directory: str) -> str:

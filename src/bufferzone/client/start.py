@@ -152,12 +152,9 @@ def start_shim(
         return pid or _start_shim(directory, spec.bundle, program)
     except pool_claim.NoKeeper:
         pid = _start_shim(directory, spec.bundle, program)
-        try:
-            start_keeper(
-                os.path.dirname(directory), jsontext.dumps(pool_claim.shape(spec, settings)), program
-            )
-        except HostError:
-            pass  # the container is there; the next start tries again
+        shape = jsontext.dumps(pool_claim.shape(spec, settings))
+        with log.passing_over("begin a pool", HostError):  # the next start tries again
+            start_keeper(os.path.dirname(directory), shape, program)
         return pid
 
 

@@ -26,7 +26,7 @@ def find(name: str, path: str | None) -> str:
         try:
             _check(candidate)
         except OSError:
-            continue
+            continue  # to the next one, as execvp(3) does
         return candidate
     raise ExecError(f'exec: "{name}": executable file not found in $PATH', code="exec-not-found")
 

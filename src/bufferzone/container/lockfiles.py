@@ -155,7 +155,7 @@ def write_back(fd: int) -> None:
     try:
         filelock.write_back(fd)
     except OSError:
-        pass
+        pass  # the kernel keeps it for the next msync(2) or fsync(2)
 
 
 def _path_in(volume: str, path: str, facts: os.stat_result) -> str | None:
@@ -166,7 +166,7 @@ def _path_in(volume: str, path: str, facts: os.stat_result) -> str | None:
         try:
             found = os.stat(f"{SHARE_PATH}/{volume}/{rest}", follow_symlinks=False)
         except OSError:
-            continue
+            continue  # no such file below the volume
         if (found.st_dev, found.st_ino) == (facts.st_dev, facts.st_ino):
             return rest
     try:

@@ -35,7 +35,7 @@ def _last_words(error: BaseException) -> None:
         console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
         os.dup2(console, 2)
     except OSError:
-        pass
+        pass  # then stderr is what the kernel gave
     report(error)
     warn("fatal: powering off")
 

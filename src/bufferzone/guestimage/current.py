@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 
+from bufferzone import log
 from bufferzone.errors import HostError
 from bufferzone.guestimage import store
 
@@ -65,14 +66,12 @@ def remember(directory: str, mark: str, digest: str) -> None:
     """Note that the package with this fingerprint runs this image; a store we may not write stays as it
     is.
     """
-    try:
-        with store.lock(directory, lambda: None):
-            index = store.read_index(directory)
-            others = [pair for pair in store.packages_of(index) if pair[0] != mark]
-            kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
-            store.write_index(directory, {**index, "packages": kept})
-    except (HostError, OSError):
-        pass  # asked again at the next start
+    what = f"note the image of this package in {directory}"
+    with log.passing_over(what, HostError, OSError), store.lock(directory, lambda: None):
+        index = store.read_index(directory)
+        others = [pair for pair in store.packages_of(index) if pair[0] != mark]
+        kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
+        store.write_index(directory, {**index, "packages": kept})
 
 
 def fingerprint(package: str) -> str:

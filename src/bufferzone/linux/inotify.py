@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.linux.libc import call, encode
 
 _IN_MOVED_FROM, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
@@ -47,10 +49,8 @@ def add_closing(fd: int, path: str) -> int:
 
 def remove(fd: int, watch: int) -> None:
     """Stop watching; one that is gone is ignored."""
-    try:
+    with ignoring(errno.EINVAL):
         call("inotify_rm_watch", fd, watch)
-    except OSError:
-        pass
 
 
 def watches_of(fd: int) -> set[int]:

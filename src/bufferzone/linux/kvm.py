@@ -102,7 +102,7 @@ def cached_probe(cache_path: str, device: str = "/dev/kvm") -> Probe:
                 usable=bool(kept["usable"]), reason=str(kept["reason"]), milliseconds=kept["milliseconds"]
             )
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        pass  # none, or not ours: it is found out anew
     found = probe(device)
     content = {"key": key, "usable": found.usable, "reason": found.reason, "milliseconds": found.milliseconds}
     temporary = f"{cache_path}.{os.getpid()}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import CallerError, HostError
+from bufferzone.log import passing_over
 from bufferzone.oci import cri
 from bufferzone.sandbox import unit_properties
 from bufferzone.vm import cgroups
@@ -303,7 +304,5 @@ class _Writer:
     def take_back(self) -> None:
         """Write what was there, in reverse; a table of devices keeps the lines that were added."""
         for path, text in reversed(self._before):
-            try:
+            with passing_over(f"write {path} as it was", OSError):  # a table, or the cgroup is gone
                 cgroups.write_file(path, text)
-            except OSError:
-                pass  # a table, or the cgroup is gone

@@ -97,7 +97,7 @@ def resolvers() -> str:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = [line for line in file if not line.startswith(("#", ";"))]
         except OSError:
-            continue
+            continue  # a machine has one or the other
         kept = [line for line in lines if not line.startswith("nameserver") or _reachable(line)]
         if any(line.startswith("nameserver") for line in kept):
             break

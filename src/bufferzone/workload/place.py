@@ -74,8 +74,11 @@ def _make(directory: str, id: str) -> tuple[str, int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.stat(os.path.join(path, _LOCK))):
                 return path, lock
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             pass  # the same
+        except BaseException:
+            os.close(lock)
+            raise
         os.close(lock)
 
 

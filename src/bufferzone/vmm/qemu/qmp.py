@@ -127,7 +127,7 @@ class Qmp:
                 for _ in range(4 * EVENT_LIMIT):  # one that never stops talking is not listened to for ever
                     self._receive(time.monotonic())
             except VmmError:
-                pass
+                pass  # nothing more has come, or the next command raises it again
 
     def panic(self) -> bool:
         """Whether the guest kernel has said that it panicked (pvpanic)."""
