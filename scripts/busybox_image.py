@@ -1,7 +1,9 @@
 """Makes an OCI image (a layout in a tar) from Debian's static busybox: one layer, the same bytes every time.
 
     busybox_image.py FILE       prints the image's name, which ends in a hash of its content; then
-                                podman load -i FILE, or ctr images import FILE
+                                podman load -i FILE, ctr images import FILE, or docker load -i FILE
+
+`manifest.json` says the same again as Docker before 25 reads it, which knows no layout.
 
 Standard library only; nothing is downloaded and no root is needed.
 """
@@ -97,11 +99,20 @@ def archive(layer: bytes, command: tuple[str, ...] = ("sh",)) -> tuple[str, byte
     described["annotations"] = {"org.opencontainers.image.ref.name": name}
     blobs["index.json"] = _json({"schemaVersion": 2, "manifests": [described]})
     blobs["oci-layout"] = _json({"imageLayoutVersion": "1.0.0"})
+    blobs["manifest.json"] = _json([_for_docker(name, manifest)])
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path, data in sorted(blobs.items()):
             _add(tar, path, data, 0o644)
     return name, out.getvalue()
+
+
+def _for_docker(name: str, manifest: dict[str, Any]) -> dict[str, object]:
+    """The image in an archive of `docker save`, with the same blobs."""
+    config, *layers = (
+        f"blobs/{one['digest'].replace(':', '/')}" for one in (manifest["config"], *manifest["layers"])
+    )
+    return {"Config": config, "RepoTags": [name], "Layers": layers}
 
 
 def _json(value: object) -> bytes:

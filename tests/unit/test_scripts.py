@@ -180,3 +180,8 @@ def test_the_first_image_is_the_same_bytes_every_time_and_every_hash_holds():
     manifest = json.loads(files["blobs/sha256/" + described["digest"].removeprefix("sha256:")])
     for row in (manifest["config"], *manifest["layers"]):
         assert len(files["blobs/sha256/" + row["digest"].removeprefix("sha256:")]) == row["size"]
+    (for_docker,) = json.loads(files["manifest.json"])  # Docker before 25 reads nothing else
+    assert for_docker["RepoTags"] == [name]
+    assert [for_docker["Config"], *for_docker["Layers"]] == [
+        "blobs/" + row["digest"].replace(":", "/") for row in (manifest["config"], *manifest["layers"])
+    ]
