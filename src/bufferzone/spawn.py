@@ -45,6 +45,7 @@ class Child:
         #: what the host's security modules had to do with its failure, once it has ended with one
         self.denied = ""
         self._status: int | None = None
+        self._killed = self._refused = False
         self._reaping = threading.Lock()
 
     def fileno(self) -> int:
@@ -62,25 +63,36 @@ class Child:
             if poller.poll(None if timeout_s is None else timeout_s * 1000):
                 with self._reaping:  # the second to come finds no child: its status would be lost
                     if self._status is None:
-                        self.denied = _denied(self.pid)
+                        self.denied = "" if self._killed else _denied(self.pid)
                         self._status = _reap(self.pid)
         return self._status
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; nothing happens when it has ended already."""
+        """Send a signal; nothing happens when it has ended already, or when its profile takes none of ours
+        (apparmor.d(5), signal rules), which the kernel says even of one that has ended.
+        """
         if self._status is None and self.pidfd >= 0:
             try:
                 signal.pidfd_send_signal(self.pidfd, number)
+                self._killed = self._killed or number == signal.SIGKILL
             except ProcessLookupError:
                 pass
+            except PermissionError:
+                self._refused = True
 
     def close(self) -> None:
-        """Kill, reap and release the pidfd. May be called twice."""
-        if self.pidfd >= 0:
-            self.kill()
-            self.wait_exit()
-            os.close(self.pidfd)
-            self.pidfd = -1
+        """Kill, reap and release the pidfd. May be called twice. Raises HostError when the kernel did not
+        let us kill it and it has not ended by itself.
+        """
+        if self.pidfd < 0:
+            return
+        self.kill()
+        status = self.wait_exit(START_TIMEOUT_S if self._refused else None)
+        os.close(self.pidfd)
+        self.pidfd = -1
+        if status is None and self._status is None:
+            hint = _hint(errno.EACCES, self.pid)
+            raise HostError(f"cannot kill {self.name}, process {self.pid}", hint=hint, code="kill-refused")
 
     def __enter__(self) -> Child:
         return self
@@ -90,12 +102,14 @@ class Child:
 
 
 def _denied(pid: int) -> str:
-    """Asked while its label can still be read: of one that has ended by itself, with an error."""
+    """Asked while its label can still be read: of one that has ended by itself, with an error or a signal (a
+    program that may not be mapped into memory is killed in the middle of execve).
+    """
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:
         return ""
-    if ended is None or ended.si_code != os.CLD_EXITED or ended.si_status == 0:
+    if ended is None or ended.si_status == 0:
         return ""
     from bufferzone.linux import denial  # no start needs it
 
@@ -252,7 +266,7 @@ def _answer(child: Child, line: str, writer: int, attend: Callable[[str, int], N
     raise HostError(f"cannot start {child.name}: {step}{reason}", hint=hint, code="spawn-failed")
 
 
-def _hint(number: int, pid: int, step: str) -> str:
+def _hint(number: int, pid: int, step: str = "") -> str:
     from bufferzone.linux import denial
 
     return denial.hint(number, pid, step)

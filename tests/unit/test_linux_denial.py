@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bufferzone import spawn
-from bufferzone.errors import HostError
+from bufferzone.errors import HostError, VmmError
 from bufferzone.linux import denial, userns
+from bufferzone.vm import launch
 from bufferzone.vmm.explain import explain
 from style.source import PACKAGE
 
@@ -145,19 +147,43 @@ def test_a_helper_that_may_not_be_executed_is_told_with_its_profile(monkeypatch)
     assert "AppArmor profile shim confines it" in caught.value.hint
 
 
-@pytest.mark.parametrize(("program", "denied"), [("/bin/false", True), ("/bin/true", False)])
-def test_a_helper_that_fails_later_is_asked_for_its_profile_before_it_is_forgotten(
-    monkeypatch, program, denied
-):
+SEGFAULT = ["/bin/sh", "-c", "kill -SEGV $$"]  # as where a profile lets no program be mapped
+
+
+@pytest.mark.parametrize(
+    ("argv", "denied"), [(["/bin/false"], True), (SEGFAULT, True), (["/bin/true"], False)]
+)
+def test_a_helper_that_fails_later_is_asked_for_its_profile_before_it_is_forgotten(monkeypatch, argv, denied):
     def label(pid: int) -> str:
         assert os.path.exists(f"/proc/{pid}")  # not reaped yet
         return "AppArmor profile passt"
 
     monkeypatch.setattr(denial, "label", label)
     monkeypatch.setattr(denial, "_LOG", "/nonexistent")
-    with spawn.start("passt", [program], lambda talk: None) as child:
+    with spawn.start("passt", argv, lambda talk: None) as child:
         child.wait_exit()
         assert ("AppArmor profile passt" in child.denied) is denied
+
+
+def test_nobody_is_asked_about_a_helper_that_was_killed_by_us(monkeypatch):
+    monkeypatch.setattr(denial, "label", lambda pid: pytest.fail("asked"))
+    with spawn.start("sleep", ["/bin/sleep", "1000"], lambda talk: None) as child:
+        pass
+    assert (child.wait_exit(), child.denied) == (-signal.SIGKILL, "")
+
+
+def test_a_vm_that_fails_for_its_share_says_what_was_denied_to_the_shares_daemon(monkeypatch):
+    monkeypatch.setattr(denial, "label", lambda pid: "AppArmor profile virtiofsd")
+    monkeypatch.setattr(denial, "_LOG", "/nonexistent")
+
+    def fail() -> None:
+        begun = spawn.start("virtiofsd", ["/bin/false"], lambda talk: None)
+        with begun as daemon, launch.naming_what_was_denied_to(daemon):
+            raise VmmError("the virtual machine failed", hint="it says what is missing")
+
+    with pytest.raises(VmmError) as caught:
+        fail()
+    assert caught.value.hint.startswith("AppArmor profile virtiofsd confines it")
 
 
 def test_the_explanation_of_a_vm_that_failed_names_who_denied():
@@ -171,7 +197,7 @@ sys.path.insert(0, {source!r})
 with open("/proc/sys/user/max_{kind}_namespaces", "w") as file:
     file.write("0")
 from bufferzone import spawn
-from bufferzone.errors import HostError
+from bufferzone.errors import HostError, VmmError
 from bufferzone.linux import process
 def enter(talk):
     talk.step = "create namespaces"

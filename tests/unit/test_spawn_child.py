@@ -5,7 +5,10 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
+
 from bufferzone import spawn
+from bufferzone.errors import HostError
 from bufferzone.spawn import Child
 
 
@@ -53,3 +56,29 @@ def test_a_wait_that_runs_out_of_time_tells_nothing_and_may_be_repeated() -> Non
         child.kill(signal.SIGTERM)
         assert child.wait_exit(10) == -signal.SIGTERM
         assert child.wait_exit() == -signal.SIGTERM
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No signal of ours arrives, as under an AppArmor profile without a signal rule."""
+
+    def send(pidfd: int, number: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", send)
+
+
+def test_a_child_that_takes_no_signal_and_ends_by_itself_is_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch)
+    with spawn.start("false", ["/bin/false"], lambda talk: None) as child:
+        child.kill()
+    assert child.wait_exit() == 1
+
+
+def test_a_child_that_takes_no_signal_and_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch)
+    monkeypatch.setattr(spawn, "START_TIMEOUT_S", 0.01)
+    child = sleeper()
+    with pytest.raises(HostError, match=f"^cannot kill sleeper, process {child.pid}$"):
+        child.close()
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)

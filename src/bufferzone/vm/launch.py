@@ -205,6 +205,7 @@ class VmLauncher:
         finally:
             os.close(log_fd)
         stack.enter_context(daemon)
+        stack.enter_context(naming_what_was_denied_to(daemon))
         stack.callback(os.close, share.fd)
         self._record(daemon.pid)
         return daemon, log, (share,)
@@ -217,6 +218,19 @@ class VmLauncher:
         stack.callback(vmm.close)
         self._record(vmm.pid)
         return vmm
+
+
+@contextmanager
+def naming_what_was_denied_to(daemon: Child) -> Iterator[None]:
+    """The VMM fails where its share's daemon has ended; that a security module ended it, only the daemon's
+    end can tell. The VMM is gone when this unwinds, so the daemon goes too.
+    """
+    try:
+        yield
+    except VmmError as error:
+        daemon.wait_exit(_SETTLE_S)
+        error.hint = daemon.denied or error.hint
+        raise
 
 
 @contextmanager
