@@ -43,9 +43,16 @@ def assert_unit_and_limits(image: str) -> None:
     assert "bufferzone-shim" in comms
     assert any("qemu" in comm for comm in comms), comms
     assert unit in run("systemd-cgls", "--no-pager", facts["ControlGroup"])
+    status = systemctl("status", "--no-pager", "--full", unit)
+    assert "/shim/__main__.py" in status
+    assert "qemu-system-x86_64" in status
     systemctl("daemon-reload")
     assert (cgroup / "pids.max").read_text().strip() == facts["TasksMax"]
     assert (cgroup / "memory.max").read_text().strip() == facts["MemoryMax"]
+    run("podman", "update", "--cpu-shares", "512", "scope")
+    assert systemctl("show", unit, "--property", "CPUWeight") == "CPUWeight=20"
+    systemctl("daemon-reload")
+    assert (cgroup / "cpu.weight").read_text().strip() == "20"
     podman("rm", "--force", "--time", "0", "scope")
     assert_gone(unit, cgroup)
 
@@ -59,6 +66,15 @@ def assert_signals_arrive(image: str) -> None:
     assert run("podman", "wait", "signals") == "7"
     assert podman("logs", "signals").splitlines()[-1] == "told"
     podman("rm", "--force", "--time", "0", "signals")
+    assert_gone(unit, cgroup)
+
+
+def assert_kill_of_all_is_an_end(image: str) -> None:
+    """SIGKILL to the unit ends shim, VM and container at once, as it does with another runtime."""
+    unit, cgroup = make(image, "all")
+    systemctl("kill", "--signal", "KILL", unit)
+    assert run("podman", "wait", "all") == "137"
+    podman("rm", "--force", "--time", "0", "all")
     assert_gone(unit, cgroup)
 
 

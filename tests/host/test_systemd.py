@@ -22,6 +22,10 @@ def test_systemctl_kill_and_stop_reach_what_runs_in_the_container(image):
     scopes.assert_signals_arrive(image)
 
 
+def test_systemctl_kill_with_sigkill_is_the_end_of_all_of_it(image):
+    scopes.assert_kill_of_all_is_an_end(image)
+
+
 def test_no_unit_is_left_of_a_container_whose_shim_was_killed(image):
     scopes.assert_killed_shim_leaves_no_unit(image)
 
