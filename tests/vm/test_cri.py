@@ -222,6 +222,18 @@ def test_attach_reaches_the_containers_own_streams_and_comes_back(cri: Cri) -> N
         assert one.log() == [("stdout", "got first"), ("stdout", "got second")]
 
 
+def test_a_port_is_forwarded_to_the_pods_own_localhost(cri: Cri) -> None:
+    with cri.pod() as pod:
+        serve = "echo hello >/tmp/page; exec httpd -f -p 127.0.0.1:8080 -h /tmp"
+        one = pod.start("one", "sh", "-c", serve)
+        await_true(lambda: one.exec("wget", "-qO-", "127.0.0.1:8080/page").exit_code == 0, "the server")
+        with cri.stream("PortForward", m.PortForward(pod_sandbox_id=pod.id, port=[8080])) as stream:
+            ports = (stream.receive(), stream.receive())
+            assert sorted(ports) == [(0, b"\x90\x1f"), (1, b"\x90\x1f")]
+            stream.send(0, b"GET /page HTTP/1.0\r\n\r\n")
+            assert stream.until(0, b"hello\n").startswith(b"HTTP/1.0 200 OK")
+
+
 def test_what_cannot_be_is_told_as_the_cri_says(cri: Cri) -> None:
     with cri.pod() as pod:
         nowhere = m.CreateContainer(pod_sandbox_id="nosuch", config=m.ContainerConfig())

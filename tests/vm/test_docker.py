@@ -247,3 +247,34 @@ def test_attach_leaves_and_comes_back(docker: Docker) -> None:
             read_until(client.stdout, b"got " + word)
             client.kill()
     assert docker("inspect", "-f", "{{.State.Running}}", "four") == "true\n"
+
+
+def test_containers_of_a_users_network_find_each_other_by_name(docker: Docker) -> None:
+    docker("network", "create", "--subnet", "10.79.0.0/16", "named")
+    try:
+        on = ("--detach", "--network", "named")
+        docker.run(*on, "--name", "db", "--network-alias", "store", "bb", "sleep", "1000")
+        docker.run(*on, "--name", "app", "bb", "sleep", "1000")
+        told = docker("inspect", "-f", "{{.NetworkSettings.Networks.named.IPAddress}}", "db").strip()
+        assert "nameserver 127.0.0.11" in docker("exec", "app", "cat", "/etc/resolv.conf")
+        for name in ("db", "store"):
+            assert told in docker("exec", "app", "nslookup", name)
+            assert "1 packets received" in docker("exec", "app", "ping", "-c", "1", "-W", "5", name)
+        # one that serves names itself has the port that is everybody's
+        docker("exec", "--detach", "app", "nc", "-u", "-l", "-p", "53")
+        docker("rm", "--force", "app", "db")
+    finally:
+        docker("network", "rm", "named")
+
+
+def test_a_network_that_is_connected_later_brings_its_names(docker: Docker) -> None:
+    docker("network", "create", "--subnet", "10.80.0.0/16", "later")
+    try:
+        docker.run("--detach", "--name", "six", "bb", "sleep", "1000")
+        docker("network", "connect", "--alias", "itself", "later", "six")
+        told = docker("inspect", "-f", "{{.NetworkSettings.Networks.later.IPAddress}}", "six").strip()
+        ask = ("exec", "six", "nslookup", "itself", "127.0.0.11")
+        await_true(lambda: told in docker(*ask, check=None).partition("itself")[2], "the name")
+        docker("rm", "--force", "six")
+    finally:
+        docker("network", "rm", "later")

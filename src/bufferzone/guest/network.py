@@ -13,7 +13,7 @@ import struct
 from bufferzone.container.cgroup import write
 from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError, SpecError
-from bufferzone.guest import nic
+from bufferzone.guest import loopback, nic
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import Netlink
 from bufferzone.wire.network import MOST_INTERFACES, MOST_ROWS
@@ -131,6 +131,8 @@ def change(netlink: Netlink, index: int, old: Interface, new: Interface) -> None
         rtnetlink.remove_neighbour(netlink, index, rtnetlink.Neighbour(**row.__dict__))
     for row in _gone(old.routes, new.routes):
         rtnetlink.remove_route(netlink, index, rtnetlink.Route(**row.__dict__))
+    if (old.resolver, old.localnet) != (new.resolver, new.localnet):
+        loopback.take_back(netlink, index, old)
     for row in _gone(old.addresses, new.addresses):
         rtnetlink.remove_address(netlink, index, rtnetlink.Address(**row.__dict__))
     rtnetlink.set_link(netlink, index, up=new.up)
@@ -175,6 +177,8 @@ def _configure(netlink: Netlink, index: int, interface: Interface) -> None:
 def _add_rows(netlink: Netlink, index: int, interface: Interface) -> None:
     for row in interface.addresses:
         rtnetlink.add_address(netlink, index, rtnetlink.Address(**row.__dict__))
+    if interface.localnet or interface.resolver:
+        loopback.configure(netlink, index, interface)
     for entry in interface.neighbours:
         rtnetlink.add_neighbour(netlink, index, rtnetlink.Neighbour(**entry.__dict__))
 
@@ -215,6 +219,7 @@ def check(interfaces: list[Interface]) -> None:
             raise SpecError(f"not an interface's name: {name!r}")
         rows = (interface.addresses, interface.routes, interface.neighbours)
         fits = len(interface.mac) == 6 and all(len(part) <= MOST_ROWS for part in rows)
+        fits = fits and len(interface.resolver) in (0, 4)
         fits = fits and all(len(row.local) in lengths for row in interface.addresses)
         fits = fits and all(len(row.address) in lengths and len(row.mac) == 6 for row in interface.neighbours)
         ends = {length for row in interface.routes for length in (len(row.destination), len(row.gateway))}

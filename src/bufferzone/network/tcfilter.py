@@ -138,13 +138,14 @@ def clear(taps: Iterable[str]) -> None:
 def _sweep(netlink: Netlink) -> None:
     """Take away our own traffic control wherever what it led to is gone."""
     for link in rtnetlink.links(netlink):
-        if tc.priorities(netlink, link.index) == {tc.OURS} and not tc.targets(netlink, link.index):
+        found = tc.priorities(netlink, link.index)
+        if tc.OURS in found <= set(tc.MINE) and not tc.targets(netlink, link.index):
             tc.remove(netlink, link.index)
 
 
 def _check_free(netlink: Netlink, interface: rtnetlink.Link, own: int) -> None:
     """Raise `HostError` where another VM uses the interface, or somebody has traffic control there."""
-    if tc.priorities(netlink, interface.index) - {tc.OURS}:
+    if tc.priorities(netlink, interface.index) - set(tc.MINE):
         raise HostError(
             f"interface {interface.name}: it has traffic control of its own (tc ingress)", code="network"
         )

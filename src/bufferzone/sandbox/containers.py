@@ -13,7 +13,7 @@ from functools import partial
 from bufferzone import config, oci
 from bufferzone.errors import HostError, StateError
 from bufferzone.linux import libseccomp
-from bufferzone.oci import overrides
+from bufferzone.oci import cri, overrides
 from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.copies import Copies
@@ -86,6 +86,8 @@ class Containers:
             spec, decided = self._decide(undo, container_id, bundle, rootfs, see, joined=joined)
             seccomp = _NO_FILTER if decided.seccomp is None else libseccomp.compile_profile(decided.seccomp)
             namespace = self._own_network(undo, spec.raw, pid, joined=joined)
+            if cri.is_pod(spec.pod):
+                self._sandbox.network.share_localhost()
             self._sandbox.wait_ready()
             copies = Copies()
             if not self._sandbox.start.adopts:

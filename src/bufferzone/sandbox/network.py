@@ -98,6 +98,10 @@ class TapNetwork:
     def begin(self) -> None:
         """Called before a container's process runs; a network that lies in no namespace is told here."""
 
+    def share_localhost(self) -> None:
+        """Who calls 127.0.0.1 in the namespace is to reach the guest's, from the next look on."""
+        self._nics.crossing.localhost = True
+
     def prepare(self, fd: int, path: str) -> None:
         """A head start, while the caller gets ready to start: take over what is in the namespace already.
 
@@ -281,9 +285,17 @@ class TapNetwork:
 
     def _configure_guest(self, found: tuple[Interface, ...]) -> None:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
-        macs = self._nics.macs
+        crossing = self._nics.crossing
         request = messages.NetworkRequest(
-            interfaces=[_message(macs[i.name], i) for i in self._nics.with_port_routes(found)]
+            interfaces=[
+                _message(
+                    nic.mac,
+                    interface,
+                    localnet=crossing.is_localnet(interface),
+                    resolver=crossing.guest_address(interface, nic.number),
+                )
+                for nic, interface in self._nics.told(found)
+            ]
         )
         if request == self._configured:
             return
@@ -310,7 +322,7 @@ def _scan_if_ready() -> tuple[Interface, ...]:
     return found if all(interface.is_ready for interface in found) else ()
 
 
-def _message(nic_mac: str, interface: Interface) -> messages.Interface:
+def _message(nic_mac: str, interface: Interface, **more: Any) -> messages.Interface:
     def row(record: Any, *without: str) -> dict[str, Any]:
         return {key: value for key, value in record.fields().items() if key not in ("index", *without)}
 
@@ -323,4 +335,5 @@ def _message(nic_mac: str, interface: Interface) -> messages.Interface:
         addresses=[messages.Address(**row(record, "flags")) for record in interface.addresses],
         routes=[messages.Route(**row(record, "several")) for record in interface.routes],
         neighbours=[messages.Neighbour(**row(record)) for record in interface.neighbours],
+        **more,
     )

@@ -20,6 +20,9 @@ class Network(Protocol):
     def begin(self) -> None:
         """Called before a container's process runs; a network that lies in no namespace is told here."""
 
+    def share_localhost(self) -> None:
+        """Who calls 127.0.0.1 in the namespace is to reach the guest's: `kubectl port-forward`."""
+
     def prepare(self, fd: int, path: str) -> None:
         """A head start on `attach`, whose failures are of no consequence."""
 

@@ -14,6 +14,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import identity
 from bufferzone.network import egress_bridge, namespace, rootlessport, tcfilter
 from bufferzone.record import replace
+from bufferzone.sandbox.crossing import Crossing
 from bufferzone.wire.network import nic_mac
 
 TYPE_CHECKING = False
@@ -50,6 +51,7 @@ class Nics:
         # not from our pid: that may be somebody else's by the time a clean-up looks for the name
         self._token = os.urandom(4).hex()
         self._all: list[Nic] = []
+        self.crossing = Crossing()
         if first is not None:
             os.close(first.fd)  # the VMM has it; with the VMM the tap goes
             self._all.append(Nic(0, self._name(0), first.namespace_fd))
@@ -88,24 +90,31 @@ class Nics:
             self._take_home(fd, [nic for nic in self._all if nic.interface is None])
             for nic in self._all:
                 self._open(fd, nic)
+            if self._bridges is None:
+                self._cross(fd)
 
-    def with_port_routes(self, found: Sequence[Interface]) -> tuple[Interface, ...]:
-        """The interfaces, as followed last, with what the guest needs for `rootlessport`."""
-        numbers = {
-            nic.interface.name: nic.number for nic in self._all if nic.interface and nic.has_port_route
-        }
+    def told(self, found: Sequence[Interface]) -> tuple[tuple[Nic, Interface], ...]:
+        """The interfaces, as followed last, each with its NIC and with what the guest needs for
+        `rootlessport` and `loopback`.
+        """
+        nics = {nic.interface.name: nic for nic in self._all if nic.interface is not None}
         told = []
         for interface in found:
-            if interface.name in numbers:
-                route, neighbour = rootlessport.guest_routes(numbers[interface.name])
+            nic = nics[interface.name]
+            interface = self.crossing.with_rows(interface, nic.number)
+            if nic.has_port_route:
+                route, neighbour = rootlessport.guest_routes(nic.number)
                 more = (*interface.neighbours, neighbour)
                 interface = replace(interface, routes=(*interface.routes, route), neighbours=more)
-            told.append(interface)
+            told.append((nic, interface))
         return tuple(told)
 
     def part(self, fd: int) -> None:
         """Take everything home from the namespace `fd`. Raises OSError."""
-        self._take_home(fd, self._all)
+        try:
+            self._take_home(fd, self._all)
+        finally:
+            self.crossing.end(fd)
 
     def close(self) -> None:
         """Forget the namespaces the taps were made in."""
@@ -173,6 +182,14 @@ class Nics:
                 nic.has_port_route = namespace.inside(
                     fd, partial(rootlessport.add_routes, nic.interface, nic.name, nic.number)
                 )
+
+    def _cross(self, fd: int) -> None:
+        joined = [
+            (nic.number, nic.name, nic.interface)
+            for nic in self._all
+            if nic.interface is not None and not nic.has_port_route
+        ]
+        self.crossing.follow(fd, joined)
 
     def _take_home(self, fd: int, nics: Sequence[Nic]) -> None:
         for nic in nics:

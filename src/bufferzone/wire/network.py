@@ -12,6 +12,9 @@ MOST_ROWS = 4096  # addresses, routes and neighbours of one interface, each
 #: the MAC of the NIC that every VM has from the start, until the interface it becomes gives it another
 FIRST_MAC = "02:62:7a:00:00:01"
 
+#: where Docker answers names, in the container's network namespace
+RESOLVER = bytes((127, 0, 0, 11))
+
 
 def nic_mac(number: int) -> str:
     """The MAC that the VM's NIC of that number, from 0, shows by itself: nobody else's on any link."""
@@ -55,6 +58,8 @@ class Interface(Message):
     """One NIC: `nic` is the MAC it shows by itself, the rest what it becomes.
 
     `announce`: it tells the link its IPv4 addresses, for a back end that learns the MAC from what it sees.
+    `localnet`: loopback addresses are believed there. `resolver`: `RESOLVER` is reached there from this
+    address, empty: it is not.
     """
 
     nic: str = string(1)
@@ -66,6 +71,8 @@ class Interface(Message):
     routes: list[Route] = messages(7, Route)
     neighbours: list[Neighbour] = messages(8, Neighbour)
     announce: bool = boolean(9)
+    localnet: bool = boolean(10)
+    resolver: bytes = blob(11)
 
 
 class NetworkRequest(Message):
