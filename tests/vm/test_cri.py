@@ -231,7 +231,7 @@ def test_a_port_is_forwarded_to_the_pods_own_localhost(cri: Cri) -> None:
             ports = (stream.receive(), stream.receive())
             assert sorted(ports) == [(0, b"\x90\x1f"), (1, b"\x90\x1f")]
             stream.send(0, b"GET /page HTTP/1.0\r\n\r\n")
-            assert stream.until(0, b"hello\n").startswith(b"HTTP/1.0 200 OK")
+            assert stream.until(0, b"hello\n").startswith(b"HTTP/1.1 200 OK")
 
 
 def test_what_cannot_be_is_told_as_the_cri_says(cri: Cri) -> None:
