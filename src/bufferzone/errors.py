@@ -11,7 +11,8 @@
     |-- HostError            this machine lacks or refused something: program, device, disk, permission
     |-- VmmError             the hypervisor or one of its helpers did not come up, or died
     |-- GuestError           the agent in the VM refused or failed
-    |   `-- ExecError        the program to start is missing (127) or not executable (126)
+    |   |-- ExecError        the program to start is missing (127) or not executable (126)
+    |   `-- FileError        an operation on a file in a sandbox
     `-- BugError             an invariant of ours did not hold
 
 Foreign errors are translated once, where they appear, by number and never by text.
@@ -98,6 +99,13 @@ class ExecError(GuestError):
     """
 
     code = "exec-not-found"
+
+
+class FileError(GuestError):
+    """An operation on a file in a sandbox failed; `errno` is the guest's word why."""
+
+    code = "file-failed"
+    errno = 0
 
 
 class BugError(BufferzoneError):

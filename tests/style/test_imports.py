@@ -15,14 +15,14 @@ LAYERS = (
     ("vmm", "storage", "network", "guestimage", "client", "guest"),
     ("vm", "workload"),
     ("snapshot",),
-    ("sandbox", "cli"),
+    ("sandbox", "cli", "library"),
     ("shim", "bench"),
     ("pool",),
     ("__init__",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 #: units of one layer that do not know each other
-INDEPENDENT = {*LAYERS[3], "sandbox", "cli", "shim", "bench"}
+INDEPENDENT = {*LAYERS[3], "sandbox", "cli", "library", "shim", "bench"}
 
 #: unit -> the only units that may import it
 ONLY_IMPORTED_BY = {

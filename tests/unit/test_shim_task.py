@@ -162,10 +162,10 @@ def test_what_does_not_fit_the_state_is_refused_in_runcs_words(world):
     create(world)
     spec = Any_(value=b'{"args":["x"]}')
     world.service.start(world.peer, task.StartRequest(id="c"))
-    world.service.pause(world.peer, task.PauseRequest(id="c"))
+    world.service.freezing.pause(world.peer, task.PauseRequest(id="c"))
     with pytest.raises(StateError, match="cannot exec in a paused container"):
         world.service.exec(world.peer, task.ExecProcessRequest(id="c", exec_id="e", spec=spec))
-    world.service.resume(world.peer, task.ResumeRequest(id="c"))
+    world.service.freezing.resume(world.peer, task.ResumeRequest(id="c"))
     with pytest.raises(StateError, match="cannot start an already running container"):
         world.service.start(world.peer, task.StartRequest(id="c"))
     with pytest.raises(StateError, match="that is not stopped: running"):

@@ -113,6 +113,28 @@ def run_attached(
         raise
 
 
+def run_held(order: Order, stdio: Sequence[int]) -> Client:
+    """Make it and start its process; the connection that it lives as long as: whatever closes it, our death
+    included, has the shim end the container. Raises what is wrong; then nothing is left.
+    """
+    directory = start.new_container(order.root, order.id, order.spec)
+    try:
+        order.note("start the shim")
+        start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
+        order.note("make the container")
+        client = waiter.hold(job.of_container(directory, order.spec), stdio)
+        try:
+            order.note("start its process")
+            container.start_through(client, order.id)
+        except BaseException:
+            client.close()
+            raise
+        return client
+    except BaseException as error:
+        removal.discard(directory, order.shim, error)
+        raise
+
+
 def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -> int:
     if order.own_bundle:
         os.mkdir(order.spec.bundle, 0o700)

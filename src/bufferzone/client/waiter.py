@@ -127,6 +127,17 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
             return _stand_in(job, client, control, incoming, sized, stdio[2])
 
 
+def hold(job: Job, stdio: Sequence[int]) -> Client:
+    """Have the container made; while the connection that is returned lives, so does it."""
+    client = _connect(job)
+    try:
+        _begin(job, client, _STDIO, stdio, foreground=True, held=True)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
 def _let_go(fds: Sequence[int]) -> None:
     """The shim has them: ours become /dev/null."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -142,10 +153,11 @@ def _begin(
     fds: Sequence[int],
     *,
     foreground: bool = False,
+    held: bool = False,
 ) -> None:
     """Have the shim make the process, and start it where it is an exec. `foreground`: we go on after its end,
     so that the container's cgroup, which nobody could remove, is not for us; an exec's output ends with its
-    last writer, as with runc.
+    last writer, as with runc. `held`: nobody deletes the container once we are gone.
     """
     stdin, stdout, stderr = uris
     if not job.exec_id:
@@ -156,7 +168,7 @@ def _begin(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            options=Any_(type_url=task.FOREGROUND_URL) if foreground else None,
+            options=Any_(type_url=task.FOREGROUND_URL + ("/held" if held else "")) if foreground else None,
         )
         client.call("Create", request, fds=fds)
         return

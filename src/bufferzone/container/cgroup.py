@@ -204,6 +204,44 @@ class Cgroup:
             reason = f"{path.rstrip('/')}/cgroup.procs: {(error.strerror or '').lower()}"
             raise GuestError(f"error adding pid to cgroups: {reason}", code="cgroup") from error
 
+    def make_below(self, name: str, memory: int = 0) -> Cgroup:
+        """A new cgroup of that name for one process and all it starts, with a limit in bytes, 0: none. What
+        exceeds it is killed as a whole. Raises `GuestError` `cgroup`.
+        """
+        try:
+            self._divide()
+            made = Cgroup(self._loop, self.file(name))
+        except OSError as error:
+            raise GuestError(f"cannot make a cgroup: {error.strerror}", code="cgroup") from error
+        if memory:
+            try:
+                made.apply([("memory.max", str(memory)), ("memory.oom.group", "1")])
+            except GuestError:
+                made.remove()
+                raise
+        return made
+
+    def _divide(self) -> None:
+        """Have the controllers count below: the kernel wants processes in the leaves alone, so those that are
+        here move into one.
+        """
+        if read(self.file("cgroup.subtree_control")).strip() or not read(self.file("cgroup.controllers")):
+            return
+        leaf = self.file("init")
+        if not os.path.isdir(leaf):
+            os.mkdir(leaf, 0o755)
+        while pids := read(self.file("cgroup.procs")).split():  # who forks meanwhile is in the next round
+            for pid in pids:
+                try:
+                    write(os.path.join(leaf, "cgroup.procs"), pid)
+                except ProcessLookupError:
+                    pass
+
+    def usage(self) -> tuple[int, int]:
+        """Microseconds of CPU time and, where the kernel tells, the most bytes of memory at a time."""
+        cpu = dict(_pairs(read(self.file("cpu.stat")))).get("usage_usec", "0")
+        return int(cpu), self._number("memory.peak")
+
     def _path_of(self, pid: int) -> str:
         """The directory of the process, below ours: a container's init (systemd) may have moved itself
         down.
@@ -314,6 +352,14 @@ class Cgroup:
                 if equals and value.isdigit():
                     totals[key] = totals.get(key, 0) + int(value)
         return found + [(f"io.{key}", value) for key, value in totals.items()]
+
+    def try_remove(self) -> bool:
+        """Remove it unless somebody is in it."""
+        try:
+            self.remove()
+        except OSError:
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove the cgroup and those below it; raises OSError (EBUSY) while processes are left."""

@@ -59,6 +59,10 @@ class ChildEnd:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    def close(self) -> None:
+        """To the agent it is as if the program ran."""
+        self._sock.close()
+
     def send(self, tag: bytes, body: bytes = b"", fd: int = -1) -> None:
         """Send one packet, with a descriptor if one is given."""
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []

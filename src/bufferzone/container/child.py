@@ -17,6 +17,7 @@ from bufferzone.container.mounts import describe
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
 from bufferzone.linux import limits, terminal
 from bufferzone.linux import process as lp
+from bufferzone.wire.process_keys import FILES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
     """Become the process of `child_spec`; never returns."""
     try:
         be_nobody([*child_spec.descriptors(), channel.fileno()])
+        operation = child_spec.process.get(FILES)
+        if operation is not None:
+            from bufferzone.container import files  # as long as an import reads the guest's files
         os.write(child_spec.procs, b"0")
         if not child_spec.init_pid:
             netfilter.load_for(child_spec.process)
@@ -41,6 +45,10 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
             program.use_stdio(child_spec.stdio)
         for fd in child_spec.descriptors():
             os.close(fd)
+        if operation is not None:
+            channel.send(ch.READY)
+            channel.expect(ch.START)
+            files.serve(operation, channel, child_spec)
         if child_spec.init_pid:
             found = _join_container(child_spec, channel)
         else:

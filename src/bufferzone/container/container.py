@@ -24,6 +24,8 @@ class Container:
         self.paused = self.deleting = self.empty = False
         self.when_gone: list[Callable[[], None]] = []
         self.oom_kills = 0
+        self.made_below = 0  # cgroups of execs, by number
+        self.left_below: list[Cgroup] = []  # of those that have ended: somebody they started may live on
 
     @property
     def state(self) -> str:
@@ -31,6 +33,17 @@ class Container:
         if self.paused and self.init.state in ("created", "running"):
             return "paused"
         return {"starting": "running"}.get(self.init.state, self.init.state)
+
+    def make_cgroup(self, memory: int) -> Cgroup:
+        """A cgroup for one exec and all it starts; `memory`: bytes, 0: no limit. Raises `GuestError`."""
+        self.left_below = [cgroup for cgroup in self.left_below if not cgroup.try_remove()]
+        self.made_below += 1
+        return self.cgroup.make_below(f"run-{self.made_below}", memory)
+
+    def drop_cgroup(self, cgroup: Cgroup) -> None:
+        """Remove it once nobody is in it."""
+        if not cgroup.try_remove():
+            self.left_below.append(cgroup)
 
     def processes(self) -> list[Process]:
         """Its init first, then its execs."""

@@ -54,6 +54,7 @@ class Process:
         self._failure: BufferzoneError | None = None
         self._exit_replies: list[Reply] = []
         self._oom_before = cgroup.oom_kills()
+        self.measured: Cgroup | None = None  # its own, where it has one
         self.exit: wire.WaitResponse | None = None
         self.state = "creating"
         self.lingering = False  # its output is whole once every writer has closed it
@@ -156,12 +157,15 @@ class Process:
     def _describe_exit(self, status: int) -> wire.WaitResponse:
         code = os.waitstatus_to_exitcode(status)
         kills = self._cgroup.oom_kills()
+        cpu_us, peak_bytes = self._cgroup.usage() if self.measured is not None else (0, 0)
         return wire.WaitResponse(
             exit_status=code if code >= 0 else 128 - code,
             signal=max(0, -code),
             exited_at_ns=time.time_ns(),
-            oom=code == -9 and kills > self._oom_before,
+            oom=(code == -9 or (code != 0 and self.measured is not None)) and kills > self._oom_before,
             oom_kills=kills,
+            cpu_us=cpu_us,
+            peak_bytes=peak_bytes,
         )
 
     def _report_failure(self, before: str) -> None:

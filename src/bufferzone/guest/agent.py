@@ -102,6 +102,7 @@ class Agent:
             "Resume": self._resume,
             "Update": self._update,
             "Stats": self._stats,
+            "Usage": self._usage,
             "Pids": self._pids,
             "WaitOom": self._wait_oom,
             "Unsent": self._unsent,
@@ -222,10 +223,7 @@ class Agent:
         )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:
-        if request.all:
-            self._containers.container(request.id).cgroup.signal(request.signal)
-        else:
-            self._containers.process(request.id, request.exec_id).signal(request.signal)
+        self._containers.signal(request.id, request.exec_id, request.signal, everyone=request.all)
         return Empty()
 
     def _wait(self, request: wire.ProcessRef, reply: Reply) -> None:
@@ -265,6 +263,10 @@ class Agent:
     def _stats(self, request: wire.ProcessRef, reply: Reply) -> Message:
         counters = self._containers.container(request.id).cgroup.counters()
         return wire.StatsResponse(counters=[wire.Counter(name=name, value=value) for name, value in counters])
+
+    def _usage(self, request: wire.ProcessRef, reply: Reply) -> Message:
+        cpu_us, peak_bytes = self._containers.usage(request.id, request.exec_id)
+        return wire.UsageResponse(cpu_us=cpu_us, peak_bytes=peak_bytes)
 
     def _pids(self, request: wire.ProcessRef, reply: Reply) -> Message:
         return wire.PidsResponse(

@@ -17,7 +17,7 @@ from bufferzone.container.process import Process
 from bufferzone.container.stdio import Streams
 from bufferzone.container.zygote import ZygoteSlot
 from bufferzone.errors import CallerError, ExistsError, GuestError, NotFoundError, StateError
-from bufferzone.wire.process_keys import CGROUP
+from bufferzone.wire.process_keys import CGROUP, FILES, MEASURED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,19 +131,33 @@ class Containers:
             self._forget_exec(container, exec_id)
             callback()
 
-        container.execs[exec_id] = self._launch(
-            (id, container.config, process),
-            reply,
-            discard,
-            cgroup=container.cgroup,
-            joins=launch.namespaces_of(container.init.pid, container.config),
-            unshares=0,
-            init_pid=container.init.pid,
-            seccomp=seccomp,
-            locks=container.locks,
-            below=str(process.get(CGROUP) or ""),
-        )
-        container.execs[exec_id].lingering = lingering
+        if FILES in process:
+            from bufferzone.container import files  # noqa: F401 (for the children to come)
+        measured = self._measured(container, process)
+        try:
+            made = self._launch(
+                (id, container.config, process),
+                reply,
+                discard,
+                cgroup=measured or container.cgroup,
+                joins=launch.namespaces_of(container.init.pid, container.config),
+                unshares=0,
+                init_pid=container.init.pid,
+                seccomp=seccomp,
+                locks=container.locks,
+                below=str(process.get(CGROUP) or ""),
+            )
+        except BaseException:
+            if measured is not None:
+                container.drop_cgroup(measured)
+            raise
+        made.measured, made.lingering = measured, lingering
+        container.execs[exec_id] = made
+
+    def _measured(self, container: Container, process: dict[str, Any]) -> Cgroup | None:
+        """The cgroup of an exec that is to have one of its own."""
+        wanted = process.get(MEASURED)
+        return None if wanted is None else container.make_cgroup(int(wanted.get("memory") or 0))
 
     def _launch(
         self,
@@ -197,6 +211,24 @@ class Containers:
                     if container.empty:
                         self._emptied(container)
                     return
+
+    def signal(self, id: str, exec_id: str, number: int, *, everyone: bool) -> None:
+        """Signal a process, or all of the container; of an exec that is measured, all that it started."""
+        if not exec_id and everyone:
+            self.container(id).cgroup.signal(number)
+            return
+        process = self.process(id, exec_id)
+        if everyone and process.measured is not None:
+            process.measured.signal(number)
+        else:
+            process.signal(number)
+
+    def usage(self, id: str, exec_id: str) -> tuple[int, int]:
+        """Microseconds of CPU time and peak of memory of a measured exec; raises `NotFoundError`."""
+        process = self.process(id, exec_id)
+        if process.measured is None:
+            raise NotFoundError(f"exec is not measured: {exec_id}")
+        return process.measured.usage()
 
     def pause(self, id: str, frozen: bool, callback: Callable[[], None]) -> None:
         """Freeze or thaw; `callback` is called once it is done."""
@@ -287,6 +319,8 @@ class Containers:
         process = container.execs.pop(exec_id, None)
         if process is not None:
             process.close()
+            if process.measured is not None:
+                container.drop_cgroup(process.measured)
 
     def _oom(self, container: Container) -> None:
         kills = container.cgroup.oom_kills()

@@ -47,6 +47,29 @@ def add_closing(fd: int, path: str) -> int:
     return call("inotify_add_watch", fd, encode(path), _IN_CLOSE, path=path)
 
 
+#: what a change of a file in a directory is called; IN_Q_OVERFLOW: some were not told
+_CHANGES = {0x08: "written", 0x40: "removed", 0x80: "made", 0x100: "made", 0x200: "removed", 0x4000: "missed"}
+_IN_CHANGE, _IN_ONLYDIR = 0x08 | 0x40 | 0x80 | 0x100 | 0x200, 0x01000000
+
+
+def watch_all(directory: str) -> int:
+    """A descriptor, blocking, that tells what changes in a directory, see `changes`. Raises OSError."""
+    fd = call("inotify_init1", os.O_CLOEXEC)
+    call("inotify_add_watch", fd, encode(directory), _IN_CHANGE | _IN_ONLYDIR, path=directory)
+    return fd
+
+
+def changes(raw: bytes) -> list[tuple[str, str]]:
+    """What was read from it: (made, written, removed or missed, name of the file)."""
+    found, at = [], 0
+    while at + 16 <= len(raw):
+        _, mask, _, length = struct.unpack_from("=iIII", raw, at)
+        name = os.fsdecode(raw[at + 16 : at + 16 + length].rstrip(b"\0"))
+        found += [(kind, name) for bit, kind in _CHANGES.items() if mask & bit]
+        at += 16 + length
+    return found
+
+
 def remove(fd: int, watch: int) -> None:
     """Stop watching; one that is gone is ignored."""
     with ignoring(errno.EINVAL):

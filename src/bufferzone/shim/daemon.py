@@ -205,6 +205,9 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
         "Info": info,
         "Metrics": counters,
         "WaitOom": tasks.oom.wait,
+        "Run": tasks.runs.run,
+        "Result": tasks.runs.result,
+        "Usage": tasks.inquiries.usage,
     }
     methods = tasks.methods()
     return {

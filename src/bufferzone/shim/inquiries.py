@@ -43,6 +43,11 @@ class Inquiries:
             raise StateError("container not running", code="not-running")
         return self._agent.call("Pids", process.ref, agent.PidsResponse)
 
+    def usage(self, peer: Peer, request: agent.ProcessRef) -> agent.UsageResponse:
+        """What a measured exec has used by now (service bufferzone.shim.v1.Shim)."""
+        process = self._table.find(request.id, request.exec_id)
+        return self._agent.call("Usage", process.ref, agent.UsageResponse)
+
     def connect(self, peer: Peer, request: task.ConnectRequest) -> task.ConnectResponse:
         init = [process for process in self._table.of(request.id) if not process.ref.exec_id]
         pid = init[0].pid if init else 0

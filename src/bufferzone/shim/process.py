@@ -66,6 +66,10 @@ class Process:
         self.exited = threading.Event()
         self.transition = threading.Lock()  # held while the status changes and the change is published
         self.saved = False  # it ends because it goes on from a checkpoint
+        self.failure = ""  # why it ended that the guest did not say
+        self.signalled, self.oom = 0, False
+        self.cpu_us = self.peak_bytes = 0  # of an exec that is measured
+        self.forget_caller: Callable[[], None] = lambda: None  # its caller's end is no concern any more
         self._stand_in: StandIn | None = None
 
     @property
@@ -159,12 +163,15 @@ class Process:
             else:
                 reply = client.call("Wait", self.ref, agent.WaitResponse)
             status, self.oom_kills = min(reply.exit_status, 255), reply.oom_kills
+            self.signalled, self.oom = reply.signal, reply.oom
+            self.cpu_us, self.peak_bytes = reply.cpu_us, reply.peak_bytes
         except BufferzoneError as error:
             failure, status = "" if self.saved else error.line(), KILLED
         self.end(status, failure, finished)
 
     def end(self, status: int, failure: str, finished: Callable[[Process, str], None]) -> None:
         """Make `status` final: deliver the rest of the output, print a `failure`, close, publish."""
+        self.failure = failure
         try:
             if failure:
                 self.stdio.print_line(f"bufferzone: {self.ref.id}: {failure}\n")
@@ -216,9 +223,9 @@ def check_spec(spec: bytes) -> None:
 
 
 def wishes_of(spec: Any_ | None) -> frozenset[str]:
-    """What one of our verbs wants of an exec: `task.PATIENT`, `task.LINGERING`."""
+    """What one of ours wants of a process: `task.PATIENT`, `task.LINGERING`, `task.HELD`."""
     url, *words = spec.type_url.split("/") if spec is not None else [""]
-    return frozenset(words) if url == task.OWN_PROCESS_URL else frozenset()
+    return frozenset(words) if url in (task.OWN_PROCESS_URL, task.FOREGROUND_URL) else frozenset()
 
 
 def parse_resources(text: bytes) -> dict[str, Any]:

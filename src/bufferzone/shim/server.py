@@ -53,11 +53,19 @@ class Peer:
         fds, self._fds = self._fds, []
         return fds
 
-    def when_gone(self, action: Callable[[], None]) -> None:
-        """Run `action` once when the connection ends (at once if it has)."""
+    def when_gone(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Run `action` once when the connection ends (at once if it has), or never once what is returned was
+        called: a connection may live long.
+        """
         self._on_gone.append(action)
         if self._gone.is_set():
             action()
+
+        def never() -> None:
+            if action in self._on_gone:
+                self._on_gone.remove(action)
+
+        return never
 
     def close_untaken(self) -> None:
         """Close the descriptors that no handler took."""

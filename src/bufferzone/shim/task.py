@@ -14,9 +14,11 @@ from bufferzone.errors import BufferzoneError, NotFoundError, StateError, VmmErr
 from bufferzone.log import passing_over
 from bufferzone.shim import events, stand_ins
 from bufferzone.shim.checkpoint import Checkpoints
+from bufferzone.shim.freezing import Freezing
 from bufferzone.shim.inquiries import Inquiries
 from bufferzone.shim.oom import OomReporter
 from bufferzone.shim.process import Process, check_spec, parse_resources, wishes_of
+from bufferzone.shim.runs import Runs
 from bufferzone.shim.stdio import open_stdio
 from bufferzone.shim.table import Table
 from bufferzone.vm.agent_client import if_alive
@@ -65,6 +67,8 @@ class TaskService:
         self.oom = OomReporter(self._table, publisher)
         self._checkpoints = Checkpoints(self._table, containers, publisher)
         self.inquiries = Inquiries(self._table, containers.agent)
+        self.freezing = Freezing(self._table, containers, records, publisher)
+        self.runs = Runs(self._table, self.exec, self.start, self.delete)
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
@@ -74,8 +78,8 @@ class TaskService:
             "Start": self.start,
             "Delete": self.delete,
             "Pids": self.inquiries.pids,
-            "Pause": self.pause,
-            "Resume": self.resume,
+            "Pause": self.freezing.pause,
+            "Resume": self.freezing.resume,
             "Kill": self.kill,
             "Exec": self.exec,
             "ResizePty": self.resize_pty,
@@ -104,6 +108,7 @@ class TaskService:
             uris=uris,
             stdio=stdio,
             pid=peer.pid if attended else os.getpid(),
+            wishes=wishes_of(request.options),
         )
         try:
             self._table.reserve(process)
@@ -115,7 +120,7 @@ class TaskService:
                 request.rootfs,
                 process.pid,
                 process.first_requests(),
-                foreground=request.options is not None and request.options.type_url == task.FOREGROUND_URL,
+                foreground=bool(request.options and task.FOREGROUND_URL in request.options.type_url),
             )
         except BaseException:
             process.leave_host()
@@ -129,7 +134,7 @@ class TaskService:
             self._records.changed(process, container)
             self._events.publish(events.created(request, process.pid))
         if attended:
-            peer.when_gone(lambda: self._abandoned(process))
+            process.forget_caller = peer.when_gone(lambda: self._abandoned(process))
         return task.CreateTaskResponse(pid=process.pid)
 
     def start(self, peer: Peer, request: task.StartRequest) -> task.StartResponse:
@@ -209,16 +214,16 @@ class TaskService:
         fds = peer.take_fds()
         stdio = self._open_stdio(request, request.exec_id, fds)
         ref = agent.ProcessRef(id=request.id, exec_id=request.exec_id)
-        uris = (request.stdin, request.stdout, request.stderr)
+        wishes = wishes_of(request.spec)
         process = Process(
             ref,
             bundle=init.bundle,
             terminal=request.terminal,
-            uris=uris,
+            uris=(request.stdin, request.stdout, request.stderr),
             stdio=stdio,
-            pid=peer.pid if fds else os.getpid(),
+            pid=peer.pid if fds and task.HELD not in wishes else os.getpid(),
             spec=request.spec.value if request.spec else b"",
-            wishes=wishes_of(request.spec),
+            wishes=wishes,
         )
         try:
             init.require("exec", paused=task.PATIENT in process.wishes)
@@ -228,7 +233,7 @@ class TaskService:
             stdio.close()
             raise
         if fds:
-            peer.when_gone(lambda: self._abandoned(process))
+            process.forget_caller = peer.when_gone(lambda: self._abandoned(process))
         self._events.publish(task.TaskExecAdded(container_id=request.id, exec_id=request.exec_id))
         return Empty()
 
@@ -236,7 +241,7 @@ class TaskService:
         self._table.find(process.ref.id, "").require("exec", paused=task.PATIENT in process.wishes)
         process.begun = True
         try:
-            if process.pid == os.getpid() and self._stand_ins is not None:
+            if self._stand_ins is not None and process.pid == os.getpid() and task.HELD not in process.wishes:
                 self._give_stand_in(self._stand_ins, process, None, process.words())
             pending = self._sandbox.exec(
                 process.ref, process.spec, process.pid, process.first_requests(), wishes=process.wishes
@@ -255,29 +260,6 @@ class TaskService:
         return task.StartResponse(pid=process.pid)
 
     # ---- the smaller verbs
-
-    def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
-        """Freeze every process of the container."""
-        self._freeze(request.id, "pause", "Pause")
-        self._events.publish(task.TaskPaused(container_id=request.id))
-        return Empty()
-
-    def resume(self, peer: Peer, request: task.ResumeRequest) -> Empty:
-        """Thaw the container."""
-        self._freeze(request.id, "resume", "Resume")
-        self._events.publish(task.TaskResumed(container_id=request.id))
-        return Empty()
-
-    def _freeze(self, container_id: str, verb: str, method: str) -> None:
-        process = self._table.find(container_id, "")
-        with process.transition:
-            process.require(verb)
-            self._sandbox.agent.call(method, process.ref, Empty)
-            if verb == "pause":
-                process.before_pause, process.status = process.status, task.PAUSED
-            else:
-                process.status = process.before_pause
-            self._records.changed(process, self._container(container_id))
 
     def resize_pty(self, peer: Peer, request: task.ResizePtyRequest) -> Empty:
         process = self._table.find(request.id, request.exec_id)
@@ -303,7 +285,7 @@ class TaskService:
             self._sandbox.update(self._container(request.id), changes)
         return Empty()
 
-    def shutdown(self, peer: Peer, request: task.ShutdownRequest) -> Empty:
+    def shutdown(self, peer: Peer | None, request: task.ShutdownRequest) -> Empty:
         """End the shim unless containers are left: `StateError` `vm-shared` for the CLI, which would wait."""
         if not self._table.has_containers():
             self._ended()
@@ -339,17 +321,20 @@ class TaskService:
     def _abandoned(self, process: Process) -> None:
         """The host process that stood for it is gone: so goes the process, as with runc."""
         self._lost(process)
-        if process.ref.exec_id:  # nobody is left to delete it
+        if process.ref.exec_id or task.HELD in process.wishes:  # nobody is left to delete it
             process.exited.wait()
             with passing_over("free an exec that nobody deletes", BufferzoneError):  # it stays
                 self._free(process)
+                if not process.ref.exec_id:
+                    self._delete_container(process)
+                    self.shutdown(None, task.ShutdownRequest(id=process.ref.id))
 
     def _lost(self, process: Process) -> None:
         """The same for a stand-in, whose caller is there to delete it."""
         if process.status != task.STOPPED:
             self._enforce_kill(process)
             with passing_over("kill what nobody stands for", BufferzoneError):  # it has just ended
-                process.signal(self._sandbox.agent, _SIGKILL, everyone=not process.ref.exec_id)
+                process.signal(self._sandbox.agent, _SIGKILL, everyone=True)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
@@ -359,6 +344,7 @@ class TaskService:
         except NotFoundError:
             pass  # an exec that was never started
         self._table.forget(process)
+        process.forget_caller()
 
     def _finished(self, process: Process, failure: str) -> None:
         ref = process.ref

@@ -150,6 +150,8 @@ class ProcessRef(Message):
 
 
 class SignalRequest(Message):
+    """`all`: every process of the container; of an exec that is measured, all that it started."""
+
     id: str = string(1)
     exec_id: str = string(2)
     signal: int = uint(3)
@@ -158,13 +160,16 @@ class SignalRequest(Message):
 
 class WaitResponse(Message):
     """How a process ended: `exit_status` 0-255 (128+n for signal n), `signal` n or 0, `oom` when the OOM
-    killer did it, `oom_kills` how often it has hit the container by then."""
+    killer did it, `oom_kills` how often it has hit the container by then. `cpu_us` and `peak_bytes` (0: the
+    guest cannot tell) are what a measured process and all it started have used."""
 
     exit_status: int = uint(1)
     signal: int = uint(2)
     exited_at_ns: int = sint(3)
     oom: bool = boolean(4)
     oom_kills: int = uint(5)
+    cpu_us: int = uint(6)
+    peak_bytes: int = uint(7)
 
 
 class ReadRequest(Message):
@@ -209,6 +214,13 @@ class Counter(Message):
 
     name: str = string(1)
     value: int = uint(2)
+
+
+class UsageResponse(Message):
+    """What a measured exec and all it started have used by now."""
+
+    cpu_us: int = uint(1)
+    peak_bytes: int = uint(2)
 
 
 class StatsResponse(Message):
@@ -273,6 +285,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Resume": (ProcessRef, Empty),
     "Update": (UpdateRequest, Empty),
     "Stats": (ProcessRef, StatsResponse),
+    "Usage": (ProcessRef, UsageResponse),
     "Pids": (ProcessRef, PidsResponse),
     "WaitOom": (Empty, OomEvents),
     "Unsent": (Empty, UnsentResponse),

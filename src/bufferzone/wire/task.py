@@ -39,11 +39,14 @@ class Mount(Message):
     options: list[str] = strings(4)
 
 
-#: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards
+#: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards; with
+#: /held from the library: when it is gone the container is not only ended but deleted
 FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
 #: type of `ExecProcessRequest.spec` from our own verbs, with these words behind slashes: the container may be
-#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it
+#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it; its caller
+#: does other things too, so that no process of the host stands for it
 OWN_PROCESS_URL, PATIENT, LINGERING = "bufferzone.shim.v1.Process", "patient", "lingering"
+HELD = "held"
 
 
 class CreateTaskRequest(Message):

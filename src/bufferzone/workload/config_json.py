@@ -37,12 +37,14 @@ def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: s
     spec["hostname"] = wish.hostname
     spec["annotations"] = wish.annotations
     spec["mounts"] += [*mounts, *wish.mounts]
+    if wish.rootfs:
+        spec["root"]["path"] = wish.rootfs
     args = wish.args
-    if wish.init:
+    if wish.init or wish.idle:
         spec["mounts"].append(
             {"destination": _INIT, "type": "bind", "source": init, "options": ["bind", "ro"]}
         )
-        args = [_INIT, "--", *args]
+        args = [_INIT] if wish.idle else [_INIT, "--", *args]
     spec["process"] = _process(wish, user, args)
     if wish.network == "passt":
         spaces = spec["linux"]["namespaces"]
@@ -53,11 +55,14 @@ def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: s
 
 def chosen(wish: Wish) -> dict[str, Any]:
     """The settings of this one sandbox: see `oci.Spec`."""
+    found: dict[str, Any] = {"rootfs": "block"} if wish.rootfs else {}
+    if wish.egress is not None:
+        found["egress"] = wish.egress
     if wish.network == "passt":
-        return {"host_network": "passt", "publish": wish.publish}
+        return {**found, "host_network": "passt", "publish": wish.publish}
     if wish.publish:
         raise UsageError("a port cannot be published without a network", hint="--network passt")
-    return {}
+    return found
 
 
 def _process(wish: Wish, user: User, args: list[str]) -> dict[str, Any]:

@@ -9,17 +9,21 @@ import os
 
 from bufferzone import log, oci, state
 from bufferzone.client import container, create, removal, signals
-from bufferzone.errors import BufferzoneError, ExistsError, HostError
+from bufferzone.errors import BufferzoneError, CallerError, ExistsError, HostError
 from bufferzone.oci.host import check_host
 from bufferzone.wire import task
-from bufferzone.workload import config_json, host_root, place, users
+from bufferzone.workload import config_json, host_root, idle, place, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
 
+    from bufferzone.client.connection import Client
     from bufferzone.workload.wish import Wish
+
+    _T = TypeVar("_T")
 
 _ID_BYTES = 6
 
@@ -34,30 +38,40 @@ class Launch:
     container is there, and removes it when that fails.
     """
 
-    def __init__(self, wish: Wish, root: str, id: str, *, shim: str = "") -> None:
-        """Raises what is wrong with the wish; then nothing is left."""
+    def __init__(self, wish: Wish, root: str, id: str, *, shim: str = "", transient: bool = False) -> None:
+        """Raises what is wrong with the wish; then nothing is left. `transient`: see `Place`."""
         self.root, self.id = root, state.check_id(id)
         wish.hostname = wish.hostname or id[:63]
         if os.path.exists(os.path.join(root, id)):
             raise ExistsError(f"there is a container of that name: {id}", hint=f"bz rm {id}")
         chosen = config_json.chosen(wish)
-        init = config_json.find_init() if wish.init else ""
-        self.place = place.Place(root, id)
+        init = config_json.find_init() if wish.init and not wish.idle else ""
+        self.place = place.Place(root, id, transient=transient)
         try:
-            mounts = host_root.make(
-                self.place.path,
-                network=wish.network == "passt",
-                hostname=wish.hostname,
-                read_only=wish.read_only,
-            )
-            user = users.find(os.path.join(self.place.path, "rootfs"), wish.user)
+            mounts = self._make_root(wish)
+            init = idle.write(self.place.path) if wish.idle else init
+            user = users.find(os.path.join(self.place.path, wish.rootfs or "rootfs"), wish.user)
             self.place.write_config(config_json.config_json(wish, user=user, mounts=mounts, init=init))
+            self.place.write_ports(wish.publish)
             self._spec = oci.load(self.place.path, chosen=chosen)
             check_host(self._spec)
         except BaseException:
             self.place.remove()
             raise
         self._shim = shim
+
+    def _make_root(self, wish: Wish) -> list[dict[str, Any]]:
+        """The root file system, and the mounts that belong to it."""
+        if not wish.rootfs:
+            return host_root.make(
+                self.place.path,
+                network=wish.network == "passt",
+                hostname=wish.hostname,
+                read_only=wish.read_only,
+            )
+        if not os.path.isdir(wish.rootfs):
+            raise CallerError(f"no such directory: {wish.rootfs}", code="no-image")
+        return []
 
     def _order(self) -> create.Order:
         return create.Order(self.root, self.id, self._spec, shim=self._shim)
@@ -93,6 +107,18 @@ class Launch:
         finally:
             self._settle(made)
 
+    def run_held(self, stdio: Sequence[int], *, progress: Callable[[str], None]) -> Client:
+        """Start it and return a connection: with its end, whatever ends that, the sandbox ends. The place
+        stays locked until it is closed.
+        """
+        client = None
+        try:
+            client = _with_image(lambda: create.run_held(self._order(), stdio), progress)
+            return client
+        finally:
+            if client is None:
+                self.place.remove()
+
     def _settle(self, made: bool) -> None:
         if made:
             self.place.close()
@@ -100,7 +126,7 @@ class Launch:
             self.place.remove()
 
 
-def _with_image(work: Callable[[], int], progress: Callable[[str], None]) -> int:
+def _with_image(work: Callable[[], _T], progress: Callable[[str], None]) -> _T:
     """`work`; where there is no guest image, again once it is built."""
     try:
         return work()

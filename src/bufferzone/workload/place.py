@@ -3,6 +3,7 @@
     SANDBOXES/NAME/config.json, rootfs/, upper/, work/     NAME is unique, state.json's `bundle` leads here
     SANDBOXES/NAME/container                               STATE ROOT, a NUL byte, the container's id
     SANDBOXES/NAME/lock                                    locked by flock(2) while it is being made
+    SANDBOXES/NAME/transient                               it is locked until its end, and goes with it
 
 What a killed command or a plain `bufferzone delete` leaves is removed when the next one is made.
 """
@@ -14,14 +15,18 @@ import os
 import shutil
 import tempfile
 
-from bufferzone import config, jsontext, state
+from bufferzone import config, jsontext, log, state
+from bufferzone.client import removal
 from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.oci import ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
-_OWNER, _LOCK = "container", "lock"
+_OWNER, _LOCK, _TRANSIENT = "container", "lock", "transient"
+_PORTS = "ports"
 OUT, ERR = "stdout.log", "stderr.log"
 
 
@@ -33,8 +38,10 @@ def parent() -> str:
 class Place:
     """A new directory, locked until `close` or `remove`."""
 
-    def __init__(self, root: str, id: str) -> None:
-        """For the container `id` below the state root `root`. Raises `HostError`."""
+    def __init__(self, root: str, id: str, *, transient: bool = False) -> None:
+        """For the container `id` below the state root `root`. `transient`: where whoever has it locked is
+        gone, the container, once it has ended, is removed with it. Raises `HostError`.
+        """
         directory = parent()
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
@@ -42,6 +49,8 @@ class Place:
             self.path, self._lock = _make(directory, id)
             with open(os.path.join(self.path, _OWNER), "wb") as file:
                 file.write(os.fsencode(f"{root}\0{id}"))
+            if transient:
+                open(os.path.join(self.path, _TRANSIENT), "wb").close()
         except OSError as error:
             text = f"cannot make a directory in {directory}: {error.strerror}"
             raise HostError(text, code="no-dir") from error
@@ -49,6 +58,11 @@ class Place:
     def write_config(self, value: dict[str, Any]) -> None:
         """Write config.json. Raises `HostError`."""
         state.replace_file(os.path.join(self.path, "config.json"), jsontext.dumps(value).encode())
+
+    def write_ports(self, published: Sequence[str]) -> None:
+        """Note the ports of the host that lead in, which config.json does not say. Raises `HostError`."""
+        if published:
+            state.replace_file(os.path.join(self.path, _PORTS), "\n".join(published).encode())
 
     def close(self) -> None:
         """From now on it is there as long as its container."""
@@ -91,6 +105,15 @@ def _remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)  # never follows links; the kernel leaves a work/ without rights
 
 
+def read_ports(directory: str) -> list[ports.Port]:
+    """The ports of the host that lead to the container whose bundle is `directory`; none for no place."""
+    try:
+        with open(os.path.join(directory, _PORTS), encoding="ascii") as file:
+            return [ports.parse(line) for line in file.read().split()]
+    except (OSError, ValueError):
+        return []
+
+
 def remove_of(directory: str) -> None:
     """Remove the place `directory`, the bundle of a container that is gone, if it is one."""
     if os.path.dirname(directory) == parent() and os.path.exists(os.path.join(directory, _OWNER)):
@@ -102,17 +125,35 @@ def tidy(directory: str) -> None:
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         if not _is_wanted(path) and _may_be_removed(path):
+            _remove_transient(path)
             _remove_tree(path)
 
 
-def _is_wanted(path: str) -> bool:
-    """Whether its container is there and says that this is its bundle."""
+def _container_of(path: str) -> str:
+    """The state directory of its container, empty unless that says that this is its bundle."""
     try:
         with open(os.path.join(path, _OWNER), "rb") as file:
             root, _, id = os.fsdecode(file.read()).partition("\0")
-        return str(state.read_state(state.directory(root, id))["bundle"]) == path
+        directory = state.directory(root, id)
+        return directory if str(state.read_state(directory)["bundle"]) == path else ""
     except (OSError, BufferzoneError, ValueError, KeyError):
-        return False
+        return ""
+
+
+def _is_wanted(path: str) -> bool:
+    """Whether its container is there; one that is transient counts only while it lives."""
+    directory = _container_of(path)
+    if directory and os.path.exists(os.path.join(path, _TRANSIENT)):
+        return state.owner_alive(directory)
+    return bool(directory)
+
+
+def _remove_transient(path: str) -> None:
+    """Remove the container of a place that has ended with whoever held it."""
+    directory = _container_of(path)
+    if directory:
+        with log.passing_over(f"remove {directory}", BufferzoneError):
+            removal.remove(directory, os.path.basename(directory), force=True, program="")
 
 
 def _may_be_removed(path: str) -> bool:

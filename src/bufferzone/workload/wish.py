@@ -13,10 +13,12 @@ NETWORKS = ("passt", "none")
 class Wish:
     """One sandbox with one process. Nothing is checked here; `config_json` and `oci.validate` do that.
 
-    `args`: the command. `env`: K=V. `cwd` and `user` (NAME|UID[:GROUP|GID]) empty: the root's own.
-    `mounts`: entries as config.json has them. `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`:
-    names with or without CAP_, or ALL. `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`.
-    `publish`: [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
+    `args`: the command; `idle`: none, its process 1 waits until somebody ends it. `rootfs`: a directory that
+    becomes the root file system, of which nothing is changed; empty: the host's programs, see `host_root`.
+    `egress`: rules, see docs/egress.md, None: those of the settings. `env`: K=V. `cwd` and `user`
+    (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
+    `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`: names with or without CAP_, or ALL.
+    `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`. `publish`: [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
     """
 
     def __init__(
@@ -40,7 +42,12 @@ class Wish:
         ulimits: Mapping[str, tuple[int, int]] | None = None,
         annotations: Mapping[str, str] | None = None,
         terminal: bool = False,
+        idle: bool = False,
+        rootfs: str = "",
+        egress: Sequence[str] | None = None,
     ) -> None:
+        self.idle, self.rootfs = idle, rootfs
+        self.egress = None if egress is None else list(egress)
         self.args, self.env, self.cwd, self.user = list(args), list(env), cwd, user
         self.hostname, self.mounts = hostname, list(mounts)
         self.memory_bytes, self.cpus, self.pids = memory_bytes, cpus, pids

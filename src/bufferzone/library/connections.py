@@ -1,0 +1,145 @@
+"""Connections to one shim, kept between calls: each is one thread's at a time.
+
+After a fork the child has none of its parent's: what both used would be neither's, and the shim takes a
+connection that stays open for a caller that lives.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from contextlib import contextmanager
+
+from bufferzone import state
+from bufferzone.client.connection import Client
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from bufferzone.wire.proto import Message
+
+#: a thread of the shim stands behind each
+_MOST_IDLE = 16
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+class Connections:
+    """Those to the shim of the sandbox whose state is in `directory`. `held` is the one that it lives as long
+    as, if it is ours. Thread-safe.
+    """
+
+    def __init__(self, directory: str, held: Client | None = None) -> None:
+        self._directory, self._held = directory, held
+        self._idle: list[Client] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        _all.add(self)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the sandbox ends with us."""
+        return self._held is not None
+
+    @contextmanager
+    def borrow(self) -> Iterator[Client]:
+        """One for the caller alone, given back unless an exception comes: then it is closed, and with it ends
+        what it was asked for. Raises `StateError` `sandbox-ended`.
+        """
+        client = self.take()
+        try:
+            yield client
+        except BufferzoneError as error:
+            client.close()
+            raise self._explained(error) from error
+        except BaseException:
+            client.close()
+            raise
+        self._give_back(client)
+
+    def take(self) -> Client:
+        """One that is the caller's from now on. Raises `StateError` `sandbox-ended`."""
+        with self._lock:
+            client = self._idle.pop() if self._idle else None
+        return client or self._connect()
+
+    def call(self, method: str, request: Message, **more: Any) -> Any:
+        """One call. A refusal of the shim's leaves the connection as it is."""
+        refusal: BufferzoneError | None = None
+        with self.borrow() as client:
+            try:
+                return client.call(method, request, **more)
+            except BufferzoneError as error:
+                if error.code in ("shim-ended", "shim-timeout", "cgroup-frozen"):
+                    raise
+                refusal = error
+        raise self._explained(refusal)
+
+    def close(self) -> None:
+        """Close them all, the held one too: the sandbox ends then."""
+        with self._lock:
+            clients, self._idle, self._closed = self._idle, [], True
+        for client in [*clients, *([self._held] if self._held else [])]:
+            client.close()
+        self._held = None
+
+    def _connect(self) -> Client:
+        try:
+            return Client.connect(self._directory)
+        except BufferzoneError as error:
+            raise self._explained(error) from error
+
+    def _give_back(self, client: Client) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _MOST_IDLE:
+                self._idle.append(client)
+                return
+        client.close()
+
+    def _explained(self, error: BufferzoneError) -> BufferzoneError:
+        """Where the sandbox is gone, that; else the error."""
+        lost = error.code in ("shim-gone", "shim-ended")
+        if not lost and not isinstance(error, (StateError, NotFoundError)):
+            return error
+        name = os.path.basename(self._directory)
+        hint = "" if os.path.exists(self._directory) else "it was removed"
+        if not hint and _status(self._directory) != state.STOPPED:
+            return error
+        return StateError(
+            f"the sandbox has ended: {name}", hint=hint or _last_words(self._directory), code=ENDED
+        )
+
+    def _forget(self) -> None:
+        """We are the child of a fork."""
+        self._lock = threading.Lock()
+        for client in [*self._idle, *([self._held] if self._held else [])]:
+            client.close()
+        self._idle, self._held = [], None
+
+
+ENDED = "sandbox-ended"
+
+
+def _status(directory: str) -> str:
+    try:
+        return state.status(directory)
+    except (BufferzoneError, ValueError):
+        return state.STOPPED  # it is being removed
+
+
+def _last_words(directory: str) -> str:
+    """Why, if its shim said so."""
+    from bufferzone.client.start import last_log_line
+
+    return last_log_line(directory)
+
+
+def _after_fork() -> None:
+    for connections in list(_all):
+        connections._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,137 @@
+"""What a caller of the library says, as the values that the rooms below take."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+from bufferzone import state
+from bufferzone.errors import CallerError, HostError, UsageError
+from bufferzone.workload import place
+from bufferzone.workload.wish import NETWORKS, Wish
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import IO, Any
+
+    Stdin = str | bytes | IO[Any] | None
+    Path = str | os.PathLike[str]
+
+_MIB = 1 << 20
+_MOST_MIB = 1 << 30
+
+
+def wish_of(
+    image: Path | None,
+    command: Sequence[str] | None,
+    *,
+    memory_mib: int,
+    cpus: float,
+    pids: int,
+    network: str,
+    ports: Mapping[int, int] | Sequence[str],
+    volumes: Mapping[Path, str] | None,
+    egress: Sequence[str] | None,
+    env: Mapping[str, str] | None,
+    user: str,
+    cwd: str,
+    read_only: bool,
+    labels: Mapping[str, str] | None,
+    kvm: str,
+) -> Wish:
+    """The wish for a sandbox; raises `UsageError`, or `CallerError` for what is not there."""
+    if network not in NETWORKS:
+        raise UsageError(f"network: {network!a:.60} is none of {', '.join(NETWORKS)}")
+    if not 0 <= memory_mib <= _MOST_MIB or not 0 <= cpus <= 1024 or pids < 0:
+        raise UsageError("memory_mib, cpus and pids: expected a limit, or 0 for none")
+    if isinstance(command, str):
+        raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
+    if any(name.startswith("bufferzone.") for name in labels or {}):
+        raise UsageError("labels: names that begin with bufferzone. are ours")
+    return Wish(
+        command or (),
+        idle=not command,
+        rootfs=_directory(image),
+        memory_bytes=memory_mib * _MIB,
+        cpus=float(cpus),
+        pids=pids,
+        network=network,
+        publish=_publish(ports),
+        mounts=[_volume(source, target) for source, target in (volumes or {}).items()],
+        egress=egress,
+        env=[f"{name}={value}" for name, value in (env or {}).items()],
+        user=user,
+        cwd=cwd,
+        read_only=read_only,
+        annotations={**(labels or {}), **({"bufferzone.kvm": kvm} if kvm else {})},
+    )
+
+
+def _directory(image: Path | None) -> str:
+    """The directory of a root file system, empty for the host's programs."""
+    if image is None:
+        return ""
+    path = os.fspath(image)
+    if os.path.isdir(path):
+        return state.absolute(path)
+    hint = "None for the programs of this host, or the directory of a root file system"
+    raise CallerError(f"no such image: {path!a:.80}", hint=hint, code="no-image")
+
+
+def _publish(ports: Mapping[int, int] | Sequence[str]) -> list[str]:
+    if isinstance(ports, str):
+        raise UsageError("ports: expected {host: guest}, or a list of strings")
+    if hasattr(ports, "items"):
+        return [f"{host}:{guest}" for host, guest in ports.items()]
+    return list(ports)
+
+
+def _volume(source: Path, target: str) -> dict[str, Any]:
+    path = state.absolute(os.path.expanduser(os.fspath(source)))
+    inside, _, option = target.partition(":")
+    if not inside.startswith("/") or option not in ("", "ro", "rw"):
+        raise UsageError(
+            f"volumes: expected an absolute path inside, with :ro or nothing, got {target!a:.80}"
+        )
+    if not os.path.exists(path):
+        raise CallerError(f"volumes: no such file or directory: {path!a:.80}", code="no-volume")
+    options = ["rbind", *(["rro"] if option == "ro" else [])]
+    return {"destination": inside, "type": "bind", "source": path, "options": options}
+
+
+@contextmanager
+def stdio(at: place.Place) -> Iterator[list[int]]:
+    """Descriptors for the command of a sandbox: nothing to read, and its logs in its place, which is removed
+    where they cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    fds: list[int] = []
+    try:
+        fds.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        for name in (place.OUT, place.ERR):
+            fds.append(os.open(os.path.join(at.path, name), flags, 0o600))
+    except OSError as error:
+        for fd in fds:
+            os.close(fd)
+        at.remove()
+        raise HostError(f"cannot open {error.filename}: {error.strerror}", code="no-output") from error
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def input_of(stdin: Stdin) -> bytes | int | None:
+    """What a run reads: bytes, a descriptor, or nothing; raises `UsageError`."""
+    if stdin is None:
+        return None
+    if isinstance(stdin, str):
+        return stdin.encode()
+    if isinstance(stdin, (bytes, bytearray, memoryview)):
+        return bytes(stdin)
+    try:
+        return stdin.fileno()
+    except (AttributeError, OSError) as error:
+        raise UsageError("stdin: expected text, bytes or an open file") from error
