@@ -18,7 +18,8 @@ class Wish:
     `egress`: rules, see docs/egress.md, None: those of the settings. `env`: K=V. `cwd` and `user`
     (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
     `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`: names with or without CAP_, or ALL.
-    `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`. `publish`: [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
+    `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`. `publish`:
+    [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
     """
 
     def __init__(
