@@ -54,7 +54,7 @@ class Connections:
             yield client
         except BufferzoneError as error:
             client.close()
-            raise self._explained(error) from error
+            raise self.explained(error) from error
         except BaseException:
             client.close()
             raise
@@ -76,7 +76,7 @@ class Connections:
                 if error.code in ("shim-ended", "shim-timeout", "cgroup-frozen"):
                     raise
                 refusal = error
-        raise self._explained(refusal)
+        raise self.explained(refusal)
 
     def close(self) -> None:
         """Close them all, the held one too: the sandbox ends then."""
@@ -90,7 +90,7 @@ class Connections:
         try:
             return Client.connect(self._directory)
         except BufferzoneError as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
 
     def _give_back(self, client: Client) -> None:
         with self._lock:
@@ -99,7 +99,7 @@ class Connections:
                 return
         client.close()
 
-    def _explained(self, error: BufferzoneError) -> BufferzoneError:
+    def explained(self, error: BufferzoneError) -> BufferzoneError:
         """Where the sandbox is gone, that; else the error."""
         lost = error.code in ("shim-gone", "shim-ended")
         if not lost and not isinstance(error, (StateError, NotFoundError)):

@@ -174,7 +174,10 @@ class Sandbox:
 
     def _process(self, wanted: Wanted) -> dict[str, Any]:
         if self._base is None:
-            spec = oci.load(str(state.read_state(self._directory)["bundle"]))
+            try:
+                spec = oci.load(str(state.read_state(self._directory)["bundle"]))
+            except NotFoundError as error:
+                raise self._connections.explained(error) from error
             self._rootfs, self._base = spec.rootfs, spec.process
         return process_object(self._base, self._rootfs, wanted)
 
