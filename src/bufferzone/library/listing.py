@@ -24,7 +24,7 @@ def sandboxes(root: str) -> list[Info]:
         try:
             found.append(info(root, name))
         except (BufferzoneError, ValueError):
-            continue
+            continue  # it is being made or removed at this moment
     return found
 
 
