@@ -316,7 +316,7 @@ def socket_path(directory: str) -> str:
     return os.path.join(directory, SOCKET)
 
 
-def network_entry(root: str, device: int, inode: int) -> str:
+def netns_entry(root: str, device: int, inode: int) -> str:
     """Where the shim is found whose VM has the network namespace with these st_dev and st_ino."""
     return os.path.join(root, f"@net-{device:x}-{inode}")
 

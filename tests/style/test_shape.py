@@ -10,6 +10,7 @@ from style.source import everything, package, report
 MAX_MODULE = 400  # lines; 300 is the aim
 MAX_FUNCTION = 60  # lines; 40 is the aim
 EMPTY_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "inner", "base", "misc"}
+EMPTY_PARAMETERS = {"more", "then", "asked", "also", "told", "one_less"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -45,6 +46,15 @@ def test_no_module_has_an_empty_name():
         words = {word for part in source.name.split("/") for word in part.removesuffix(".py").split("_")}
         if words & EMPTY_NAMES:
             findings.append(f"{source.name}:1: the name says nothing: {(words & EMPTY_NAMES).pop()}")
+    report(findings)
+
+
+def test_no_parameter_has_a_name_that_says_nothing_of_its_value():
+    findings = []
+    for source in package():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.arg) and node.arg in EMPTY_PARAMETERS:
+                findings.append(source.at(node, f"{node.arg!r}: of what?"))
     report(findings)
 
 

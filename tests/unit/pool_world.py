@@ -31,7 +31,7 @@ class Running:
         self.spawned: list[int] = []
         self.logged: list[str] = []
         self.keeper = Keeper(str(self.directory), lambda: self.settings, self._spawn, self.logged.append)
-        self.keeper.add_shape(config.shape_of(self.settings), {})
+        self.keeper.add_stock(config.shape_of(self.settings), {})
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

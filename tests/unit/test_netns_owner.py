@@ -88,7 +88,7 @@ def spec_in(path):
 
 
 def found(root):
-    return start.network_entry(str(root), spec_in(f"/run/netns/{NAME}"))
+    return start.netns_entry(str(root), spec_in(f"/run/netns/{NAME}"))
 
 
 def test_a_namespace_is_claimed_by_one_and_free_again_when_that_is_gone(netns):
@@ -230,9 +230,9 @@ def test_a_checkpoint_and_another_users_shim_are_not_joined(netns, shims, tmp_pa
 
 @pytest.mark.parametrize("path", ["", "/run/netns/none-such"])
 def test_without_a_namespace_by_path_nobody_is_joined(tmp_path, path):
-    assert start.network_entry(str(tmp_path), spec_in(path)) == ""
+    assert start.netns_entry(str(tmp_path), spec_in(path)) == ""
     nothing = types.SimpleNamespace(namespace=lambda kind: None)
-    assert start.network_entry(str(tmp_path), nothing) == ""
+    assert start.netns_entry(str(tmp_path), nothing) == ""
 
 
 def test_every_container_of_a_vm_knows_what_would_be_left(tmp_path):

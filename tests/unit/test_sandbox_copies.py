@@ -23,7 +23,7 @@ def hosts(tmp_path: Path) -> Path:
 
 
 def test_a_file_that_is_filled_after_create_is_sent_again_at_start(hosts: Path) -> None:
-    sent, copies = list[agent.FileRequest](), Copies()
+    sent, copies = list[agent.WriteFileRequest](), Copies()
     with ExitStack() as undo:
         copies.give([FileCopy(source=str(hosts), name="a.0")], sent.append, undo)
         copies.renew(sent.append)
@@ -38,7 +38,7 @@ def test_a_file_that_is_filled_after_create_is_sent_again_at_start(hosts: Path) 
 
 
 def test_the_file_that_was_there_at_create_counts_whatever_has_its_name(hosts: Path) -> None:
-    sent, copies = list[agent.FileRequest](), Copies()
+    sent, copies = list[agent.WriteFileRequest](), Copies()
     with ExitStack() as undo:
         copies.give([FileCopy(source=str(hosts), name="a.0")], sent.append, undo)
         hosts.unlink()

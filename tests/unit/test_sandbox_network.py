@@ -38,7 +38,7 @@ class Agent:
         self.told, self.error = [], None
 
     def call(self, method, request, reply):
-        assert method == "Network"
+        assert method == "SetNetwork"
         if self.error is not None:
             error, self.error = self.error, None
             raise error

@@ -187,7 +187,7 @@ def test_a_directory_with_a_mount_in_it_is_not_removed(tmp_path):
 def test_what_leads_to_a_network_namespace_is_no_container(tmp_path):
     directory = state.create(str(tmp_path), "one")
     assert state.socket_path(directory) == f"{directory}/shim.sock"
-    entry = state.network_entry(str(tmp_path), 4, 4026531840)
+    entry = state.netns_entry(str(tmp_path), 4, 4026531840)
     assert entry == f"{tmp_path}/@net-4-4026531840"
     os.mkdir(entry)
     assert state.list_ids(str(tmp_path)) == ["one"]

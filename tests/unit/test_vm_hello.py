@@ -26,7 +26,7 @@ class Guest:
         monkeypatch.setattr(time, "time_ns", lambda: APART + self._monotonic)
 
     def call(self, method, request, reply, timeout_s=0):
-        if method == "Clock":
+        if method == "SetClock":
             self.set.append((request.offset_ns - APART) // MS)
         answer = reply(monotonic_ns=self._monotonic)
         self._monotonic += self._ways.pop(0)

@@ -111,7 +111,7 @@ class Floor:
         hello = agent.HelloRequest(entropy=os.urandom(64), hostname="bench")
         answer = client.call("Hello", hello, agent.HelloResponse)
         offset = time.time_ns() - min(answer.monotonic_ns, 1 << 62)
-        client.call("Clock", agent.ClockRequest(offset_ns=offset), agent.ClockResponse)
+        client.call("SetClock", agent.SetClockRequest(offset_ns=offset), agent.SetClockResponse)
         timeline.enter("mount the share")
         _mount(client)
         timeline.enter("create the container")

@@ -150,10 +150,10 @@ def grow(runtime: Runtime, column: Column, count: int, deadline: float) -> None:
         if starts:
             column.growth.update(first_and_last(starts))
         if first is not None and free is not None and len(ids) > 1:
-            last, more = _settled(runtime, before), len(ids) - 1
-            column.memory = memory.one_more(first, last, more)
-            column.memory["available"] = round((free - memory.available()) / memory.MIB / more, 1)
-            column.roles = memory.by_role(first, last, more)
+            last, added = _settled(runtime, before), len(ids) - 1
+            column.memory = memory.one_more(first, last, added)
+            column.memory["available"] = round((free - memory.available()) / memory.MIB / added, 1)
+            column.roles = memory.by_role(first, last, added)
             for verb in ("exec", "state"):
                 words = ("/bin/echo", "x") if verb == "exec" else ()
                 times = [runtime.verb(verb, ids[-1], *words).total_ms or 0.0 for _ in range(REPEATS)]

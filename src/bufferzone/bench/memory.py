@@ -131,9 +131,9 @@ def available() -> int:
         return parse_rollup(file.read()).get("MemAvailable", 0)
 
 
-def one_more(first: Total, last: Total, more: int) -> dict[str, float]:
-    """MiB that each of `more` sandboxes between two measurements added."""
-    scale = 1 / (more * MIB)
+def one_more(first: Total, last: Total, added: int) -> dict[str, float]:
+    """MiB that each of `added` sandboxes between two measurements added."""
+    scale = 1 / (added * MIB)
     return {
         "pss": round((last.vmm + last.other - first.vmm - first.other) * scale, 1),
         "vmm": round((last.vmm - first.vmm) * scale, 1),
@@ -142,13 +142,13 @@ def one_more(first: Total, last: Total, more: int) -> dict[str, float]:
     }
 
 
-def by_role(first: Total, last: Total, more: int) -> dict[str, dict[str, float]]:
+def by_role(first: Total, last: Total, added: int) -> dict[str, dict[str, float]]:
     """The same for each role and kind of page."""
     rows = {}
     for role, row in last.by_role.items():
         before = first.by_role.get(role, {})
         rows[role] = {
-            name: round((value - before.get(name, 0)) / more / (1 if name == "processes" else MIB), 2)
+            name: round((value - before.get(name, 0)) / added / (1 if name == "processes" else MIB), 2)
             for name, value in row.items()
         }
     return rows

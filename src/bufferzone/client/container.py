@@ -24,7 +24,7 @@ def find(root: str, id: str) -> str:
     return state.directory(state.runtime_root(root), id)
 
 
-def ask(directory: str, method: str, request: Message, verb: str, **more: Any) -> Any:
+def ask(directory: str, method: str, request: Message, verb: str, **options: Any) -> Any:
     """One call to the container's shim.
 
     Raises what the shim refuses with; where there is no shim, `StateError` that `verb` does not fit a stopped
@@ -32,7 +32,7 @@ def ask(directory: str, method: str, request: Message, verb: str, **more: Any) -
     """
     try:
         with Client.connect(directory) as client:
-            return client.call(method, request, **more)
+            return client.call(method, request, **options)
     except BufferzoneError as error:
         id = os.path.basename(directory)
         if error.code == "shim-gone" and state.status(directory) == state.STOPPED:

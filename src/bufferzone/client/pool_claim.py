@@ -38,20 +38,20 @@ def claim(
     directory: str,
     spec: Spec,
     settings: Settings,
-    more: dict[str, Any] | None = None,
+    containerd: dict[str, Any] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Make a waiting VM the one of the container in `directory`; the shim's pid, or 0 when there is none.
 
-    Then the directory is as before. `more` goes with the request. `meanwhile` is called once the VM is ours
-    and not yet served. Raises `NoKeeper`.
+    Then the directory is as before. `containerd` is what a shim of containerd's has to know. `meanwhile` is
+    called once the VM is ours and not yet served. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
     shim = -1
     try:
         if os.readlink("/proc/self/root") != "/":
             return 0  # paths in a mount namespace alone would not say what they mean to us
-        _send(sock, directory, spec, settings, more or {})
+        _send(sock, directory, spec, settings, containerd)
         word, _, number = _line(sock, _CLAIM_S).partition(b" ")
         if word != b"ready" or not number.isdigit():
             return 0
@@ -88,7 +88,9 @@ def _connect(root: str) -> socket.socket:
     return sock
 
 
-def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings, more: dict[str, Any]) -> None:
+def _send(
+    sock: socket.socket, directory: str, spec: Spec, settings: Settings, containerd: dict[str, Any] | None
+) -> None:
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         oom_score_adj = int(file.read())
     request = {
@@ -100,7 +102,7 @@ def _send(sock: socket.socket, directory: str, spec: Spec, settings: Settings, m
         "namespaces": namespaces.shared(),
         "code": programs.PLACE,
         **shape(spec, settings),
-        **more,
+        "containerd": containerd,
     }
     here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -61,9 +61,9 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def _command(directory: str, bundle: str, program: str, *more: str) -> list[str]:
+def _command(directory: str, bundle: str, program: str, *flags: str) -> list[str]:
     root, id = os.path.split(directory)
-    arguments = ["-id", id, "-root", root, "-bundle", bundle, *more]
+    arguments = ["-id", id, "-root", root, "-bundle", bundle, *flags]
     if log.DEBUG in os.environ:
         arguments.append("-debug")
     return programs.argv("shim", *arguments, program=program)
@@ -131,17 +131,17 @@ def start_shim(
     was taken gets ready; whether it is called is not certain. `scope`: its cgroup is a scope of
     systemd's, which config.json does not name.
     """
-    entry = network_entry(os.path.dirname(directory), spec)
+    entry = netns_entry(os.path.dirname(directory), spec)
     if entry:
         from bufferzone.client import join
 
         if pid := join.join(directory, entry, restore_from):
             return pid
-    more = ["-restore-from", restore_from] if restore_from else []
-    more += ["-systemd-cgroup"] if scope else []
-    more += ["-settings", jsontext.dumps(spec.chosen)] if spec.chosen else []
-    if more:
-        return _start_shim(directory, spec.bundle, program, *more)
+    flags = ["-restore-from", restore_from] if restore_from else []
+    flags += ["-systemd-cgroup"] if scope else []
+    flags += ["-settings", jsontext.dumps(spec.chosen)] if spec.chosen else []
+    if flags:
+        return _start_shim(directory, spec.bundle, program, *flags)
     settings = settings_of(spec)
     if not wants_pool(settings):
         return _start_shim(directory, spec.bundle, program)
@@ -158,14 +158,14 @@ def start_shim(
         return pid
 
 
-def network_entry(root: str, spec: Spec) -> str:
+def netns_entry(root: str, spec: Spec) -> str:
     """The name of the socket of the shim whose VM has the container's network namespace; empty: none has."""
     network = spec.namespace("network")
     if network is None or not network.get("path"):
         return ""
     try:
         found = os.stat(network["path"])
-        entry = state.network_entry(root, found.st_dev, found.st_ino)
+        entry = state.netns_entry(root, found.st_dev, found.st_ino)
         os.lstat(entry)
     except OSError:
         return ""
@@ -197,10 +197,10 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 
-def _start_shim(directory: str, bundle: str, program: str, *more: str) -> int:
+def _start_shim(directory: str, bundle: str, program: str, *flags: str) -> int:
     reader, writer = os.pipe()
     try:
-        command = _command(directory, bundle, program, *more, "-ready-fd", str(_READY_FD), "serve")
+        command = _command(directory, bundle, program, *flags, "-ready-fd", str(_READY_FD), "serve")
         pid = _spawn(command, os.path.join(directory, _LOG), writer)
     except BaseException:
         os.close(reader)

@@ -71,7 +71,7 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
             os.write(tell, b"ok\n")
             os.close(tell)
             told = True
-            return _stand_in(job, client, control, incoming, terminal, complaints, table)
+            return _await_end(job, client, control, incoming, terminal, complaints, table)
     except BufferzoneError as error:
         failure = error
     except Exception as error:  # the boundary of this process
@@ -117,14 +117,14 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
             started(client)
             if pass_signals:
                 _let_go(stdio[:2])
-            return _stand_in(job, client, control, incoming, -1, stdio[2])
+            return _await_end(job, client, control, incoming, -1, stdio[2])
         from bufferzone.client import console
 
         with console.RawTerminal(stdio[0]):
             _begin(job, client, _SPLIT_TERMINAL, stdio[:2], foreground=True)
             started(client)
             sized = next((fd for fd in stdio if os.isatty(fd)), -1)
-            return _stand_in(job, client, control, incoming, sized, stdio[2])
+            return _await_end(job, client, control, incoming, sized, stdio[2])
 
 
 def hold(job: Job, stdio: Sequence[int]) -> Client:
@@ -302,7 +302,7 @@ class _Signals:
             return b""
 
 
-def _stand_in(
+def _await_end(
     job: Job,
     client: Client,
     control: Client,

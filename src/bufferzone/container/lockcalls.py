@@ -14,7 +14,7 @@ from bufferzone.wire.locks import EXCLUSIVE, FLOCK, NONE, RANGE, SHARED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.linux.usernotif import Asked
+    from bufferzone.linux.usernotif import Notification
 
 #: of fcntl(2), those that are about locks
 COMMANDS = (5, 6, 7, 12, 13, 14, 36, 37, 38, filelock.F_SETLEASE)  # 12 to 14: those of 32-bit programs
@@ -31,10 +31,21 @@ class Call:
     can set it; else to the process. `fd` is such a copy, owned. `memory` is where a test's answer goes.
     """
 
-    __slots__ = ("asked", "fd", "kind", "listener", "memory", "of_file", "pid", "segment", "test", "waits")
+    __slots__ = (
+        "fd",
+        "kind",
+        "listener",
+        "memory",
+        "notification",
+        "of_file",
+        "pid",
+        "segment",
+        "test",
+        "waits",
+    )
 
-    def __init__(self, listener: int, asked: Asked, pid: int, fd: int) -> None:
-        self.listener, self.asked, self.pid, self.fd = listener, asked, pid, fd
+    def __init__(self, listener: int, notification: Notification, pid: int, fd: int) -> None:
+        self.listener, self.notification, self.pid, self.fd = listener, notification, pid, fd
         self.kind, self.segment, self.memory = FLOCK, (0, END, NONE), 0
         self.waits = self.test = False
         self.of_file = True
@@ -57,13 +68,13 @@ class Call:
 
     def answer_test(self, mode: int, start: int, end: int) -> None:
         """Tell the process what is in its way: a lock of nobody that it could know."""
-        _poke(self.asked.thread, self.memory, filelock.pack(TYPES[mode], start, end))
+        _poke(self.notification.thread, self.memory, filelock.pack(TYPES[mode], start, end))
 
 
-def target_of(asked: Asked) -> tuple[int, int]:
+def target_of(notification: Notification) -> tuple[int, int]:
     """(process, copy of the descriptor that the call is about). Raises OSError: EBADF and what /proc says."""
-    pid = _process_of(asked.thread)
-    number = asked.arguments[0] & 0xFFFFFFFF
+    pid = _process_of(notification.thread)
+    number = notification.arguments[0] & 0xFFFFFFFF
     if number > 0x7FFFFFFF:
         raise OSError(errno.EBADF, "fcntl")
     return pid, usernotif.descriptor_of(pid, number)
@@ -73,19 +84,19 @@ def understand(call: Call) -> bool:
     """Fill in what the call says; False where it is this kernel's alone. Raises OSError with the errno that
     the kernel would give.
     """
-    asked = call.asked
-    if asked.arch != usernotif.X86_64:
+    notification = call.notification
+    if notification.arch != usernotif.X86_64:
         raise OSError(errno.ENOLCK, "a 32-bit program's lock on a volume")
-    if asked.number == usernotif.CALLS[usernotif.X86_64][0]:
-        operation = asked.arguments[1] & 0xFFFFFFFF
+    if notification.number == usernotif.CALLS[usernotif.X86_64][0]:
+        operation = notification.arguments[1] & 0xFFFFFFFF
         mode = _FLOCK_MODES.get(operation & ~_LOCK_NOW)
         if mode is None:
             raise OSError(errno.EINVAL, "flock")
         call.segment, call.waits = (0, END, mode), not operation & _LOCK_NOW
         return True
-    command = asked.arguments[1] & 0xFFFFFFFF
+    command = notification.arguments[1] & 0xFFFFFFFF
     if command == filelock.F_SETLEASE:
-        if asked.arguments[2] & 0xFFFFFFFF == filelock.LEASE_UNLOCK:
+        if notification.arguments[2] & 0xFFFFFFFF == filelock.LEASE_UNLOCK:
             return False
         raise OSError(errno.EINVAL, "nobody would hear of the other side's open(2)")
     _understand_range(call, command)
@@ -93,11 +104,11 @@ def understand(call: Call) -> bool:
 
 
 def _understand_range(call: Call, command: int) -> None:
-    call.kind, call.memory = RANGE, call.asked.arguments[2]
+    call.kind, call.memory = RANGE, call.notification.arguments[2]
     call.of_file = command in (filelock.F_OFD_GETLK, filelock.F_OFD_SETLK, filelock.F_OFD_SETLKW)
     call.waits = command in (filelock.F_SETLKW, filelock.F_OFD_SETLKW)
     call.test = command in (filelock.F_GETLK, filelock.F_OFD_GETLK)
-    kind, whence, start, length = filelock.unpack(_peek(call.asked.thread, call.memory))
+    kind, whence, start, length = filelock.unpack(_peek(call.notification.thread, call.memory))
     if kind not in _MODES or whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
         raise OSError(errno.EINVAL, "fcntl")
     if whence == os.SEEK_CUR:

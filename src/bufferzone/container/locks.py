@@ -79,16 +79,16 @@ class Broker:
             self._loop.unwatch(listener)
             os.close(listener)
             return
-        asked = usernotif.receive(listener)
-        if asked is None:
+        notification = usernotif.receive(listener)
+        if notification is None:
             return
         try:
-            pid, fd = lockcalls.target_of(asked)
+            pid, fd = lockcalls.target_of(notification)
         except OSError:
-            usernotif.go_on(listener, asked)  # the kernel says it best: EBADF
+            usernotif.go_on(listener, notification)  # the kernel says it best: EBADF
             return
-        call = lockcalls.Call(listener, asked, pid, fd)
-        if usernotif.waits(listener, asked):
+        call = lockcalls.Call(listener, notification, pid, fd)
+        if usernotif.waits(listener, notification):
             self._answered(call, lambda: self._take(call))
         else:
             call.close()
@@ -172,7 +172,7 @@ class Broker:
                 self._refuse(call, result.error)
             elif not result.mode:
                 self._let_go_on(call)
-            elif usernotif.waits(call.listener, call.asked):
+            elif usernotif.waits(call.listener, call.notification):
                 call.answer_test(result.mode, result.start, result.end)
                 self._answer(call, 0)
             else:
@@ -184,7 +184,7 @@ class Broker:
 
     def _lock(self, call: Call, file: File, pause_s: float) -> None:
         """Get the host's lock, then ours; again after `pause_s` if another has it and the call waits."""
-        if not usernotif.waits(call.listener, call.asked):
+        if not usernotif.waits(call.listener, call.notification):
             call.close()
             self._look(file)
             return
@@ -251,7 +251,7 @@ class Broker:
                 self._refuse(call, error.errno or errno.ENOLCK)
                 self._look(file)
                 return
-            if not usernotif.answer(call.listener, call.asked):  # a signal came: it has no lock
+            if not usernotif.answer(call.listener, call.notification):  # a signal came: it has no lock
                 call.segment = (call.segment[0], call.segment[1], NONE)
                 call.lock_here()
             call.close()
@@ -274,11 +274,11 @@ class Broker:
 
     def _let_go_on(self, call: Call) -> bool:
         call.close()
-        return usernotif.go_on(call.listener, call.asked)
+        return usernotif.go_on(call.listener, call.notification)
 
     def _answer(self, call: Call, number: int) -> None:
         call.close()
-        usernotif.answer(call.listener, call.asked, number)
+        usernotif.answer(call.listener, call.notification, number)
 
     def _refuse(self, call: Call, number: int) -> None:
         self._answer(call, number)
@@ -304,7 +304,7 @@ class Broker:
         if file.asking or self._files.get(file.place.key) is not file:
             return
         number = usernotif.CALLS[usernotif.X86_64][1][0]
-        inside = [call for call in file.flying if lockcalls.may_be_inside(call.asked.thread, number)]
+        inside = [call for call in file.flying if lockcalls.may_be_inside(call.notification.thread, number)]
         rows = self._rows(file)
         file.flying = [call for call in inside if not lockranges.is_seen(rows, call.pid, call.segment)]
         lost = False
@@ -342,7 +342,7 @@ class Broker:
         file: File,
         kind: int,
         segment: Segment,
-        then: Callable[[LockResult], None] | None,
+        on_result: Callable[[LockResult], None] | None,
         *,
         test: bool = False,
     ) -> None:
@@ -351,13 +351,13 @@ class Broker:
         if not file.told:
             file.told = True
             step = self._named(step)
-        self._steps.append((step, then))
+        self._steps.append((step, on_result))
 
     # ---- time
 
-    def _after(self, seconds: float, then: Callable[[], None]) -> int:
+    def _after(self, seconds: float, action: Callable[[], None]) -> int:
         self._count += 1
-        self._due.append((time.monotonic() + seconds, self._count, then))
+        self._due.append((time.monotonic() + seconds, self._count, action))
         self._due.sort()
         timer.set_in(self._timer, self._due[0][0] - time.monotonic())
         return self._count

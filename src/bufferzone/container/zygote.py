@@ -2,11 +2,11 @@
 
 After a fork the agent and its child pay for each page that they touch, a fault and often a copy: under TCG
 most of an exec. This child has paid before anybody waits: its memory is its own, and for a PID namespace
-that only a new process can enter it lends it to one (`linux/share`). There is one where `Prefork` asks for
-it, which is in a VM that waits for its container: one at all times would cost 12 MiB, and each exec its CPU
-time twice. It holds no descriptor but its channel and nothing of a container; in a clone of a VM all it has
-in common with other clones is what the agent has, until execve(2). Who needs a user or a time namespace, or
-has a lot to say, is forked by the agent (`launch`).
+that only a new process can enter it lends it to one (`linux/lent_memory`). There is one where `Prefork`
+asks for it, which is in a VM that waits for its container: one at all times would cost 12 MiB, and each
+exec its CPU time twice. It holds no descriptor but its channel and nothing of a container; in a clone of a
+VM all it has in common with other clones is what the agent has, until execve(2). Who needs a user or a time
+namespace, or has a lot to say, is forked by the agent (`launch`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bufferzone.container.child_spec import ChildSpec
 from bufferzone.container.jsontext import encode, loads
 from bufferzone.container.loop import warn
 from bufferzone.errors import BufferzoneError, GuestError
+from bufferzone.linux import lent_memory
 from bufferzone.linux import process as lp
-from bufferzone.linux import share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ZygoteSlot:
         self._pid = 0
         self._sock: _socket.socket | None = None
         self._ready = False
-        self._unsupported = False  # by this machine: see linux/share
+        self._unsupported = False  # by this machine: see linux/lent_memory
         self._callbacks: list[Callable[[], None]] = []
 
     def fork_ahead(self) -> None:
@@ -67,7 +67,7 @@ class ZygoteSlot:
         theirs.close()
         self._sock, self._ready = ours, False
         self._loop.watch(ours.fileno(), 1, self._heard)
-        share.own_memory()
+        lent_memory.own_memory()
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Fork ahead, and call `callback` once a child is ready, or cannot be."""
@@ -169,8 +169,8 @@ def _run_zygote(sock: _socket.socket) -> NoReturn:
     channel = ChildEnd(sock)
     try:
         child.be_nobody([channel.fileno()])
-        lender = share.Lender()
-        share.own_memory()
+        lender = lent_memory.Lender()
+        lent_memory.own_memory()
         channel.send(_READY)
         packet, ancillary, _, _ = sock.recvmsg(
             2 * _MOST, _socket.CMSG_LEN(4 * _MOST_FDS), _socket.MSG_CMSG_CLOEXEC
@@ -187,7 +187,7 @@ def _run_zygote(sock: _socket.socket) -> NoReturn:
     child.main(child_spec, channel)
 
 
-def _enter_pid_namespace(child_spec: ChildSpec, channel: ChildEnd, lender: share.Lender) -> None:
+def _enter_pid_namespace(child_spec: ChildSpec, channel: ChildEnd, lender: lent_memory.Lender) -> None:
     """What only a child can enter: become one, which goes on with our memory."""
     joins = [fd for fd, kind in child_spec.joins if kind == lp.CLONE_NEWPID]
     for fd in joins:

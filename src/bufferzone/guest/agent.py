@@ -22,7 +22,7 @@ from bufferzone.linux import mountoptions
 from bufferzone.linux.random import add_entropy
 from bufferzone.wire import agent as wire
 from bufferzone.wire.locks import LocksRequest
-from bufferzone.wire.network import NetworkRequest
+from bufferzone.wire.network import SetNetworkRequest
 from bufferzone.wire.proto import Empty, Message
 
 TYPE_CHECKING = False
@@ -76,13 +76,13 @@ class Agent:
         """A handler for each of `wire.METHODS`."""
         return {
             "Hello": self._hello,
-            "Clock": self._clock,
+            "SetClock": self._clock,
             "PrepareSnapshot": self._prepare_snapshot,
             "ZeroFreeMemory": self._zero_free_memory,
             "Mount": self._mount,
-            "Network": self._network,
-            "Root": self._root,
-            "File": self._file,
+            "SetNetwork": self._network,
+            "MountRoot": self._root,
+            "WriteFile": self._file,
             "Prefork": self._prefork,
             "Create": self._create,
             "Hold": self._hold,
@@ -144,10 +144,10 @@ class Agent:
             _socket.sethostname(request.hostname)
         mac.randomize_all()
 
-    def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
+    def _clock(self, request: wire.SetClockRequest, reply: Reply) -> Message:
         if request.offset_ns:
             set_wall_clock(request.offset_ns)
-        return wire.ClockResponse(monotonic_ns=time.monotonic_ns())
+        return wire.SetClockResponse(monotonic_ns=time.monotonic_ns())
 
     def _prepare_snapshot(self, request: Message, reply: Reply) -> Message:
         """Get ready to be a template: what is loaded on first use is loaded now, caches are dropped."""
@@ -163,15 +163,15 @@ class Agent:
         lm.mount(request.source, request.target, request.kind, options.set, ",".join(options.data))
         return Empty()
 
-    def _network(self, request: NetworkRequest, reply: Reply) -> Message:
+    def _network(self, request: SetNetworkRequest, reply: Reply) -> Message:
         take_over(request.interfaces)
         return Empty()
 
-    def _root(self, request: wire.RootRequest, reply: Reply) -> Message:
+    def _root(self, request: wire.MountRootRequest, reply: Reply) -> Message:
         block.mount_root(request.kind)
         return Empty()
 
-    def _file(self, request: wire.FileRequest, reply: Reply) -> Message:
+    def _file(self, request: wire.WriteFileRequest, reply: Reply) -> Message:
         block.put_file(request)
         return Empty()
 

@@ -16,7 +16,7 @@ from bufferzone.wire import agent as wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.wire.agent import FileRequest
+    from bufferzone.wire.agent import WriteFileRequest
 
 #: where the overlay keeps what was written
 UPPER = f"{wire.ROOT_PATH}/over/upper"
@@ -66,7 +66,7 @@ def find_disk(serial: str) -> str:
     return next((name for name in names if read(f"{_BLOCKS}/{name}/serial").strip() == serial), "")
 
 
-def put_file(request: FileRequest) -> None:
+def put_file(request: WriteFileRequest) -> None:
     """Write one file that a container gets in place of the host's; raises `CallerError` or OSError."""
     if not request.name or "/" in request.name or request.name in (".", ".."):
         raise CallerError(f"not a file name: {request.name!r}")

@@ -37,8 +37,8 @@ _MOST_STATE = 16 << 20
 class Made(Message):
     """The requests that made the container; `create` is None as long as there is none."""
 
-    root: wire.RootRequest | None = message(1, wire.RootRequest)
-    files: list[wire.FileRequest] = messages(2, wire.FileRequest)
+    root: wire.MountRootRequest | None = message(1, wire.MountRootRequest)
+    files: list[wire.WriteFileRequest] = messages(2, wire.WriteFileRequest)
     create: wire.CreateRequest | None = message(3, wire.CreateRequest)
 
 
@@ -59,8 +59,8 @@ class HostedAgent(Agent):
     def _take_identity(self, request: wire.HelloRequest) -> None:
         pass
 
-    def _clock(self, request: wire.ClockRequest, reply: Reply) -> Message:
-        return super()._clock(wire.ClockRequest(), reply)
+    def _clock(self, request: wire.SetClockRequest, reply: Reply) -> Message:
+        return super()._clock(wire.SetClockRequest(), reply)
 
     def _prepare_snapshot(self, request: Message, reply: Reply) -> Message:
         return wire.PrepareSnapshotResponse()
@@ -85,7 +85,7 @@ class HostedAgent(Agent):
 
     # ---- what is remembered, to be done again by an agent that is restored
 
-    def _root(self, request: wire.RootRequest, reply: Reply) -> Message:
+    def _root(self, request: wire.MountRootRequest, reply: Reply) -> Message:
         if self._disk < 0:
             raise CallerError("no disk was inserted", code="no-disk")
         block.mount_root(request.kind, f"/proc/self/fd/{self._disk}")
@@ -94,7 +94,7 @@ class HostedAgent(Agent):
         self._made.root = request
         return Empty()
 
-    def _file(self, request: wire.FileRequest, reply: Reply) -> Message:
+    def _file(self, request: wire.WriteFileRequest, reply: Reply) -> Message:
         done = super()._file(request, reply)
         self._made.files = [file for file in self._made.files if file.name != request.name] + [request]
         return done

@@ -137,9 +137,9 @@ class Server:
         self._queued = 0
         self._stuck = False
 
-    def finish(self, then: Callable[[], None]) -> None:
-        """Call `then` once every queued reply has left."""
-        self._finished = then
+    def finish(self, action: Callable[[], None]) -> None:
+        """Call `action` once every queued reply has left."""
+        self._finished = action
         self._flush()
 
     def _ready(self, events: int) -> None:

@@ -66,12 +66,12 @@ class Connections:
             client = self._idle.pop() if self._idle else None
         return client or self._connect()
 
-    def call(self, method: str, request: Message, **more: Any) -> Any:
+    def call(self, method: str, request: Message, **options: Any) -> Any:
         """One call. A refusal of the shim's leaves the connection as it is."""
         refusal: BufferzoneError | None = None
         with self.borrow() as client:
             try:
-                return client.call(method, request, **more)
+                return client.call(method, request, **options)
             except BufferzoneError as error:
                 if error.code in ("shim-ended", "shim-timeout", "cgroup-frozen"):
                     raise

@@ -135,10 +135,10 @@ class Files:
     # ---- inside
 
     def _do(
-        self, operation: str, path: Path, *, stdin: bytes | None = None, output: int = 0, **more: Any
+        self, operation: str, path: Path, *, stdin: bytes | None = None, output: int = 0, **options: Any
     ) -> bytes:
         limits = Limits(None, None, output + _MOST_WORDS)
-        done = run(self._connections, self._id, self._process(operation, path, more), stdin, limits)
+        done = run(self._connections, self._id, self._process(operation, path, options), stdin, limits)
         if not done.ok:
             raise _error(operation, done.stderr_bytes)
         return done.stdout_bytes
@@ -146,12 +146,12 @@ class Files:
     def _start(self, operation: str, path: Path) -> Process:
         return Process(self._connections, self._id, self._process(operation, path, {}))
 
-    def _process(self, operation: str, path: Path, more: dict[str, Any]) -> dict[str, Any]:
+    def _process(self, operation: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
         text = os.fspath(path)
         if not text or "\0" in text:
             raise UsageError(f"not a path: {text!a:.80}")
         process = self._process_of(Wanted([f"files-{operation}"]))
-        return {**process, FILES: {"op": operation, "path": text, **more}}
+        return {**process, FILES: {"op": operation, "path": text, **options}}
 
     def _check(self, process: Process) -> None:
         """Wait for its end; raises what it says."""

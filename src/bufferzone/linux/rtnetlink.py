@@ -232,10 +232,10 @@ def neighbours(netlink: Netlink) -> list[Neighbour]:
     return found
 
 
-def set_link(netlink: Netlink, index: int, *more: bytes, up: bool | None = None) -> None:
+def set_link(netlink: Netlink, index: int, *attributes: bytes, up: bool | None = None) -> None:
     """Change an interface: the attributes `name`, `mtu`, ... below, and whether it is up."""
     flags, change = (0, 0) if up is None else (UP if up else 0, UP)
-    netlink.request(SETLINK, _LINK.pack(0, 0, index, flags, change) + b"".join(more))
+    netlink.request(SETLINK, _LINK.pack(0, 0, index, flags, change) + b"".join(attributes))
 
 
 def name(value: str) -> bytes:

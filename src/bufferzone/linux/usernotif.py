@@ -30,7 +30,7 @@ X86_64, I386 = 0xC000003E, 0x40000003
 CALLS = {X86_64: (73, (72,)), I386: (143, (55, 221))}
 
 
-class Asked:
+class Notification:
     """One call that waits for an answer: its id, the thread, and what struct seccomp_data says."""
 
     __slots__ = ("arch", "arguments", "id", "number", "thread")
@@ -74,28 +74,28 @@ def listen(commands: Sequence[int]) -> int:
     return syscall(_SECCOMP, "seccomp", _SET_MODE_FILTER, _NEW_LISTENER, header)
 
 
-def receive(listener: int) -> Asked | None:
+def receive(listener: int) -> Notification | None:
     """The next call; None when the caller has given up meanwhile. Blocks unless poll(2) said otherwise."""
     try:
-        return Asked(fcntl.ioctl(listener, _RECEIVE, bytes(80)))
+        return Notification(fcntl.ioctl(listener, _RECEIVE, bytes(80)))
     except FileNotFoundError:
         return None
 
 
-def go_on(listener: int, asked: Asked) -> bool:
+def go_on(listener: int, notification: Notification) -> bool:
     """Let the kernel make the call after all. False: the caller has given up."""
-    return _send(listener, struct.pack("=QqiI", asked.id, 0, 0, _CONTINUE))
+    return _send(listener, struct.pack("=QqiI", notification.id, 0, 0, _CONTINUE))
 
 
-def answer(listener: int, asked: Asked, number: int = 0) -> bool:
+def answer(listener: int, notification: Notification, number: int = 0) -> bool:
     """The call returns 0, or fails with errno `number`. False: the caller has given up."""
-    return _send(listener, struct.pack("=QqiI", asked.id, 0, -number, 0))
+    return _send(listener, struct.pack("=QqiI", notification.id, 0, -number, 0))
 
 
-def waits(listener: int, asked: Asked) -> bool:
+def waits(listener: int, notification: Notification) -> bool:
     """Whether the caller still waits: what was found by its pid is then its own."""
     try:
-        fcntl.ioctl(listener, _IS_VALID, struct.pack("=Q", asked.id))
+        fcntl.ioctl(listener, _IS_VALID, struct.pack("=Q", notification.id))
     except OSError:
         return False
     return True

@@ -207,10 +207,10 @@ class _Table:
     def netdev(self, name: str, device: str) -> None:
         self.chain("netdev", name, "ingress", dev=device)
 
-    def chain(self, family: str, name: str, hook: str = "", **more: str) -> None:
+    def chain(self, family: str, name: str, hook: str = "", **fields: str) -> None:
         """A chain; one at a hook drops what no rule accepts."""
         base = {"type": "filter", "hook": hook, "prio": 0, "policy": "drop"} if hook else {}
-        self._add("chain", family=family, table=TABLE, name=name, **base, **more)
+        self._add("chain", family=family, table=TABLE, name=name, **base, **fields)
 
     def rule(self, family: str, chain: str, *words: Expression) -> None:
         self._add("rule", family=family, table=TABLE, chain=chain, expr=list(words))

@@ -39,7 +39,7 @@ def check_host(spec: Spec) -> None:
     check_network(spec.raw, settings)
 
 
-def network_entry(spec: dict[str, Any]) -> tuple[int, str] | None:
+def network_namespace(spec: dict[str, Any]) -> tuple[int, str] | None:
     """Index and path (empty: a new one) of the network namespace in a config.json; None: the host's."""
     for index, entry in enumerate((spec.get("linux") or {}).get("namespaces") or []):
         if entry["type"] == "network":
@@ -51,7 +51,7 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
     """Raise `SpecError` for a network namespace that is not there, and for the host's unless `host_network`
     says what to do then.
     """
-    entry = network_entry(spec)
+    entry = network_namespace(spec)
     if entry is not None and entry[1]:
         _check_namespace(f"linux.namespaces[{entry[0]}].path", entry[1])
     if asks_for_host_network(spec) and settings.host_network == "refuse":
@@ -76,7 +76,7 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
 
 def asks_for_host_network(spec: dict[str, Any]) -> bool:
     """Whether the container of this config.json is to be in the network namespace that we are in."""
-    entry = network_entry(spec)
+    entry = network_namespace(spec)
     if entry is None:
         return True
     return bool(entry[1]) and os.path.samefile(entry[1], "/proc/self/ns/net")

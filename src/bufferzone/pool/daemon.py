@@ -105,7 +105,7 @@ def _keep(arguments: Arguments, ready: handshake.Ready) -> int:
     keeper = Keeper(directory, config.load, _spawn(arguments.root), log)
     try:
         _tell(ready, "ready")
-        keeper.add_shape(**json.loads(arguments.shape))
+        keeper.add_stock(**json.loads(arguments.shape))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         keeper.run()
     finally:

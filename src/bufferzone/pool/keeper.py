@@ -1,6 +1,6 @@
 """The keeper of waiting VMs: who waits, who is handed over, who is started next.
 
-It owns a few processes of `pool.worker` per shape, hands one over per claim and starts the next in the
+It owns a few processes of `pool.worker` per stock, hands one over per claim and starts the next in the
 background, one at a time. It knows nothing of VMs. Requests are one JSON object per connection on
 ROOT/@pool/keeper.sock: `claim`, `list`, `stop`. A caller that gets no answer starts without a pool.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bufferzone.config import Settings
 
-#: shapes that VMs wait for; the one not requested for longest gives way
+#: stocks that VMs wait for; the one not requested for longest gives way
 _MOST_SHAPES = 4
 #: a container that has just got its VM is left alone for so long before the next VM is made
 QUIET_S = 0.5
@@ -71,7 +71,7 @@ class Worker:
         self.let_go()
 
 
-class Shape:
+class Stock:
     """The workers for one set of settings that nobody took, and when the next may be made."""
 
     def __init__(self, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class Keeper:
         log: Callable[[str], None],
     ) -> None:
         self._directory, self._load, self._spawn, self._log = directory, load, spawn, log
-        self._shapes: dict[str, Shape] = {}  # the one requested last is last
+        self._stocks: dict[str, Stock] = {}  # the one requested last is last
         self._leaving: list[Worker] = []  # taken or dismissed: to be reaped
         self._serial = 0
         self._used = time.monotonic()
@@ -109,13 +109,13 @@ class Keeper:
         self._namespaces = namespaces.shared()
         self._listener = Listener(directory)
 
-    def add_shape(self, settings: dict[str, Any], spec: dict[str, Any]) -> Shape:
+    def add_stock(self, settings: dict[str, Any], spec: dict[str, Any]) -> Stock:
         """Fill up from now on with VMs of the size that `spec`, what decides it of a config.json, needs."""
         wanted = sized(config.Settings(**settings), spec, spec.get("annotations") or {})
         key = json.dumps(config.shape_of(wanted), sort_keys=True)
-        shape = self._shapes.pop(key, None) or Shape(wanted)
-        self._shapes[key] = shape
-        return shape
+        stock = self._stocks.pop(key, None) or Stock(wanted)
+        self._stocks[key] = stock
+        return stock
 
     def run(self) -> None:
         """Until the pool is disabled, nobody used it for `pool.idle_s`, `stop`, or nobody finds us."""
@@ -133,8 +133,8 @@ class Keeper:
     def close(self) -> None:
         """End those that wait, and those only. Who asked for the stop learns that it is done."""
         self._listener.shut()
-        for shape in self._shapes.values():
-            self._dismiss(shape, shape.workers)
+        for stock in self._stocks.values():
+            self._dismiss(stock, stock.workers)
         end = time.monotonic() + _END_S
         for worker in self._leaving:
             if worker.state == "dismissed":
@@ -149,47 +149,47 @@ class Keeper:
     # ---- filling up
 
     def _shrink(self, size: int) -> None:
-        """Let go of shapes and VMs beyond what is wanted."""
-        while len(self._shapes) > _MOST_SHAPES:
-            oldest = self._shapes.pop(next(iter(self._shapes)))
+        """Let go of stocks and VMs beyond what is wanted."""
+        while len(self._stocks) > _MOST_SHAPES:
+            oldest = self._stocks.pop(next(iter(self._stocks)))
             self._dismiss(oldest, oldest.workers)
-        for shape in self._shapes.values():
-            self._dismiss(shape, shape.workers[size:])
+        for stock in self._stocks.values():
+            self._dismiss(stock, stock.workers[size:])
 
-    def _dismiss(self, shape: Shape, workers: list[Worker]) -> None:
+    def _dismiss(self, stock: Stock, workers: list[Worker]) -> None:
         for worker in list(workers):
-            shape.workers.remove(worker)
+            stock.workers.remove(worker)
             worker.dismiss()
             self._leaving.append(worker)
 
     def _fill(self, size: int) -> float:
         """Start the next worker if one is missing and none is on its way; when to look again."""
         wake = float("inf")
-        if any(w.state == "filling" for shape in self._shapes.values() for w in shape.workers):
+        if any(w.state == "filling" for stock in self._stocks.values() for w in stock.workers):
             return wake
-        for shape in reversed(self._shapes.values()):
-            if len(shape.workers) >= size:
+        for stock in reversed(self._stocks.values()):
+            if len(stock.workers) >= size:
                 continue
-            if shape.not_before > time.monotonic():
-                wake = min(wake, shape.not_before)
+            if stock.not_before > time.monotonic():
+                wake = min(wake, stock.not_before)
                 continue
-            self._start(shape)
+            self._start(stock)
             return float("inf")
         return wake
 
-    def _start(self, shape: Shape) -> None:
+    def _start(self, stock: Stock) -> None:
         self._serial += 1
         name = str(self._serial)
         directory = os.path.join(self._listener.place, name)
         try:
             os.mkdir(directory, 0o711)
-            pid, control = self._spawn(shape.settings, os.path.join(self._directory, name))
+            pid, control = self._spawn(stock.settings, os.path.join(self._directory, name))
         except OSError as error:
             self._log(f"cannot start a waiting shim: {error.strerror}: {error.filename or name}")
             self._remove(directory, error)
-            self._later(shape)
+            self._later(stock)
         else:
-            shape.workers.append(Worker(pid, control, directory))
+            stock.workers.append(Worker(pid, control, directory))
 
     def _remove(self, directory: str, reason: OSError | None = None) -> None:
         """What is in the way of nobody may stay: it is said, and the next keeper tries again."""
@@ -204,9 +204,9 @@ class Keeper:
         worker.reap()
         self._remove(worker.directory)
 
-    def _later(self, shape: Shape) -> None:
-        shape.not_before = time.monotonic() + shape.retry_s
-        shape.retry_s = min(2 * shape.retry_s, _MOST_RETRY_S)
+    def _later(self, stock: Stock) -> None:
+        stock.not_before = time.monotonic() + stock.retry_s
+        stock.retry_s = min(2 * stock.retry_s, _MOST_RETRY_S)
 
     # ---- listening
 
@@ -215,45 +215,45 @@ class Keeper:
         poll.register(self._listener.listener, select.POLLIN)
         if self._listener.watch >= 0:
             poll.register(self._listener.watch, select.POLLIN)
-        workers = [(shape, worker) for shape in self._shapes.values() for worker in shape.workers]
+        workers = [(stock, worker) for stock in self._stocks.values() for worker in stock.workers]
         every = [*workers, *((None, worker) for worker in self._leaving)]
         for _, worker in every:
             poll.register(worker.pidfd, select.POLLIN)
             if worker.control.fileno() >= 0:
                 poll.register(worker.control, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(min(max(0.0, timeout_s), _LOOK_S) * 1000 + 1)}
-        for shape, worker in every:
+        for stock, worker in every:
             if worker.control.fileno() in ready:
-                self._heard(shape, worker)
+                self._heard(stock, worker)
             if worker.pidfd in ready:
-                self._ended(shape, worker)
+                self._ended(stock, worker)
         if self._listener.listener.fileno() in ready:
             self._accept()
 
-    def _heard(self, shape: Shape | None, worker: Worker) -> None:
+    def _heard(self, stock: Stock | None, worker: Worker) -> None:
         """A worker said that it waits, or why it cannot; or closed the socket: it ends, or is a shim now."""
         try:
             word = worker.control.recv(MOST_REQUEST)
         except OSError:
             word = b""
-        if shape is not None and word == b"waiting":
+        if stock is not None and word == b"waiting":
             worker.state = "waiting"
-            shape.retry_s, shape.note = _RETRY_S, ""
+            stock.retry_s, stock.note = _RETRY_S, ""
         elif word:
             text = word.decode("utf-8", "replace")
             self._log(f"worker {worker.pid}: {text}")
-            if shape is not None:
-                shape.note = text
+            if stock is not None:
+                stock.note = text
         else:
             worker.control.close()
 
-    def _ended(self, shape: Shape | None, worker: Worker) -> None:
-        if shape is None:
+    def _ended(self, stock: Stock | None, worker: Worker) -> None:
+        if stock is None:
             self._leaving.remove(worker)
         else:
-            shape.workers.remove(worker)
+            stock.workers.remove(worker)
             if worker.state == "filling":
-                self._later(shape)
+                self._later(stock)
         self._reap(worker)
 
     def _accept(self) -> None:
@@ -289,10 +289,10 @@ class Keeper:
             self._ending = True  # an upgrade: VMs that wait are the older version's
             raise HostError("a caller of another version: the pool ends")
         self._used = time.monotonic()
-        shape = self.add_shape(request["settings"], request["spec"])
-        self._hand_over(shape, request, connection, fds)
-        shape.was_requested()
-        shape.not_before = max(shape.not_before, time.monotonic() + QUIET_S)
+        stock = self.add_stock(request["settings"], request["spec"])
+        self._hand_over(stock, request, connection, fds)
+        stock.was_requested()
+        stock.not_before = max(stock.not_before, time.monotonic() + QUIET_S)
         return False
 
     def _refuse_other_namespaces(self, theirs: str) -> None:
@@ -306,19 +306,19 @@ class Keeper:
         raise HostError("a caller in other namespaces")
 
     def _hand_over(
-        self, shape: Shape, request: dict[str, Any], connection: socket.socket, fds: list[int]
+        self, stock: Stock, request: dict[str, Any], connection: socket.socket, fds: list[int]
     ) -> None:
         """Give the claim to the first that waits; with none the caller hears the connection end."""
         if len(fds) != 1:
             raise ValueError("a claim must come with one descriptor")
         message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
-        for worker in [worker for worker in shape.workers if worker.state == "waiting"]:
+        for worker in [worker for worker in stock.workers if worker.state == "waiting"]:
             try:
                 socket.send_fds(worker.control, [message], [connection.fileno(), fds[0]])
             except OSError:
                 continue  # it has just ended
             worker.state = "taken"
-            shape.workers.remove(worker)
+            stock.workers.remove(worker)
             self._leaving.append(worker)
             return
 
@@ -329,14 +329,14 @@ class Keeper:
             {
                 "pid": worker.pid,
                 "state": worker.state,
-                "vcpus": shape.settings.vcpus,
-                "memory_mib": shape.settings.memory_mib,
+                "vcpus": stock.settings.vcpus,
+                "memory_mib": stock.settings.memory_mib,
                 "age_s": round(now - worker.since, 1),
             }
-            for shape in self._shapes.values()
-            for worker in shape.workers
+            for stock in self._stocks.values()
+            for worker in stock.workers
         ]
-        notes = [f"no VM waits: {shape.note}" for shape in self._shapes.values() if shape.note]
+        notes = [f"no VM waits: {stock.note}" for stock in self._stocks.values() if stock.note]
         return {"pid": os.getpid(), "size": self._load().pool_size, "vms": rows, "notes": notes}
 
 

@@ -14,7 +14,7 @@ from bufferzone.oci import host
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.facts import facts_of
 from bufferzone.sandbox.network import TapNetwork
-from bufferzone.sandbox.origin import NewVm, SavedVm
+from bufferzone.sandbox.origin import NewVm, RestoredVm
 from bufferzone.sandbox.sandbox import HostSide, Sandbox
 from bufferzone.sandbox.user_network import Link, UserNetwork
 from bufferzone.storage import share
@@ -55,7 +55,7 @@ def boot(
     timeline, left = Timeline(), Leftovers(directory)
     settings = host.settings_of(spec)
     host.check_network(spec.raw, settings)
-    wish = NewVm(spec, settings, log) if checkpoint is None else SavedVm(checkpoint, spec, settings, log)
+    wish = NewVm(spec, settings, log) if checkpoint is None else RestoredVm(checkpoint, spec, settings, log)
     cgroup = limits.cgroup_of(spec.raw, container_id, systemd=systemd)
     with ExitStack() as stack:
         tap = wish.park()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone.oci.host import network_entry
+from bufferzone.oci.host import network_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Container:
     @property
     def namespace_path(self) -> str:
         """Where its network namespace can be found from outside."""
-        entry = network_entry(self.spec)
+        entry = network_namespace(self.spec)
         return (entry[1] if entry else "") or f"/proc/{self.pid}/ns/net"
 
     @property

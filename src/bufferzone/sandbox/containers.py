@@ -287,8 +287,8 @@ class Containers:
             share.add(bind, see)
             undo.callback(share.remove, bind.name)
 
-    def _give_file(self, request: agent.FileRequest) -> None:
-        self.agent.call("File", request, Empty)
+    def _give_file(self, request: agent.WriteFileRequest) -> None:
+        self.agent.call("WriteFile", request, Empty)
 
     def exec(
         self,

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from bufferzone.model import FileCopy
 
-    Send = Callable[[agent.FileRequest], object]
+    Send = Callable[[agent.WriteFileRequest], object]
 
 
 class Copies:
     """The copies that one container has; none at first."""
 
     def __init__(self) -> None:
-        self._given: list[tuple[int, str, agent.FileRequest]] = []
+        self._given: list[tuple[int, str, agent.WriteFileRequest]] = []
 
     def give(self, files: Sequence[FileCopy], send: Send, undo: ExitStack) -> None:
         """Open every file, until `undo`, and send what is in it. Raises `HostError`."""
@@ -49,14 +49,14 @@ class Copies:
                 self._given[index] = (fd, source, request)
 
 
-def _read(fd: int, source: str, name: str) -> agent.FileRequest:
+def _read(fd: int, source: str, name: str) -> agent.WriteFileRequest:
     try:
         found, data = os.fstat(fd), os.pread(fd, agent.MOST_FILE + 1, 0)
     except OSError as error:
         raise _unreadable(source, error.strerror) from error
     if len(data) > agent.MOST_FILE:
         raise _unreadable(source, f"more than {agent.MOST_FILE} bytes")
-    return agent.FileRequest(
+    return agent.WriteFileRequest(
         name=name, data=data, mode=found.st_mode & 0o777, uid=found.st_uid, gid=found.st_gid
     )
 

@@ -99,7 +99,7 @@ class NetnsOwner:
         """What a killed shim left under that name is replaced: the claim says that it is nobody's."""
         if not self._directory:
             return ""
-        path = state.network_entry(os.path.dirname(self._directory), *key)
+        path = state.netns_entry(os.path.dirname(self._directory), *key)
         socket_path = os.path.join(self._directory, state.SOCKET)
         try:
             found = os.stat(socket_path)

@@ -48,7 +48,7 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
     A namespace without a path is that of the process `pid` that stands for the container, or nobody's.
     Raises `SpecError` for the host's and for one that cannot be opened.
     """
-    entry = host.network_entry(spec)
+    entry = host.network_namespace(spec)
     if entry is None:
         return -1
     index, path = entry
@@ -90,7 +90,8 @@ class TapNetwork:
         self._watch: watch.Watch | None = None
         self._found: tuple[Interface, ...] | None = None  # as followed last; None: nobody knows
         self._said = ""
-        self._configured: messages.NetworkRequest | None = messages.NetworkRequest()  # None: nobody knows
+        # None: nobody knows
+        self._configured: messages.SetNetworkRequest | None = messages.SetNetworkRequest()
         self._waiting: dict[threading.Thread, int] = {}  # namespaces that nobody has looked into yet
         self._started = self._parted = False
         self._refused: dict[str, int] = {} if rules is None else dict.fromkeys(ruleset.COUNTERS, 0)
@@ -167,12 +168,12 @@ class TapNetwork:
                 yield
                 return
             self._configured = None
-            self._agent.call("Network", messages.NetworkRequest(), Empty)
+            self._agent.call("SetNetwork", messages.SetNetworkRequest(), Empty)
             try:
                 yield
             finally:
                 with if_alive():
-                    self._agent.call("Network", before, Empty)
+                    self._agent.call("SetNetwork", before, Empty)
                     self._configured = before
 
     def part(self) -> None:
@@ -286,7 +287,7 @@ class TapNetwork:
     def _configure_guest(self, found: tuple[Interface, ...]) -> None:
         """Have the guest take the interfaces over, unless it has; it finds plugged NICs at its own pace."""
         crossing = self._nics.crossing
-        request = messages.NetworkRequest(
+        request = messages.SetNetworkRequest(
             interfaces=[
                 _message(
                     nic.mac,
@@ -302,7 +303,7 @@ class TapNetwork:
         self._configured, end = None, time.monotonic() + _PLUG_S
         while True:
             try:
-                self._agent.call("Network", request, Empty)
+                self._agent.call("SetNetwork", request, Empty)
                 self._configured = request
                 return
             except GuestError as error:
@@ -322,7 +323,7 @@ def _scan_if_ready() -> tuple[Interface, ...]:
     return found if all(interface.is_ready for interface in found) else ()
 
 
-def _message(nic_mac: str, interface: Interface, **more: Any) -> messages.Interface:
+def _message(nic_mac: str, interface: Interface, **crossing: Any) -> messages.Interface:
     def row(record: Any, *without: str) -> dict[str, Any]:
         return {key: value for key, value in record.fields().items() if key not in ("index", *without)}
 
@@ -335,5 +336,5 @@ def _message(nic_mac: str, interface: Interface, **more: Any) -> messages.Interf
         addresses=[messages.Address(**row(record, "flags")) for record in interface.addresses],
         routes=[messages.Route(**row(record, "several")) for record in interface.routes],
         neighbours=[messages.Neighbour(**row(record)) for record in interface.neighbours],
-        **more,
+        **crossing,
     )

@@ -96,7 +96,7 @@ class PlannedVm:
             return None
 
 
-class SavedVm:
+class RestoredVm:
     """The VM of a checkpoint, with the container in it; see `NewVm`."""
 
     passt = False
@@ -116,7 +116,7 @@ class SavedVm:
         """The tap of its NIC, if it has one."""
         return nic.park(self._log) if self._checkpoint.shape.nic else None
 
-    def plan(self, stack: ExitStack, root: str, tap: Tap | None) -> PlannedSavedVm:
+    def plan(self, stack: ExitStack, root: str, tap: Tap | None) -> PlannedRestoredVm:
         """Find out whether it can be had here; raises `HostError`."""
         shape = restore.shape_of(
             self._checkpoint,
@@ -127,10 +127,10 @@ class SavedVm:
             has_tap=tap is not None,
             has_volumes=self.shares,
         )
-        return PlannedSavedVm(self._checkpoint, shape, self.settings)
+        return PlannedRestoredVm(self._checkpoint, shape, self.settings)
 
 
-class PlannedSavedVm:
+class PlannedRestoredVm:
     """A checkpoint's VM that can be had here."""
 
     def __init__(self, checkpoint: Checkpoint, shape: VmShape, settings: Settings) -> None:

@@ -155,7 +155,10 @@ class Sandbox:
         kind, fd = disk.image()
         self._vmm.insert_disk(agent.ROOT_DISK, fd)
         self.agent.call(
-            "Root", agent.RootRequest(kind=kind), Empty, timeout_s=self.start.settings.boot_timeout_s
+            "MountRoot",
+            agent.MountRootRequest(kind=kind),
+            Empty,
+            timeout_s=self.start.settings.boot_timeout_s,
         )
 
     # ---- while it is up

@@ -99,7 +99,7 @@ class UserNetwork:
             self._link.log.start()
             self._link.frame_filter.start()
         check(self._link.child, self._link.log)
-        self._client.call("Network", messages.NetworkRequest(interfaces=[interface()]), Empty)
+        self._client.call("SetNetwork", messages.SetNetworkRequest(interfaces=[interface()]), Empty)
         self._begun = True
 
     def share_localhost(self) -> None:

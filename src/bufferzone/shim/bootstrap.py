@@ -38,9 +38,9 @@ class BootstrapResult(Message):
 class Caller:
     """Who called `start`, known by what it wrote. Where events go is the environment's to say, else its."""
 
-    def __init__(self, told: bytes, arguments: Arguments) -> None:
+    def __init__(self, stdin: bytes, arguments: Arguments) -> None:
         try:
-            params = BootstrapParams.decode(told)
+            params = BootstrapParams.decode(stdin)
         except DecodeError:
             params = BootstrapParams()
         names = (params.instance_id, params.namespace)

@@ -26,9 +26,9 @@ from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
 from bufferzone.shim.logs import log, log_to_containerd
 from bufferzone.shim.pool_start import PoolStart
-from bufferzone.shim.records import Records
 from bufferzone.shim.server import Server
 from bufferzone.shim.stand_ins import StandIns
+from bufferzone.shim.state_files import StateFiles
 from bufferzone.shim.task import TaskService
 from bufferzone.snapshot.checkpoint_dir import open_checkpoint
 from bufferzone.wire import agent, shim, task
@@ -165,10 +165,10 @@ def run_sandbox(
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
-    records = Records(arguments.state_root, sandbox.annotations)
+    state_files = StateFiles(arguments.state_root, sandbox.annotations)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
-    containers = Containers(sandbox, records.text, home)
-    tasks = TaskService(containers, records, publisher, sandbox.end, single=cli, stand_ins=stand_ins)
+    containers = Containers(sandbox, state_files.text, home)
+    tasks = TaskService(containers, state_files, publisher, sandbox.end, single=cli, stand_ins=stand_ins)
     if stand_ins is not None:
         stand_ins.start()
     server = Server(listener, _services(tasks, sandbox), log)

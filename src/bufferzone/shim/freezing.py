@@ -10,17 +10,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.sandbox.containers import Containers
     from bufferzone.shim.events import Publisher
-    from bufferzone.shim.records import Records
     from bufferzone.shim.server import Peer
+    from bufferzone.shim.state_files import StateFiles
     from bufferzone.shim.table import Table
 
 
 class Freezing:
     """Freezes and thaws containers of `table`."""
 
-    def __init__(self, table: Table, containers: Containers, records: Records, publisher: Publisher) -> None:
+    def __init__(
+        self, table: Table, containers: Containers, state_files: StateFiles, publisher: Publisher
+    ) -> None:
         self._table, self._agent = table, containers.agent
-        self._records, self._events = records, publisher
+        self._state_files, self._events = state_files, publisher
 
     def pause(self, peer: Peer, request: task.PauseRequest) -> Empty:
         """Freeze every process of the container."""
@@ -46,4 +48,4 @@ class Freezing:
                 process.before_pause, process.status = process.status, task.PAUSED
             else:
                 process.status = process.before_pause
-            self._records.changed(process, container)
+            self._state_files.changed(process, container)

@@ -49,7 +49,7 @@ class PoolStart:
             "publish": os.environ.get("TTRPC_ADDRESS", ""),
         }
         try:
-            if pool_claim.claim(directory, self._spec, self._settings, {"containerd": containerd}):
+            if pool_claim.claim(directory, self._spec, self._settings, containerd):
                 return True
         except pool_claim.NoKeeper:
             self._keeper_wanted = True

@@ -132,7 +132,7 @@ def of_container(bundle: str) -> tuple[str | None, list[str]]:
     """Network namespace, as `begin` takes it, and command line of a container; raises `SpecError`."""
     spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
     try:
-        entry = host.network_entry(spec)
+        entry = host.network_namespace(spec)
         words = [str(word) for word in spec["process"]["args"]]
     except (AttributeError, KeyError, TypeError):
         return None, []  # whoever makes it says what is wrong with it

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.container import Container
     from bufferzone.sandbox.containers import Containers
     from bufferzone.shim.events import Publisher
-    from bufferzone.shim.records import Records
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.shim.stand_ins import StandIns
+    from bufferzone.shim.state_files import StateFiles
     from bufferzone.shim.stdio import Stdio
 
 _SIGKILL = 9
@@ -47,7 +47,7 @@ class TaskService:
     def __init__(
         self,
         containers: Containers,
-        records: Records,
+        state_files: StateFiles,
         publisher: Publisher,
         ended: Callable[[], None],
         *,
@@ -60,14 +60,14 @@ class TaskService:
         self._stand_ins = stand_ins
         self._single = single
         self._sandbox = containers
-        self._records = records
+        self._state_files = state_files
         self._events = publisher
         self._ended = ended
         self.table = self._table = Table()
         self.oom = OomReporter(self._table, publisher)
         self._checkpoints = Checkpoints(self._table, containers, publisher)
         self.inquiries = Inquiries(self._table, containers.agent)
-        self.freezing = Freezing(self._table, containers, records, publisher)
+        self.freezing = Freezing(self._table, containers, state_files, publisher)
         self.runs = Runs(self._table, self.exec, self.start, self.delete)
 
     def methods(self) -> Service:
@@ -131,7 +131,7 @@ class TaskService:
         self._table.add_container(container)
         with process.transition:
             process.attend(self._sandbox.agent, pending, self._finished)
-            self._records.changed(process, container)
+            self._state_files.changed(process, container)
             self._events.publish(events.created(request, process.pid))
         if attended:
             process.forget_caller = peer.when_gone(lambda: self._abandoned(process))
@@ -147,9 +147,9 @@ class TaskService:
             process.require("start")
             self._sandbox.start(container)
             process.status = task.RUNNING
-            self._records.changed(process, container)
+            self._state_files.changed(process, container)
             self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))
-        self._sandbox.run_hooks(container, "poststart", self._records.text(container, "running"))
+        self._sandbox.run_hooks(container, "poststart", self._state_files.text(container, "running"))
         return task.StartResponse(pid=process.pid)
 
     def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
@@ -353,7 +353,7 @@ class TaskService:
             self.oom.ended(process)
             container = self._table.container(ref.id)
             if container is not None:
-                self._records.ended(process, container)
+                self._state_files.ended(process, container)
         self._events.publish(events.exited(process))
         if not ref.exec_id:
             self._sandbox.stopped(self._single and self._table.all_stopped())
@@ -377,4 +377,4 @@ class TaskService:
         if container is not None:
             self._sandbox.delete(container)
             self.oom.forget(container.id)
-            self._sandbox.run_hooks(container, "poststop", self._records.text(container, "stopped"))
+            self._sandbox.run_hooks(container, "poststop", self._state_files.text(container, "stopped"))

@@ -51,8 +51,8 @@ def set_clock(client: AgentClient, timeout_s: float, offset_ns: int = 0) -> None
     """
     least = -1 << 62
     for _ in range(_CLOCK_ROUNDS):
-        clock, asked_ns = agent.ClockRequest(offset_ns=offset_ns), time.time_ns()
-        answer = client.call("Clock", clock, agent.ClockResponse, timeout_s=timeout_s)
+        clock, asked_ns = agent.SetClockRequest(offset_ns=offset_ns), time.time_ns()
+        answer = client.call("SetClock", clock, agent.SetClockResponse, timeout_s=timeout_s)
         monotonic_ns = _bounded(answer.monotonic_ns)
         least, most = max(least, asked_ns - monotonic_ns), time.time_ns() - monotonic_ns
         if offset_ns and most > offset_ns - _CLOCK_NS and offset_ns < least + _WIDTH_NS:

@@ -7,7 +7,7 @@ never a host path, an argv or a format string. Payloads stay below `CHUNK` for s
 from __future__ import annotations
 
 from bufferzone.wire.locks import LocksRequest, LocksResponse
-from bufferzone.wire.network import NetworkRequest
+from bufferzone.wire.network import SetNetworkRequest
 from bufferzone.wire.proto import Empty, Message, blob, boolean, messages, sint, string, strings, uint
 
 SERVICE = "bufferzone.agent.v1.Agent"
@@ -51,7 +51,7 @@ class HelloResponse(Message):
     monotonic_ns: int = uint(6)
 
 
-class ClockRequest(Message):
+class SetClockRequest(Message):
     """Set the wall clock: CLOCK_REALTIME (ns since the epoch) minus the guest's CLOCK_MONOTONIC; 0: do not.
 
     A difference, so that it does not matter how long the request takes: the first requests after a restore
@@ -61,7 +61,7 @@ class ClockRequest(Message):
     offset_ns: int = sint(1)
 
 
-class ClockResponse(Message):
+class SetClockResponse(Message):
     """`monotonic_ns` is the guest's CLOCK_MONOTONIC just before the answer left."""
 
     monotonic_ns: int = uint(1)
@@ -82,13 +82,13 @@ class MountRequest(Message):
     options: list[str] = strings(4)
 
 
-class RootRequest(Message):
+class MountRootRequest(Message):
     """Mount `ROOT_DISK` (`kind`: erofs or ext4), read-only, below an overlay in the guest's memory."""
 
     kind: str = string(1)
 
 
-class FileRequest(Message):
+class WriteFileRequest(Message):
     """Put a regular file below `FILES_PATH`: at most `MOST_FILE` bytes, `name` is one path component."""
 
     name: str = string(1)
@@ -259,13 +259,13 @@ class OomEvents(Message):
 #: method name -> (request, response)
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Hello": (HelloRequest, HelloResponse),
-    "Clock": (ClockRequest, ClockResponse),
+    "SetClock": (SetClockRequest, SetClockResponse),
     "PrepareSnapshot": (Empty, PrepareSnapshotResponse),
     "ZeroFreeMemory": (Empty, Empty),
     "Mount": (MountRequest, Empty),
-    "Network": (NetworkRequest, Empty),
-    "Root": (RootRequest, Empty),
-    "File": (FileRequest, Empty),
+    "SetNetwork": (SetNetworkRequest, Empty),
+    "MountRoot": (MountRootRequest, Empty),
+    "WriteFile": (WriteFileRequest, Empty),
     "Prefork": (Empty, Empty),  # answered once a child is forked that can become the next process
     "Create": (CreateRequest, PidResponse),
     "Hold": (Empty, Empty),

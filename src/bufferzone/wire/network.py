@@ -75,7 +75,7 @@ class Interface(Message):
     resolver: bytes = blob(11)
 
 
-class NetworkRequest(Message):
+class SetNetworkRequest(Message):
     """Make the guest's NICs these interfaces, and no other; fails with code `no-nic` while one is not there
     yet.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bufferzone.shim.process import Process
 
 
-class Records:
+class StateFiles:
     """State files below `root`; `facts()` are the sandbox's annotations (accelerator, guest kernel,
     failure).
     """
