@@ -17,6 +17,7 @@ STARTS_PROGRAMS = {
     "guestimage/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
     "client/start.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
     "client/template.py": "`make` runs the shim's program, which alone boots VMs",
+    "cli/bz/engine_check.py": "ctr, docker, systemctl, as a person calls them, for a container of the engine",
     "cli/bz/bench.py": "becomes the program that measures, which is above the commands",
     "bench/programs.py": "the runtimes that are measured; posix_spawn only",
     "bench/floor.py": "QEMU and virtiofsd with nothing around them: what our own start is measured against",

@@ -239,6 +239,21 @@ def test_containers_of_a_group_live_in_one_vm_whichever_of_them_goes_first(conta
     assert not [name for name in os.listdir("/run/bufferzone-containerd/bz-test") if "group" in name]
 
 
+def test_a_node_is_set_up_by_a_container_that_runs_and_taken_back(containerd, tmp_path):
+    path = tmp_path / "config.toml"
+    words = ["node", "setup", "--for", "containerd", "--config", str(path), "--address", containerd.socket]
+    program = Path(__file__).parents[2] / "bin" / "bz"
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("containerd: a container ran in a VM, whose kernel is ")
+    assert containerd.ctr("containers", "ls", "-q", namespace="bufferzone-check").stdout == b""
+    dump = subprocess.run(["containerd", "-c", path, "config", "dump"], capture_output=True, text=True)
+    assert "runtimes.bufferzone]" in dump.stdout
+    words[1] = "undo"
+    subprocess.run([program, *words], capture_output=True, check=True, timeout=TIMEOUT_S)
+    assert not path.exists()
+
+
 def test_a_log_program_takes_the_output(containerd, image, tmp_path):
     program = tmp_path / "logger"
     program.write_text(

@@ -234,6 +234,12 @@ def test_a_port_is_forwarded_to_the_pods_own_localhost(cri: Cri) -> None:
             assert stream.until(0, b"hello\n").startswith(b"HTTP/1.1 200 OK")
 
 
+def test_the_nodes_network_is_refused_by_one_line_and_nothing_is_left(cri: Cri) -> None:
+    _, told = refusal(lambda: cri.pod(namespaces=m.Namespaces(network=m.NODE, pid=m.CONTAINER)))
+    assert "a VM cannot use the host's network" in told
+    assert cri.call("ListPodSandbox", m.ListPods()).items == []
+
+
 def test_what_cannot_be_is_told_as_the_cri_says(cri: Cri) -> None:
     with cri.pod() as pod:
         nowhere = m.CreateContainer(pod_sandbox_id="nosuch", config=m.ContainerConfig())

@@ -10,6 +10,8 @@ VERBS = {
     "template": "list, make or remove the templates that VMs start from",
     "bench": "measure times and sizes beside those of other runtimes",
     "pool": "show, start or stop the VMs that wait for containers",
+    "node": "make this runtime known to containerd, Docker or CRI-O, check it, take it back",
+    "metrics": "tell in Prometheus' text format what runs on this machine",
     "fork": "make running copies of a running container",
     "ps": "show the containers of this user and the VM each runs in",
 }
