@@ -144,6 +144,17 @@ def test_one_without_a_controller_or_a_cgroup_is_an_error(tmp_path, monkeypatch)
     assert "linux.cgroupsPath" in caught.value.hint
 
 
+def test_a_cgroup_that_was_taken_away_is_named_whether_the_guest_holds_the_limit_or_not(monkeypatch):
+    monkeypatch.setattr(cgroups, "places", lambda relative: [])
+    lines = []
+    limits.apply(Group("a/c"), {"memory": {"limit": MIB}}, 512, lines.append)
+    gone = "the host has no cgroup a/c (any more)"
+    assert lines == [f"{gone}; the guest enforces the container's own limits"]
+    with pytest.raises(HostError) as caught:
+        limits.apply(Group("a/c"), {"cpu": {"cpus": "0"}}, 512, lines.append)
+    assert caught.value.line() == f"linux.resources.cpu.cpus: cgroup: cannot set cpuset.cpus to 0: {gone}"
+
+
 def test_what_apply_returns_takes_it_back(tmp_path, monkeypatch):
     host = Host(tmp_path, monkeypatch, *V1)
     host.apply(EVERYTHING)()

@@ -71,8 +71,8 @@ class Unit(Group):
         self.told.append(properties)
 
 
-def test_an_update_tells_systemd_what_changed_and_takes_it_back(monkeypatch):
-    monkeypatch.setattr(cgroups, "places", lambda relative: [])
+def test_an_update_tells_systemd_what_changed_and_takes_it_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroups, "places", lambda relative: [str(tmp_path)])
     unit = Unit()
     before = {"pids": {"limit": 10}}
     changes = {"pids": {"limit": 10}, "cpu": {"shares": 1024}}
@@ -84,8 +84,8 @@ def test_an_update_tells_systemd_what_changed_and_takes_it_back(monkeypatch):
     assert len(unit.told) == 2
 
 
-def test_a_property_that_systemd_refuses_is_a_line_in_the_log(monkeypatch):
-    monkeypatch.setattr(cgroups, "places", lambda relative: [])
+def test_a_property_that_systemd_refuses_is_a_line_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroups, "places", lambda relative: [str(tmp_path)])
     lines = []
     limits.apply(Unit(refuses=True), {"pids": {"limit": 10}}, 256, lines.append)
     assert lines == ["x.scope: systemd: unknown property; its limits do not outlive a daemon-reload"]

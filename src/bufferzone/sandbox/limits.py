@@ -215,6 +215,8 @@ def apply(
         unit.take_back()
         writer.take_back()
 
+    if cgroup.path and not found and cgroup_v2(resources, memory_mib):
+        log(f"{_gone(cgroup)}; the guest enforces the container's own limits")
     try:
         unit.set(cgroup_v2(resources, memory_mib))
         for place in places:
@@ -223,6 +225,8 @@ def apply(
         for name, text, needed in cgroup_v1(resources, memory_mib):
             if needed and not writer.done & _names(name):
                 what = f"{_where(name)}: cgroup: cannot set {name} to {text}"
+                if cgroup.path and not found:
+                    raise HostError(f"{what}: {_gone(cgroup)}", code="cgroup")
                 if not places:
                     why = "the container has no cgroup of its own on the host"
                     raise HostError(f"{what}: {why}", hint="set linux.cgroupsPath", code="cgroup")
@@ -231,6 +235,11 @@ def apply(
         take_back()
         raise
     return take_back
+
+
+def _gone(cgroup: Group) -> str:
+    """Whoever manages the host's cgroups took it away, or there is no place for one."""
+    return f"the host has no cgroup {cgroup.path} (any more)"
 
 
 class _Unit:
