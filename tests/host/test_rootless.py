@@ -12,7 +12,8 @@ pytestmark = pytest.mark.as_user
 
 
 def test_the_user_has_a_manager_of_its_own():
-    assert run("systemctl", "--user", "is-system-running") in ("running", "degraded")
+    state = run("systemctl", "--user", "show", "--property", "SystemState", "--value")
+    assert state in ("running", "degraded")  # `is-system-running` ends with 1 for the second
     info = json.loads(run("podman", "info", "--format", "json"))["host"]
     assert (info["cgroupManager"], info["security"]["rootless"]) == ("systemd", True)
 
