@@ -10,6 +10,7 @@ from style.source import dotted, everything, names_used, package, report
 #: module -> why it starts a program or forks, instead of leaving it to spawn.py
 STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
+    "aio.py": "starts none: concurrent.futures, for its threads",
     "snapshot/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
     "snapshot/copier.py": "writes a checkpoint outside of the container's cgroup; posix_spawn only",
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",

@@ -48,12 +48,14 @@ def exec_request(container_id: str, process: dict[str, Any]) -> task.ExecProcess
 
 
 class Limits:
-    """What ends a run: seconds since the call, seconds of CPU time, bytes of both outputs; None: nothing."""
+    """What ends a run: seconds since the call, seconds of CPU time, bytes of both outputs; None: nothing. Or
+    that the descriptor `stop` is readable, -1: none.
+    """
 
-    __slots__ = ("cpu_s", "output", "time_s")
+    __slots__ = ("cpu_s", "output", "stop", "time_s")
 
-    def __init__(self, time_s: float | None, cpu_s: float | None, output: int | None) -> None:
-        self.time_s, self.cpu_s, self.output = time_s, cpu_s, output
+    def __init__(self, time_s: float | None, cpu_s: float | None, output: int | None, stop: int = -1) -> None:
+        self.time_s, self.cpu_s, self.output, self.stop = time_s, cpu_s, output, stop
 
 
 def run(
@@ -180,12 +182,17 @@ class _Loop:
             poll.register(fd, select.POLLIN)
         if self._ends.fds[0] >= 0:
             poll.register(self._ends.fds[0], select.POLLOUT)
+        if self._limits.stop >= 0:
+            poll.register(self._limits.stop, select.POLLIN)
         while True:
             for fd, events in poll.poll(self._patience_ms()):
                 if fd == client.fileno():
                     answer = client.poll_response(stream, shim.SERVICE, "Run")
                     if answer is not None:
                         return answer
+                elif fd == self._limits.stop:
+                    poll.unregister(fd)
+                    self._exceed(values.SIGNAL)
                 elif fd in readers:
                     if not self._read(fd, readers[fd]):
                         poll.unregister(fd)

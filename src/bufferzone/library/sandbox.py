@@ -140,19 +140,21 @@ class Sandbox:
         user: str = "",
         env: Mapping[str, str] | None = None,
         cwd: str = "",
+        stop: int = -1,
     ) -> Result:
         """Run a program to its end; how it ended is the result, also where it failed.
 
         `stdin`: text, bytes, or an open file. `timeout_s` counts from the call, `cpu_time_s` what it and all
         it started have used; `memory_mib` is a limit for the same, within the sandbox's. `output_limit`:
-        bytes of stdout and stderr together. Whoever exceeds one is killed with all it started. Processes
-        that it leaves behind otherwise live on.
+        bytes of stdout and stderr together. Whoever exceeds one is killed with all it started, and so is it
+        when the descriptor `stop` (an eventfd, a pipe) becomes readable. Processes that it leaves behind
+        otherwise live on.
 
         Raises `ExecError` where there is no such program, `StateError` where the sandbox is paused or has
         ended, `VmmError` where the VM is lost.
         """
         wanted = Wanted(args, env=env, cwd=cwd, user=user, memory_mib=memory_mib)
-        limits = Limits(timeout_s, cpu_time_s, output_limit)
+        limits = Limits(timeout_s, cpu_time_s, output_limit, stop)
         return run(self._connections, self.name, self._process(wanted), wishes.input_of(stdin), limits)
 
     def start(
