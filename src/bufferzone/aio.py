@@ -143,6 +143,15 @@ class Sandbox(_Derived):
         """One that runs already."""
         return cls._of(await _in_thread(_Sandbox.attach, name, root=root))
 
+    @classmethod
+    async def from_snapshot(cls, snapshot: str, *, name: str = "", root: str = "") -> Self:
+        """One that goes on where `snapshot` was saved."""
+        return cls._of(await _in_thread(_Sandbox.from_snapshot, snapshot, name=name, root=root))
+
+    async def fork(self, count: int = 1) -> tuple[Self, ...]:
+        """So many running copies of it."""
+        return tuple(type(self)._of(core) for core in await _in_thread(self._core.fork, count))
+
     @staticmethod
     async def list(*, root: str = "") -> list[Any]:
         """All there are."""

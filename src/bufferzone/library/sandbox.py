@@ -18,7 +18,7 @@ from bufferzone.library.process_object import Wanted, process_object
 from bufferzone.library.run import Limits, run
 from bufferzone.library.values import Info, Port, Result, Stats
 from bufferzone.wire import agent, shim, task
-from bufferzone.workload import launch, place
+from bufferzone.workload import launch, place, snapshots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,6 +121,24 @@ class Sandbox:
         found._set(base, name, Connections(directory))
         return found
 
+    @classmethod
+    def from_snapshot(cls, snapshot: str, *, name: str = "", root: str = "") -> Self:
+        """One that goes on where `snapshot` was saved: with fresh random numbers, clock and host name, and
+        what its processes remember. It is ours. Raises `NotFoundError`, and as the class says.
+        """
+        return cls._restored(snapshots.find(snapshot), state.runtime_root(root), name)
+
+    @classmethod
+    def _restored(cls, saved: str, root: str, name: str) -> Self:
+        begun = snapshots.Restore(saved, root, name or launch.new_id(), transient=True)
+        with wishes.stdio(begun.place) as fds:
+            client = begun.run_held(fds)
+        found = cls.__new__(cls)
+        found._set(root, begun.id, Connections(os.path.join(root, begun.id), client))
+        found._place = begun.place
+        _ours.add(found)
+        return found
+
     @staticmethod
     def list(*, root: str = "") -> builtins.list[Info]:
         """All there are, whoever started them."""
@@ -219,6 +237,25 @@ class Sandbox:
     def resume(self) -> None:
         """Let it go on."""
         self._connections.call("Resume", task.ResumeRequest(id=self.name))
+
+    def snapshot(self, name: str) -> None:
+        """Save it under a name, for `from_snapshot`; it goes on. docs/checkpoint.md says what can be saved:
+        an image of its own, no volumes, no network, and no program of `run` or `start` meanwhile.
+        """
+        snapshots.save(self._directory, name)
+
+    def fork(self, count: int = 1) -> builtins.list[Self]:
+        """So many running copies of it, which are ours; it goes on. Raises as `snapshot`; then none is."""
+        made: builtins.list[Self] = []
+        with snapshots.unnamed(self._directory, snapshots.parent()) as saved:
+            try:
+                for _ in range(count):
+                    made.append(type(self)._restored(saved, self._root, ""))
+            except BaseException:
+                for copy in made:
+                    copy.remove()
+                raise
+        return made
 
     def wait(self) -> int:
         """Wait until its command has ended; the exit status."""

@@ -36,6 +36,7 @@ _ENGINE_FILES = (
     "/etc/passwd",
     "/etc/group",
     "/run/.containerenv",
+    "/dev/init",  # process 1 of a sandbox without a command
 )
 #: namespaces that a container may share with another one of its VM, besides the network, and their files in
 #: /proc/PID/ns

@@ -23,7 +23,7 @@ SYS_CHROOT
 """
 ALL_CAPABILITIES = [name.removeprefix("CAP_") for name in CAPABILITIES]
 _PERIOD_US = 100_000
-_INIT = "/dev/init"  # /dev is the guest's own, so that a place for it needs nothing of the root file system
+INIT = "/dev/init"  # /dev is the guest's own, so that a place for it needs nothing of the root file system
 
 
 def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: str) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: s
     args = wish.args
     if wish.init or wish.idle:
         spec["mounts"].append(
-            {"destination": _INIT, "type": "bind", "source": init, "options": ["bind", "ro"]}
+            {"destination": INIT, "type": "bind", "source": init, "options": ["bind", "ro"]}
         )
-        args = [_INIT] if wish.idle else [_INIT, "--", *args]
+        args = [INIT] if wish.idle else [INIT, "--", *args]
     spec["process"] = _process(wish, user, args)
     if wish.network == "passt":
         spaces = spec["linux"]["namespaces"]
