@@ -34,9 +34,9 @@ def _threads(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_MOST, thread_name_prefix="bufferzone")
 
 
-async def _in_thread(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
+async def _in_thread(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_threads(os.getpid()), functools.partial(work, *args, **more))
+    return await loop.run_in_executor(_threads(os.getpid()), functools.partial(work, *args, **options))
 
 
 class _Derived:
@@ -62,8 +62,8 @@ class _Derived:
 
 def _awaited(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    async def call(self: _Derived, *args: Any, **more: Any) -> Any:
-        return await _in_thread(method, self._core, *args, **more)
+    async def call(self: _Derived, *args: Any, **options: Any) -> Any:
+        return await _in_thread(method, self._core, *args, **options)
 
     return call
 
@@ -125,8 +125,8 @@ class Process(_Derived):
 class Sandbox(_Derived):
     """`bufferzone.Sandbox`, awaited: `async with Sandbox(...)`, or `await Sandbox(...)`, starts it."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        self._begin = functools.partial(_Sandbox, *args, **more)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._begin = functools.partial(_Sandbox, *args, **options)
 
     async def _begun(self) -> Self:
         self._core = await _in_thread(self._begin)
@@ -157,10 +157,10 @@ class Sandbox(_Derived):
         """All there are."""
         return [*await _in_thread(_Sandbox.list, root=root)]
 
-    async def run(self, *args: Any, **more: Any) -> Any:
+    async def run(self, *args: Any, **options: Any) -> Any:
         """Run a program to its end; cancelled, it is killed."""
         stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        work = asyncio.ensure_future(_in_thread(self._core.run, *args, stop=stop, **more))
+        work = asyncio.ensure_future(_in_thread(self._core.run, *args, stop=stop, **options))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -170,9 +170,9 @@ class Sandbox(_Derived):
         finally:
             os.close(stop)
 
-    async def start(self, *args: Any, **more: Any) -> Process:
+    async def start(self, *args: Any, **options: Any) -> Process:
         """Start a program and return it while it runs."""
-        return Process._of(await _in_thread(self._core.start, *args, **more))
+        return Process._of(await _in_thread(self._core.start, *args, **options))
 
     @property
     def name(self) -> str:
