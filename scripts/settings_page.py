@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
 from bufferzone import config
+from bufferzone.setting import Setting
 
 HEAD = """# Settings
 
@@ -43,13 +44,13 @@ def page() -> str:
     return HEAD + "".join(row(setting) for setting in config.TABLE) + TAIL
 
 
-def row(setting: config.Setting) -> str:
+def row(setting: Setting) -> str:
     """One line of the table."""
     cells = (f"`{setting.key}`", values(setting), default(setting), setting.help, annotation(setting))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def values(setting: config.Setting) -> str:
+def values(setting: Setting) -> str:
     if setting.choices:
         return ", ".join(f"`{choice}`" for choice in setting.choices)
     if setting.kind == "int":
@@ -57,7 +58,7 @@ def values(setting: config.Setting) -> str:
     return KINDS[setting.kind]
 
 
-def default(setting: config.Setting) -> str:
+def default(setting: Setting) -> str:
     value = setting.default
     below = setting.kind == "int" and value < setting.minimum
     if below or value in ("", []):
@@ -65,7 +66,7 @@ def default(setting: config.Setting) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def annotation(setting: config.Setting) -> str:
+def annotation(setting: Setting) -> str:
     if not setting.annotation:
         return "none"
     return f"`{setting.annotation}`" + ("" if setting.open else ", on request")

@@ -9,7 +9,19 @@ from style.source import imports, package, report
 
 #: lowest first; the names are the first path component below src/bufferzone
 LAYERS = (
-    ("errors", "record", "model", "log", "jsontext", "programs", "linux", "egress", "toml", "settings_file"),
+    (
+        "errors",
+        "record",
+        "model",
+        "log",
+        "jsontext",
+        "programs",
+        "linux",
+        "egress",
+        "toml",
+        "setting",
+        "settings_file",
+    ),
     ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "client", "guest"),

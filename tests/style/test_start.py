@@ -56,6 +56,7 @@ def test_exec_imports_neither_the_settings_nor_what_makes_containers():
         "config",
         "egress",
         "toml",
+        "setting",
         "settings_file",
         "oci.overrides",
         "client.start",

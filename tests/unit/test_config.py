@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bufferzone import config, oci, settings_file
+from bufferzone import config, oci, setting, settings_file
 from bufferzone.errors import HostError, SpecError
 from bufferzone.oci import cri, overrides
 
@@ -28,7 +28,7 @@ def test_without_files_the_table_holds():
 
 def test_every_row_has_a_typed_attribute_and_a_default_that_fits():
     assert set(config.Settings.__annotations__) == {row.name for row in config.TABLE}
-    faults = [row.key for row in config.TABLE if config.fault(row, row.default)]
+    faults = [row.key for row in config.TABLE if setting.fault(row, row.default)]
     assert faults == ["vcpus"]  # 0: by the container's limits, which is said by leaving it out
 
 

@@ -10,6 +10,7 @@ import os
 
 from bufferzone import config, egress
 from bufferzone.errors import SpecError
+from bufferzone.setting import PREFIX, Setting, fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 _SIZES = {"": 1, "m": 1, "mb": 1, "mib": 1, "g": 1024, "gb": 1024, "gib": 1024, "t": 1 << 20, "tib": 1 << 20}
 
 
-def parse_annotation(row: config.Setting, text: str) -> Any:
+def parse_annotation(row: Setting, text: str) -> Any:
     """An annotation's text as the row's value; raises `SpecError` naming the annotation."""
     where = f"config.json: annotations.{row.annotation}"
     value: Any = text
-    if row.annotation == config.PREFIX + "memory":
+    if row.annotation == PREFIX + "memory":
         number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
         unit = _SIZES.get(text.strip()[len(number) :].strip().lower())
         if not number.isascii() or not number.isdigit() or len(number) > 12 or unit is None:
@@ -51,7 +52,7 @@ def parse_annotation(row: config.Setting, text: str) -> Any:
             )
     elif row.kind == "list":
         value = text.split()
-    reason = config.fault(row, value)
+    reason = fault(row, value)
     if reason:
         raise SpecError(f"{where}: {reason}")
     return value
@@ -65,7 +66,7 @@ def parse_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
     by_name = {row.annotation: row for row in config.TABLE if row.annotation}
     found = {}
     for name, text in annotations.items():
-        if not name.startswith(config.PREFIX):
+        if not name.startswith(PREFIX):
             continue
         if name not in by_name:
             hint = "known: " + ", ".join(by_name)
@@ -90,8 +91,8 @@ def apply_annotations(settings: config.Settings, annotations: Mapping[str, str])
     return _narrow(settings, wanted, "annotations")
 
 
-def _check_allowed(settings: config.Settings, row: config.Setting, where: str) -> None:
-    name = row.annotation.removeprefix(config.PREFIX)
+def _check_allowed(settings: config.Settings, row: Setting, where: str) -> None:
+    name = row.annotation.removeprefix(PREFIX)
     if (
         not row.open
         and name not in settings.allow_annotations
@@ -191,7 +192,7 @@ def apply_vm(settings: config.Settings, vm: Mapping[str, Any]) -> config.Setting
         wanted["image"] = vm["image"]["path"]
     _check_fits(wanted, "vm")
     for key, value in wanted.items():
-        reason = config.fault(config.ROWS[key], value)
+        reason = fault(config.ROWS[key], value)
         if reason:
             raise SpecError(f"config.json: vm: {key}: {reason}")
     return settings.with_values(**wanted)

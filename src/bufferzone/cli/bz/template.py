@@ -10,6 +10,7 @@ from bufferzone import config, state
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import HostError, NotFoundError, UsageError
+from bufferzone.setting import fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _make(options: Options, words: list[str]) -> None:
     from bufferzone.client import template
 
     for name, key in (("vcpus", "vcpus"), ("memory", "memory_mib")):
-        reason = config.fault(config.ROWS[key], getattr(options, name))
+        reason = fault(config.ROWS[key], getattr(options, name))
         if name in options.given and reason:
             raise UsageError(f"--{name}: {reason}")
     root = state.runtime_root(options.root)

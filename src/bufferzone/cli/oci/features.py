@@ -13,6 +13,7 @@ from bufferzone.linux import mountoptions
 from bufferzone.linux.process import CAPABILITIES
 from bufferzone.oci.rules import NAMESPACES
 from bufferzone.oci.schema import HOOK_NAMES
+from bufferzone.setting import PREFIX
 from bufferzone.state import OCI_VERSION
 
 TYPE_CHECKING = False
@@ -64,7 +65,7 @@ def features(settings: config.Settings) -> dict[str, Any]:
             "mountExtensions": {"idmap": {"enabled": False}},
         },
         "annotations": _annotations(settings),
-        "potentiallyUnsafeConfigAnnotations": [config.PREFIX],
+        "potentiallyUnsafeConfigAnnotations": [PREFIX],
     }
 
 
@@ -73,7 +74,7 @@ def _annotations(settings: config.Settings) -> dict[str, str]:
     usable = [
         row.annotation
         for row in config.known_annotations()
-        if row.open or row.annotation in allowed or row.annotation.removeprefix(config.PREFIX) in allowed
+        if row.open or row.annotation in allowed or row.annotation.removeprefix(PREFIX) in allowed
     ]
     return {
         "bufferzone.version": __version__,
