@@ -23,6 +23,7 @@ from vm.test_containerd import RUNTIME, Containerd
 
 TIMEOUT_S = 240
 HANDLER = "bufferzone"
+CGROUPS = Path("/sys/fs/cgroup")
 NAMESPACE = "k8s.io"
 #: pods' network: what the bridge of the test's network namespace hands out
 SUBNET = "10.88.77.0/24"
@@ -182,6 +183,10 @@ class PodSandbox:
             self.cri.call("StopPodSandbox", m.PodId(pod_sandbox_id=self.id))
             self.cri.call("RemovePodSandbox", m.PodId(pod_sandbox_id=self.id))
             self.id = ""
+        for parent in (CGROUPS, *CGROUPS.iterdir()):
+            group = parent / "bz-cri" / self.uid
+            if group.is_dir():
+                group.rmdir()  # the kubelet's to remove, and empty by now
 
     def __enter__(self) -> PodSandbox:
         return self
