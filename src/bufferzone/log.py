@@ -49,13 +49,13 @@ def check(path: str) -> None:
         raise HostError(f"cannot write the log {path!a}: {reason}", code="log") from error
 
 
-def note(text: str, *, path: str, form: str) -> None:
-    """One step at debug level, to the log or, without one, to stderr. Never raises.
+def note(text: str, *, path: str, form: str, level: str = "debug") -> None:
+    """One step at debug level, or a warning, to the log or, without one, to stderr. Never raises.
 
     The time has microseconds: what took how long is what the steps are read for.
     """
     now = time.time()
-    line = record(text, form, now, "debug").replace('Z"', f'.{int(now % 1 * 1e6):06d}Z"', 1)
+    line = record(text, form, now, level).replace('Z"', f'.{int(now % 1 * 1e6):06d}Z"', 1)
     try:
         fd = _open(path) if path else 2
         os.write(fd, line.encode())

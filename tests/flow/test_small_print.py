@@ -263,3 +263,45 @@ def test_a_file_on_a_directory_is_refused_in_words(bz):
     bundle = bz.bundle("true", mounts=[*_SPEC["mounts"], mount])
     told = bz("run", "--bundle", str(bundle), "one", check=1).stderr
     assert told.endswith(' to rootfs at "/etc": a file cannot be mounted on a directory\n')
+
+
+@pytest.fixture
+def shared(bz):
+    """What a config.json says whose cgroup another container is in; all leave it at the end."""
+    name = f"bufferzone-test-shared-{os.getpid()}"
+    place = {"linux": {"cgroupsPath": f"/{name}"}}
+    bz.create("one", bz.bundle("pause", **place))
+    yield place
+    for container in bz.root.iterdir():
+        if container.name in ("one", "two", "three"):
+            bz("delete", "--force", container.name)
+    assert list(Path("/sys/fs/cgroup").glob(f"*/{name}")) == []
+    assert not Path(f"/sys/fs/cgroup/{name}").exists()
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_start_in_a_cgroup_of_others_is_warned_of_and_goes_on(bz, shared, verb):
+    flags = ["--detach"] if verb == "run" else []
+    (line,) = bz.create("two", bz.bundle("pause", name="two", **shared), *flags, verb=verb).splitlines()
+    warning = "level=warning msg=\"container's cgroup is not empty: "
+    assert warning in line
+    log = bz.base / "log"
+    words = ["--log", str(log), verb, *flags, "--bundle", str(bz.bundle("pause", name="three", **shared))]
+    subprocess.run(bz.command(*words, "three"), env={}, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert warning in log.read_text()
+
+
+def test_a_cgroup_of_two_containers_goes_with_the_last(bz, shared):
+    bz.create("two", bz.bundle("pause", name="two", **shared))
+    bz("delete", "--force", "one")
+
+
+def test_a_foreground_run_in_a_cgroup_of_others_is_warned_of(bz, shared):
+    done = bz("run", "--bundle", str(bz.bundle("echo", "said", name="two", **shared)), "two")
+    assert done.stdout == "said\n"
+    assert "container's cgroup is not empty: " in done.stderr
+
+
+def test_a_start_in_a_cgroup_of_its_own_says_nothing(bz):
+    bundle = bz.bundle("true", linux={"cgroupsPath": f"/bufferzone-test-own-{os.getpid()}"})
+    assert bz("run", "--bundle", str(bundle), "one").stderr == ""

@@ -86,12 +86,12 @@ def _parse_global(argv: Sequence[str]) -> tuple[Options, list[str]]:
     return options, rest
 
 
-def _note(options: Options) -> Callable[[str], None]:
-    """What a verb tells its steps to: nobody, unless they are asked for."""
-    if not options.debug:
+def _note(options: Options, level: str = "debug") -> Callable[[str], None]:
+    """What a verb tells its steps to: nobody, unless they are asked for; and its warnings."""
+    if level == "debug" and not options.debug:
         return lambda text: None
     path, form = options.log, options.log_format
-    return lambda text: log.note(text, path=path, form=form)
+    return lambda text: log.note(text, path=path, form=form, level=level)
 
 
 def _run(verb: str, words: list[str], options: Options) -> int:
@@ -104,7 +104,7 @@ def _run(verb: str, words: list[str], options: Options) -> int:
         _print(help_text(f"bufferzone {verb}", summary, module.USAGE, module.DESCRIPTION, module.FLAGS))
         return 0
     told = {name: getattr(options, name) for name in ("root", "shim", "systemd_cgroup")}
-    own.take(**told, verb=verb, note=_note(options))
+    own.take(**told, verb=verb, note=_note(options), warn=_note(options, "warning"))
     check_words(verb, rest, *module.WORDS)
     log.debug(f"{verb} begins: {shown(' '.join(rest))}")
     status = int(module.run(own, rest))

@@ -27,7 +27,8 @@ class Order:
     With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
     `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
     container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `shim` is
-    another program to run as the shim (tests); `note` is called with each step.
+    another program to run as the shim (tests); `note` is called with each step, `warn` with what is odd and
+    no failure, once it is made.
     """
 
     def __init__(
@@ -43,11 +44,17 @@ class Order:
         scope: bool = False,
         shim: str = "",
         note: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.root, self.id, self.spec = root, state.check_id(id), spec
         self.own_bundle = own_bundle
         self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
-        self.scope, self.shim, self.note = scope, shim, note
+        self.scope, self.shim, self.note, self.warn = scope, shim, note, warn
+
+    def warn_of(self, others: int) -> None:
+        """As runc does: the limits of a cgroup that others are in stay theirs."""
+        if others:
+            self.warn(f"container's cgroup is not empty: {others} process(es) found")
 
 
 def create(order: Order, stdio: Sequence[int], *, forked: bool = False) -> int:
@@ -92,15 +99,19 @@ def run_attached(
     """
     directory = start.new_container(order.root, order.id, order.spec)
 
+    others: list[int] = []
+
     def begin(client: Client) -> None:
         job.write_pid_file(order.pid_file, os.getpid())
         order.note("start its process")
         container.start_through(client, order.id)
+        order.warn_of(sum(others))
         begun()
 
     try:
         order.note("start the shim")
-        start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
+        found = others.append
+        start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope, found=found)
         order.note("make the container")
         work = job.of_container(directory, order.spec)
         status = waiter.attach(work, begin, stdio, pass_signals=pass_signals)
@@ -141,11 +152,21 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
         config = os.path.join(order.spec.bundle, "config.json")
         state.replace_file(config, jsontext.dumps(order.spec.raw).encode())
     order.note("start the shim")
-    start.start_shim(directory, order.spec, order.shim, order.checkpoint, waiter.get_ready, scope=order.scope)
+    others: list[int] = []
+    start.start_shim(
+        directory,
+        order.spec,
+        order.shim,
+        order.checkpoint,
+        waiter.get_ready,
+        scope=order.scope,
+        found=others.append,
+    )
     order.note("make the container")
     work = job.of_container(directory, order.spec, order.console_socket)
     stdio_owner.give(stdio, order.spec.process.get("user", {}), lambda: order.spec.linux)
     pid = detach.detach(work, stdio, forked=forked)
     order.note(f"the process that stands for it has pid {pid}")
     job.write_pid_file(order.pid_file, pid)
+    order.warn_of(sum(others))
     return pid

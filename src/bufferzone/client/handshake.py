@@ -1,4 +1,4 @@
-"""One line through a pipe between two processes of ours: `ready`, `ok`, or an error as JSON."""
+"""One line through a pipe between two processes of ours: `ready`, `ready 3`, `ok`, or an error as JSON."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def read_line(fd: int) -> bytes:
             break
         found += data
     return found.partition(b"\n")[0]
+
+
+def ready_line(word: bytes, others: int) -> bytes:
+    """`word`, and how many processes of others are in the container's cgroup where there are any."""
+    return b"%s %d\n" % (word, others) if others else word + b"\n"
+
+
+def others_in(line: bytes, word: bytes) -> int | None:
+    """What such a line says, without its end; None: it is none."""
+    found, _, others = line.partition(b" ")
+    return int(others or b"0") if found == word and (not others or others.isdigit()) else None
 
 
 def error_line(error: BufferzoneError) -> bytes:

@@ -10,6 +10,7 @@ import time
 
 from bufferzone import config, jsontext, programs, state
 from bufferzone.client.connection import connect_unix, rights
+from bufferzone.client.handshake import others_in
 from bufferzone.linux import namespaces, pidfd
 from bufferzone.oci import cri
 
@@ -40,11 +41,12 @@ def claim(
     settings: Settings,
     containerd: dict[str, Any] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
+    found: Callable[[int], None] = lambda others: None,
 ) -> int:
     """Make a waiting VM the one of the container in `directory`; the shim's pid, or 0 when there is none.
 
     Then the directory is as before. `containerd` is what a shim of containerd's has to know. `meanwhile` is
-    called once the VM is ours and not yet served. Raises `NoKeeper`.
+    called once the VM is ours and not yet served, `found` as in `start_shim`. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
     shim = -1
@@ -56,7 +58,9 @@ def claim(
         if word != b"ready" or not number.isdigit():
             return 0
         shim = os.pidfd_open(int(number))
-        if _is_taken(sock, meanwhile):
+        others = _taken(sock, meanwhile)
+        if others is not None:
+            found(others)
             return int(number)
         _undo(directory, shim)
     except OSError:
@@ -68,13 +72,14 @@ def claim(
     return 0
 
 
-def _is_taken(sock: socket.socket, meanwhile: Callable[[], None]) -> bool:
+def _taken(sock: socket.socket, meanwhile: Callable[[], None]) -> int | None:
+    """How many processes of others are in its cgroup; None: it was not taken."""
     try:
         sock.sendall(b"go\n")
         meanwhile()
-        return _line(sock, _TAKE_S) == b"listening"
+        return others_in(_line(sock, _TAKE_S), b"listening")
     except OSError:
-        return False  # it ended in the middle
+        return None  # it ended in the middle
 
 
 def _connect(root: str) -> socket.socket:

@@ -7,7 +7,7 @@ import time
 
 from bufferzone import jsontext, log, programs, state
 from bufferzone.client import signals
-from bufferzone.client.handshake import error_from, read_line
+from bufferzone.client.handshake import error_from, others_in, read_line
 from bufferzone.errors import HostError
 from bufferzone.oci.host import settings_of
 
@@ -121,6 +121,7 @@ def start_shim(
     meanwhile: Callable[[], None] = lambda: None,
     *,
     scope: bool = False,
+    found: Callable[[int], None] = lambda others: None,
 ) -> int:
     """Start the shim of a new container and wait until its socket listens; returns its pid.
 
@@ -129,7 +130,8 @@ def start_shim(
     or `HostError` with the last line of its log when it died, reaped. With `restore_from`, the directory of a
     checkpoint, the VM is the one that was saved there. `meanwhile` is what the caller can do while one that
     was taken gets ready; whether it is called is not certain. `scope`: its cgroup is a scope of
-    systemd's, which config.json does not name.
+    systemd's, which config.json does not name. `found` is told how many processes of others are in its
+    cgroup.
     """
     entry = netns_entry(os.path.dirname(directory), spec)
     if entry:
@@ -141,17 +143,17 @@ def start_shim(
     flags += ["-systemd-cgroup"] if scope else []
     flags += ["-settings", jsontext.dumps(spec.chosen)] if spec.chosen else []
     if flags:
-        return _start_shim(directory, spec.bundle, program, *flags)
+        return _start_shim(directory, spec.bundle, program, *flags, found=found)
     settings = settings_of(spec)
     if not wants_pool(settings):
-        return _start_shim(directory, spec.bundle, program)
+        return _start_shim(directory, spec.bundle, program, found=found)
     from bufferzone.client import pool_claim
 
     try:
-        pid = pool_claim.claim(directory, spec, settings, meanwhile=meanwhile)
-        return pid or _start_shim(directory, spec.bundle, program)
+        pid = pool_claim.claim(directory, spec, settings, meanwhile=meanwhile, found=found)
+        return pid or _start_shim(directory, spec.bundle, program, found=found)
     except pool_claim.NoKeeper:
-        pid = _start_shim(directory, spec.bundle, program)
+        pid = _start_shim(directory, spec.bundle, program, found=found)
         shape = jsontext.dumps(pool_claim.shape(spec, settings))
         with log.passing_over("begin a pool", HostError):  # the next start tries again
             start_keeper(os.path.dirname(directory), shape, program)
@@ -197,7 +199,7 @@ def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:
     return _spawn(command, os.path.join(directory, "keeper.log"), ready)
 
 
-def _start_shim(directory: str, bundle: str, program: str, *flags: str) -> int:
+def _start_shim(directory: str, bundle: str, program: str, *flags: str, found: Callable[[int], None]) -> int:
     reader, writer = os.pipe()
     try:
         command = _command(directory, bundle, program, *flags, "-ready-fd", str(_READY_FD), "serve")
@@ -216,7 +218,9 @@ def _start_shim(directory: str, bundle: str, program: str, *flags: str) -> int:
         raise
     finally:
         os.close(reader)
-    if line == b"ready":
+    others = others_in(line, b"ready")
+    if others is not None:
+        found(others)
         return pid
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if line:

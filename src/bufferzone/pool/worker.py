@@ -18,6 +18,7 @@ import socket
 import struct
 
 from bufferzone import config, oci, state
+from bufferzone.client.handshake import ready_line
 from bufferzone.errors import BufferzoneError, HostError, VmmError
 from bufferzone.linux import identity, process
 from bufferzone.linux.ignoring import ignoring
@@ -147,7 +148,7 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         raise
 
     def announce() -> None:
-        claim.say(b"listening\n")
+        claim.say(ready_line(b"listening", sandbox.cgroup.others))
         claim.close()
 
     daemon.run_sandbox(arguments, sandbox, listener, announce, stand_ins)

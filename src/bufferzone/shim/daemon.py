@@ -85,7 +85,7 @@ def start(arguments: Arguments) -> int:
     os.close(write_end)
     line = handshake.read_line(read_end)
     os.close(read_end)
-    if line != b"ready":
+    if handshake.others_in(line, b"ready") is None:
         raise handshake.error_from(line) if line else _silent_death()
     pool.begin_pool()
     return _say(caller.answer(path))
@@ -130,15 +130,16 @@ def _run(
     chosen = json.loads(arguments.settings) if cli and arguments.settings else None
     spec = oci.load(arguments.bundle, containerd=not cli, chosen=chosen)
 
-    def announce() -> None:
-        ready.say(b"ready\n")
-
     checkpoint = open_checkpoint(arguments.restore_from) if arguments.restore_from else None
     scope = arguments.systemd_cgroup
     with boot(arguments.id, spec, directory, log, checkpoint, systemd=scope) as sandbox:
         if checkpoint is not None:
             checkpoint.close()
         stand_ins = None if cli else StandIns()  # a fork: before the first thread
+
+        def announce() -> None:
+            ready.say(handshake.ready_line(b"ready", sandbox.cgroup.others))
+
         run_sandbox(arguments, sandbox, listener, announce, stand_ins)
 
 

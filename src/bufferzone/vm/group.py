@@ -30,6 +30,8 @@ class Group:
 
     #: the unit of systemd's that it is; empty: none
     unit = ""
+    #: how many processes `check` found in it
+    others = 0
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -49,8 +51,11 @@ class Group:
 
     def check(self, log: Callable[[str], None]) -> None:
         """Before it is begun; raises `HostError` where whoever joins would stand still."""
-        if self and (others := cgroups.claim(self._path)):
-            log(f"container's cgroup is not empty: {others} process(es) found: its limits stay as they are")
+        if self:
+            self.others = cgroups.claim(self._path)
+        if self.others:
+            found = f"{self.others} process(es) found: its limits stay as they are"
+            log(f"container's cgroup is not empty: {found}")
 
     def begin(self, pids: Sequence[int], left: Leftovers) -> Callable[[], None]:
         """Put the first processes into it, the first of which is a shim; returns what ends it, once all but

@@ -60,6 +60,7 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
         scope=options.systemd_cgroup and _wants_scope(spec),
         shim=options.shim,
         note=options.note,
+        warn=options.warn,
     )
 
 
