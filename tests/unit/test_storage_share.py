@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -253,3 +254,29 @@ def test_a_hard_limit_that_the_rust_virtiofsd_refuses_is_named(monkeypatch):
     monkeypatch.setattr(virtiofs.resource, "getrlimit", lambda which: (64, 609))
     with pytest.raises(HostError, match="hard limit of open files is 609, and virtiofsd needs 610"):
         virtiofs.allowed_files(virtiofs.Program(kind="rust", path="/v"), 1024)
+
+
+def acl(path: Path, kind: str) -> None:
+    """Give it an ACL that user 1234 may read by; source: acl(5), linux/posix_acl_xattr.h."""
+    none = 0xFFFFFFFF
+    entries = ((1, 6, none), (2, 4, 1234), (4, 0, none), (16, 4, none), (32, 0, none))
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(path, f"system.posix_acl_{kind}", value)
+
+
+def test_a_bind_whose_root_has_an_acl_is_known(tmp_path: Path) -> None:
+    for name in ("plain", "granting", "inherited"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    acl(tmp_path / "granting", "access")
+    acl(tmp_path / "inherited", "default")
+    acl(tmp_path / "file", "access")
+
+    def check(tree: share.Tree) -> None:
+        for name in ("plain", "granting", "inherited", "file"):
+            tree.add(Bind(source=str(tmp_path / name), name=name))
+        found = [name for name in tree.names() if tree.has_acl(name)]
+        assert found == ["granting", "inherited", "file"]
+        assert not tree.has_acl("gone")
+
+    apart(check, tmp_path)

@@ -286,6 +286,9 @@ class Containers:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
             share.add(bind, see)
             undo.callback(share.remove, bind.name)
+            if share.has_acl(bind.name):
+                words = f"{bind.source} has a POSIX ACL, which is not obeyed in the VM: mode bits decide"
+                self._sandbox.log(f"{container_id}: {words}")
 
     def _give_file(self, request: agent.WriteFileRequest) -> None:
         self.agent.call("WriteFile", request, Empty)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Picked = tuple[int, bool, list[str]]
 
 
+_ACLS = frozenset(("system.posix_acl_access", "system.posix_acl_default"))
+
+
 def own_namespace() -> None:
     """Leave the caller's mount namespace, keep receiving the host's mounts (volumes may appear late). Call
     once."""
@@ -138,6 +141,16 @@ class Tree:
                 target = os.path.join(self.path, name)
                 mnt.unmount(target, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
                 _remove_point(target)
+
+    def has_acl(self, name: str) -> bool:
+        """Whether the root of a bind has a POSIX ACL, of its own or for what is made in it: a guest does not
+        obey it.
+        """
+        try:
+            names = os.listxattr(os.path.join(self.path, name), follow_symlinks=False)
+        except OSError:
+            return False  # a file system without attributes, or out of our reach
+        return not _ACLS.isdisjoint(names)
 
     def names(self) -> list[str]:
         """What is in the tree now."""
