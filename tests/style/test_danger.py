@@ -16,6 +16,7 @@ STARTS_PROGRAMS = {
     "sandbox/hooks.py": "OCI hooks run as the bundle names them, with the caller's rights; posix_spawn only",
     "network/nft.py": "nft, from a thread that is in the network namespace meant; posix_spawn only",
     "guestimage/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
+    "images/skopeo.py": "skopeo with the caller's rights, credentials and proxies; posix_spawn only",
     "client/start.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
     "client/template.py": "`make` runs the shim's program, which alone boots VMs",
     "cli/bz/engine_check.py": "ctr, docker, systemctl, as a person calls them, for a container of the engine",

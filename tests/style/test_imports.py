@@ -24,7 +24,7 @@ LAYERS = (
     ),
     ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
-    ("vmm", "storage", "network", "guestimage", "client", "guest"),
+    ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload"),
     ("snapshot",),
     ("sandbox", "cli", "library"),
