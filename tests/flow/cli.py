@@ -129,10 +129,14 @@ class Cli:
         )
         return done.stdout
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start_bz(self, *words: str) -> subprocess.Popen[str]:
+        """The same for `bz`."""
+        return self.start(*words, program=BZ)
+
+    def start(self, *words: str, program: str = PROGRAM) -> subprocess.Popen[str]:
         """Begin a verb whose stdout and stderr are read at its end; it is killed with the test."""
         process = subprocess.Popen(
-            self.command(*words),
+            self.command(*words, program=program),
             env={},
             text=True,
             stdin=subprocess.DEVNULL,

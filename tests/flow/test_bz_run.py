@@ -84,7 +84,6 @@ def test_the_exit_status_is_dockers(bz, command, status):
         (("--kvm", "perhaps", "--", "true"), "must be one of"),
         (("-d", "-t", "--", "true"), "-d goes without"),
         (("--",), "there is no command"),
-        (("alpine",), "write: bz run -- alpine"),
         (("--ulimit", "nofile", "--", "true"), "expected NAME=SOFT"),
     ],
 )

@@ -13,6 +13,7 @@ from bufferzone.client import container, detach, job, removal, start, stdio_owne
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from bufferzone.client.connection import Client
     from bufferzone.oci import Spec
@@ -26,9 +27,9 @@ class Order:
 
     With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
     `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
-    container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `shim` is
-    another program to run as the shim (tests); `note` is called with each step, `warn` with what is odd and
-    no failure, once it is made.
+    container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `rootfs`:
+    see `job.Job`; `shim` is another program to run as the shim (tests); `note` is called with each step,
+    `warn` with what is odd and no failure, once it is made.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Order:
         console_socket: str = "",
         scope: bool = False,
         shim: str = "",
+        rootfs: Sequence[list[Any]] = (),
         note: Callable[[str], None] = lambda text: None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.rootfs = rootfs
         self.root, self.id, self.spec = root, state.check_id(id), spec
         self.own_bundle = own_bundle
         self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
@@ -113,7 +116,7 @@ def run_attached(
         found = others.append
         start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope, found=found)
         order.note("make the container")
-        work = job.of_container(directory, order.spec)
+        work = job.of_container(directory, order.spec, rootfs=order.rootfs)
         status = waiter.attach(work, begin, stdio, pass_signals=pass_signals)
         order.note(f"its process ended with status {status}")
         if not keep:
@@ -163,7 +166,7 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
         found=others.append,
     )
     order.note("make the container")
-    work = job.of_container(directory, order.spec, order.console_socket)
+    work = job.of_container(directory, order.spec, order.console_socket, order.rootfs)
     stdio_owner.give(stdio, order.spec.process.get("user", {}), lambda: order.spec.linux)
     pid = detach.detach(work, stdio, forked=forked)
     order.note(f"the process that stands for it has pid {pid}")

@@ -11,6 +11,7 @@ from bufferzone import jsontext, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from bufferzone.oci import Spec
@@ -32,7 +33,8 @@ class Job:
     process object) as one more in it.
 
     `directory` is the container's state directory. `patient`: that container may be paused.
-    `network` is None (stay), "" (a new namespace) or a path.
+    `network` is None (stay), "" (a new namespace) or a path. `rootfs`: mounts that make the root file system,
+    [type, source, options] each, as containerd gives them; the shim alone sees it then, so there is no face.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Job:
         size: tuple[int, int] = (0, 0),
         network: str | None = None,
         face: Face | None = None,
+        rootfs: Sequence[list[Any]] = (),
     ) -> None:
+        self.rootfs = list(rootfs)
         self.directory, self.bundle = directory, bundle
         self.process, self.exec_id, self.patient = process, exec_id, patient
         self.terminal, self.console_socket, self.size = terminal, console_socket, size
@@ -75,8 +79,10 @@ class Job:
         return cls(**form)
 
 
-def of_container(directory: str, spec: Spec, console_socket: str = "") -> Job:
-    """The job for a container's own process."""
+def of_container(
+    directory: str, spec: Spec, console_socket: str = "", rootfs: Sequence[list[Any]] = ()
+) -> Job:
+    """The job for a container's own process; `rootfs` as in `Job`."""
     network = spec.namespace("network")
     return Job(
         directory,
@@ -85,7 +91,8 @@ def of_container(directory: str, spec: Spec, console_socket: str = "") -> Job:
         console_socket=console_socket,
         size=_console_size(spec.process),
         network=None if network is None else network.get("path", ""),
-        face=_face(spec),
+        face=None if rootfs else _face(spec),
+        rootfs=rootfs,
     )
 
 

@@ -164,6 +164,7 @@ def _begin(
         request = task.CreateTaskRequest(
             id=job.id,
             bundle=job.bundle,
+            rootfs=[task.Mount(type=kind, source=s, options=options) for kind, s, options in job.rootfs],
             terminal=job.terminal,
             stdin=stdin,
             stdout=stdout,

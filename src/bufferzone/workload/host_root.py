@@ -14,9 +14,11 @@ from bufferzone.linux import filesystem, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _OVERLAY = 0x794C7630  # an overlay cannot write to an overlay: a host that is a container itself
+_MOST_DATA = 4096
 _DIRECTORIES = """
 dev etc home media mnt opt proc run srv sys usr var var/cache var/lib var/log var/lib/misc
 """
@@ -127,6 +129,25 @@ def _may_overlay(place: str) -> bool:
         return filesystem.magic_of(fd) != _OVERLAY
     finally:
         os.close(fd)
+
+
+def overlay_place(place: str, lower: Sequence[str]) -> list[Any]:
+    """Type, source and options of an overlay on `lower` (topmost first), what is written lying in `place`.
+
+    Raises `HostError` where no overlay can be written, or for more layers than one mount can name.
+    """
+    if not _may_overlay(place):
+        hint = "image_store on a disk: the containers lie beside it"
+        raise HostError(f"no overlay can be written in {place}", hint=hint, code="no-overlay")
+    lowers = ":".join(_escaped(path) for path in lower)
+    options = [f"lowerdir={lowers}", f"upperdir={_escaped(place)}/upper", f"workdir={_escaped(place)}/work"]
+    if identity.is_namespace_root():
+        options.append("userxattr")
+    if len(",".join(options)) >= _MOST_DATA:  # mount(2): a page
+        raise HostError(f"the image has more layers than can be mounted: {len(lower)}", code="many-layers")
+    for name in ("upper", "work"):
+        os.mkdir(f"{place}/{name}", 0o755)
+    return ["overlay", "overlay", options]
 
 
 def _escaped(path: str) -> str:

@@ -12,7 +12,7 @@ from bufferzone.client import container, create, removal, signals
 from bufferzone.errors import BufferzoneError, CallerError, ExistsError, HostError
 from bufferzone.oci.host import check_host
 from bufferzone.wire import task
-from bufferzone.workload import config_json, host_root, idle, place, users
+from bufferzone.workload import config_json, host_root, idle, image_root, place, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class Launch:
         chosen = config_json.chosen(wish)
         init = config_json.find_init() if wish.init and not wish.idle else ""
         self.place = place.Place(root, id, transient=transient)
+        self._rootfs: list[list[Any]] = []
         try:
-            mounts = self._make_root(wish)
+            mounts, user = self._make_root(wish)
             init = idle.write(self.place.path) if wish.idle else init
-            user = users.find(os.path.join(self.place.path, wish.rootfs or "rootfs"), wish.user)
             self.place.write_config(config_json.config_json(wish, user=user, mounts=mounts, init=init))
             self.place.write_ports(wish.publish)
             self._spec = oci.load(self.place.path, chosen=chosen)
@@ -60,21 +60,22 @@ class Launch:
             raise
         self._shim = shim
 
-    def _make_root(self, wish: Wish) -> list[dict[str, Any]]:
-        """The root file system, and the mounts that belong to it."""
-        if not wish.rootfs:
-            return host_root.make(
-                self.place.path,
-                network=wish.network == "passt",
-                hostname=wish.hostname,
-                read_only=wish.read_only,
-            )
-        if not os.path.isdir(wish.rootfs):
-            raise CallerError(f"no such directory: {wish.rootfs}", code="no-image")
-        return []
+    def _make_root(self, wish: Wish) -> tuple[list[dict[str, Any]], users.User]:
+        """The mounts that belong to the root file system, and the wish's user as it knows him."""
+        path, network = self.place.path, wish.network == "passt"
+        if wish.rootfs:
+            if not os.path.isdir(wish.rootfs):
+                raise CallerError(f"no such directory: {wish.rootfs}", code="no-image")
+            return [], users.find(wish.rootfs, wish.user)
+        if wish.image is None:
+            mounts = host_root.make(path, network=network, hostname=wish.hostname, read_only=wish.read_only)
+            return mounts, users.find(os.path.join(path, "rootfs"), wish.user)
+        mounts, self._rootfs = image_root.make(path, wish.image, network=network, hostname=wish.hostname)
+        self.place.note_image(wish.image.id)
+        return mounts, users.find_in_layers(wish.image.layers, wish.user)
 
     def _order(self) -> create.Order:
-        return create.Order(self.root, self.id, self._spec, shim=self._shim)
+        return create.Order(self.root, self.id, self._spec, shim=self._shim, rootfs=self._rootfs)
 
     def run_attached(
         self, stdio: Sequence[int], *, keep: bool, progress: Callable[[str], None], timeout_s: float = 0.0
@@ -166,9 +167,9 @@ class _Alarm:
             self._timer.cancel()
 
 
-def kill(directory: str, number: int = signals.KILL) -> None:
-    """Send a signal to every process of a container; one that has ended is none the worse."""
-    request = task.KillRequest(id=os.path.basename(directory), signal=number, all=True)
+def kill(directory: str, number: int = signals.KILL, *, everybody: bool = True) -> None:
+    """Send a signal to every process of a container, or its first; one that has ended is none the worse."""
+    request = task.KillRequest(id=os.path.basename(directory), signal=number, all=everybody)
     # it ended at that moment, or its shim did, and then so does whoever waits for it
     with log.passing_over(f"kill {request.id}", BufferzoneError):
         container.ask(directory, "Kill", request, "kill")

@@ -2,6 +2,7 @@
 
     SANDBOXES/NAME/config.json, rootfs/, upper/, work/     NAME is unique, state.json's `bundle` leads here
     SANDBOXES/NAME/container                               STATE ROOT, a NUL byte, the container's id
+    SANDBOXES/NAME/image                                   the id of the image that it was made from, if any
     SANDBOXES/NAME/lock                                    locked by flock(2) while it is being made
     SANDBOXES/NAME/transient                               it is locked until its end, and goes with it
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _OWNER, _LOCK, _TRANSIENT = "container", "lock", "transient"
-_PORTS = "ports"
+_PORTS, _IMAGE = "ports", "image"
 OUT, ERR = "stdout.log", "stderr.log"
 
 
@@ -63,6 +64,10 @@ class Place:
         """Note the ports of the host that lead in, which config.json does not say. Raises `HostError`."""
         if published:
             state.replace_file(os.path.join(self.path, _PORTS), "\n".join(published).encode())
+
+    def note_image(self, id: str) -> None:
+        """That image is in use as long as this is there."""
+        state.replace_file(os.path.join(self.path, _IMAGE), id.encode())
 
     def close(self) -> None:
         """From now on it is there as long as its container."""
@@ -118,6 +123,20 @@ def remove_of(directory: str) -> None:
     """Remove the place `directory`, the bundle of a container that is gone, if it is one."""
     if os.path.dirname(directory) == parent() and os.path.exists(os.path.join(directory, _OWNER)):
         _remove_tree(directory)
+
+
+def images_in_use() -> set[str]:
+    """The ids of the images that containers were made from."""
+    directory, found = parent(), set()
+    if os.path.isdir(directory):
+        tidy(directory)
+        for name in os.listdir(directory):
+            try:
+                with open(os.path.join(directory, name, _IMAGE), encoding="ascii") as file:
+                    found.add(file.read())
+            except OSError:
+                continue  # it has none
+    return found
 
 
 def tidy(directory: str) -> None:

@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import UsageError
+from bufferzone.images import layered
 from bufferzone.linux import paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _MOST_BYTES = 1 << 20
 _MOST_ID = (1 << 32) - 2
@@ -29,12 +34,21 @@ def find(rootfs: str, text: str) -> User:
 
     Without a group it has those that /etc/group gives the name. A number need not be in any file.
     """
-    name, colon, group = text.partition(":")
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        users, groups = _rows(root, "etc/passwd", 7), _rows(root, "etc/group", 4)
+        return _look_up(lambda path: _content(root, path), text)
     finally:
         os.close(root)
+
+
+def find_in_layers(layers: Sequence[str], text: str) -> User:
+    """The same in an image's layers, topmost first."""
+    return _look_up(lambda path: layered.read(layers, path, _MOST_BYTES), text)
+
+
+def _look_up(read: Callable[[str], bytes], text: str) -> User:
+    name, colon, group = text.partition(":")
+    users, groups = _rows(read("etc/passwd"), 7), _rows(read("etc/group"), 4)
     name = name or "0"
     row = next((r for r in users if r[0] == name), None)
     if row is None and not _is_id(name):
@@ -62,17 +76,21 @@ def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text[:12]) <= _MOST_ID
 
 
-def _rows(root: int, path: str, fields: int) -> list[list[str]]:
-    """The lines with that many fields whose third is an id; none when there is no such file."""
+def _content(root: int, path: str) -> bytes:
+    """Nothing when there is no such file."""
     try:
         fd = paths.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
-        return []
+        return b""
     try:
-        text = os.read(fd, _MOST_BYTES).decode("utf-8", "replace")
+        return os.read(fd, _MOST_BYTES)
     except OSError:
-        return []  # not a file
+        return b""  # not a file
     finally:
         os.close(fd)
-    rows = [line.split(":") for line in text.splitlines()]
+
+
+def _rows(content: bytes, fields: int) -> list[list[str]]:
+    """The lines with that many fields whose third is an id."""
+    rows = [line.split(":") for line in content.decode("utf-8", "replace").splitlines()]
     return [row for row in rows if len(row) == fields and _is_id(row[2])]

@@ -7,16 +7,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from bufferzone.images.fetch import Image
+
 NETWORKS = ("passt", "none")
 
 
 class Wish:
     """One sandbox with one process. Nothing is checked here; `config_json` and `oci.validate` do that.
 
-    `args`: the command; `idle`: none, its process 1 waits until somebody ends it. `rootfs`: a directory that
-    becomes the root file system, of which nothing is changed; empty: the host's programs, see `host_root`.
-    `egress`: rules, see docs/egress.md, None: those of the settings. `env`: K=V. `cwd` and `user`
-    (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
+    `args`: the command; `idle`: none, its process 1 waits until somebody ends it. `image`: what its root file
+    system is made of (`images.fetch.get`); what that asks for is in the wish once `from_image.fill` has put
+    it there. `rootfs`: a directory instead, of which nothing is changed. Neither: the host's programs, see
+    `host_root`. `egress`: rules, see docs/egress.md, None: those of the settings. `env`: K=V. `cwd` and
+    `user` (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
     `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`: names with or without CAP_, or ALL.
     `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`. `publish`:
     [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
@@ -45,9 +48,10 @@ class Wish:
         terminal: bool = False,
         idle: bool = False,
         rootfs: str = "",
+        image: Image | None = None,
         egress: Sequence[str] | None = None,
     ) -> None:
-        self.idle, self.rootfs = idle, rootfs
+        self.idle, self.rootfs, self.image = idle, rootfs, image
         self.egress = None if egress is None else list(egress)
         self.args, self.env, self.cwd, self.user = list(args), list(env), cwd, user
         self.hostname, self.mounts = hostname, list(mounts)

@@ -5,6 +5,17 @@ from __future__ import annotations
 #: verb -> what the help says; the module has the verb's name
 VERBS = {
     "run": "run a command in a sandbox of its own",
+    "exec": "run one more command in a container that runs",
+    "logs": "print what a detached container wrote",
+    "stop": "ask containers to end, and kill those that do not",
+    "kill": "send a signal to containers",
+    "wait": "wait for the end of containers and print their exit statuses",
+    "pause": "suspend containers",
+    "unpause": "continue containers",
+    "inspect": "describe containers in JSON",
+    "pull": "fetch an image, or see whether it is still the newest",
+    "images": "list the images that are here",
+    "image": "ls, rm, prune, df or inspect images",
     "rm": "remove containers, and what they wrote",
     "setup": "build the guest image if it is missing or its inputs changed",
     "template": "list, make or remove the templates that VMs start from",

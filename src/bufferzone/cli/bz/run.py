@@ -7,10 +7,9 @@ import time
 
 from bufferzone import state
 from bufferzone.cli import output, process_flags
-from bufferzone.cli.bz import wish_flags
+from bufferzone.cli.bz import pulling, wish_flags
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import UsageError
-from bufferzone.log import shown
 from bufferzone.workload import launch, place
 
 TYPE_CHECKING = False
@@ -25,11 +24,13 @@ FLAGS = (
     Flag("detach d", "", "do not wait for the end; prints the id"),
     Flag("name", "NAME", "a name; such a container stays after its end, until bz rm"),
     Flag("rm", "", "remove it after its end in any case"),
+    *pulling.FLAGS,
     Flag("timeout", "SECONDS", "kill it then (137)"),
     *wish_flags.FLAGS,
 )
-USAGE = "[options] -- COMMAND [arguments]"
+USAGE = "[options] IMAGE [COMMAND [arguments]], or [options] -- COMMAND [arguments]"
 DESCRIPTION = (
+    "An image is pulled where it is missing: NAME[:TAG], REGISTRY/NAME, oci:PATH, ./DIR and so on.\n"
     "Without an image the command finds the host's /usr, and may change it: what it writes is thrown away.\n"
     "/etc and the home directories are empty but for what programs need. The exit status is the command's;\n"
     "125: it could not be run, 126: it is not executable, 127: there is no such command, 128+N: signal N."
@@ -40,14 +41,14 @@ INTERSPERSED = False
 
 def run(options: Options, words: list[str]) -> int:
     """Run it."""
-    if words and not options.separated:
-        raise UsageError(
-            f"there are no images yet: {shown(words[0])}", hint=f"write: bz run -- {shown(' '.join(words))}"
-        )
     timeout_s = wish_flags.seconds("--timeout", options.timeout) if options.timeout else 0.0
     if options.detach and (options.tty or options.interactive or options.rm or timeout_s):
         raise UsageError("-d goes without -i, -t, --rm and --timeout")
-    wish = wish_flags.wish_of(options, words, terminal=options.tty)
+    image = None
+    if words and not options.separated:
+        image = pulling.get(options, words.pop(0), pull=options.pull)
+        words = words[1:] if words[:1] == ["--"] else words
+    wish = wish_flags.wish_of(options, words, terminal=options.tty, image=image)
     id = options.name or launch.new_id()
     begun = launch.Launch(wish, state.runtime_root(options.root), id, shim=options.shim)
     if options.detach:

@@ -12,6 +12,7 @@ from bufferzone.cli import durations
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import CallerError, UsageError
 from bufferzone.log import shown
+from bufferzone.workload import from_image
 from bufferzone.workload.wish import NETWORKS, Wish
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.cli.flags import Options
+    from bufferzone.images.fetch import Image
 
 #: what a wish takes; the flags are docker's
 FLAGS = (
@@ -64,8 +66,8 @@ _SELINUX_LABELS = {"z", "Z"}
 _BIND_OPTIONS = ("ro", "rw", "nosuid", "nodev", "noexec")
 
 
-def wish_of(options: Options, args: list[str], *, terminal: bool) -> Wish:
-    """The wish that these flags make. Raises `UsageError` naming the flag."""
+def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image | None = None) -> Wish:
+    """The wish that these flags make, with what `image` asks for. Raises `UsageError` naming the flag."""
     if options.network not in NETWORKS:
         hint = "a network of Podman's: podman --runtime bufferzone run"
         raise UsageError(f"--network: {shown(options.network)} is none of {', '.join(NETWORKS)}", hint=hint)
@@ -73,9 +75,7 @@ def wish_of(options: Options, args: list[str], *, terminal: bool) -> Wish:
     if options.kvm:
         annotations["bufferzone.kvm"] = options.kvm
     args = [*([options.entrypoint] if options.entrypoint else []), *args]
-    if not args:
-        raise UsageError("there is no command", hint="bz run -- COMMAND")
-    return Wish(
+    wish = Wish(
         args,
         env=environment(options.env_file, options.env),
         cwd=_inside("--workdir", options.workdir) if options.workdir else "",
@@ -94,7 +94,14 @@ def wish_of(options: Options, args: list[str], *, terminal: bool) -> Wish:
         ulimits=dict(_ulimit(text) for text in options.ulimit),
         annotations=annotations,
         terminal=terminal,
+        image=image,
     )
+    if image is not None:
+        from_image.fill(wish, own_entrypoint=bool(options.entrypoint))
+    if not wish.args:
+        form = f"bz run {image.reference} COMMAND" if image else "bz run -- COMMAND"
+        raise UsageError("there is no command", hint=form)
+    return wish
 
 
 def size(flag: str, text: str) -> int:

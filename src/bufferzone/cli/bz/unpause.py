@@ -1,0 +1,30 @@
+"""`bz unpause`: let their processes go on."""
+
+from __future__ import annotations
+
+import os
+
+from bufferzone.cli import output
+from bufferzone.cli.bz import chosen
+from bufferzone.client import container
+from bufferzone.wire import task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.cli.flags import Options
+
+FLAGS = ()
+USAGE = "NAME..."
+DESCRIPTION = ""
+WORDS = (1, -1)
+INTERSPERSED = True
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Do what the verb says; the names are printed."""
+    for name in words:
+        directory = chosen.directory(options.root, name)
+        request = task.ResumeRequest(id=os.path.basename(directory))
+        container.ask(directory, "Resume", request, "resume")
+        output.print_text(f"{name}\n")
+    return 0
