@@ -66,7 +66,7 @@ def _find(layers: Sequence[str], parts: list[str]) -> str:
             try:
                 found = os.lstat(place)
             except OSError:
-                break
+                break  # no such name in this layer, or below a file
             if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
                 return ""  # removed in this layer
             if index < len(parts) - 1 and not stat.S_ISDIR(found.st_mode):
