@@ -25,7 +25,7 @@ LAYERS = (
     ("wire", "oci", "config", "spawn", "systemd"),
     ("jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
-    ("vm", "workload"),
+    ("vm", "workload", "audit"),
     ("snapshot",),
     ("sandbox", "cli", "library"),
     ("shim", "bench"),

@@ -24,5 +24,6 @@ VERBS = {
     "node": "make this runtime known to containerd, Docker or CRI-O, check it, take it back",
     "metrics": "tell in Prometheus' text format what runs on this machine",
     "fork": "make running copies of a running container",
+    "audit": "read what running sandboxes hold, and what weakens their walls",
     "ps": "show the containers of this user and the VM each runs in",
 }
