@@ -12,7 +12,8 @@ import pytest
 
 from bufferzone.cli.oci.spec import default_spec
 from bufferzone.client import stdio_owner
-from flow.cli import Cli, needs_host
+from flow.cli import DEADLINE_S, Cli, needs_host, read
+from vm.verbs import await_true
 
 pytestmark = needs_host
 
@@ -305,3 +306,69 @@ def test_a_foreground_run_in_a_cgroup_of_others_is_warned_of(bz, shared):
 def test_a_start_in_a_cgroup_of_its_own_says_nothing(bz):
     bundle = bz.bundle("true", linux={"cgroupsPath": f"/bufferzone-test-own-{os.getpid()}"})
     assert bz("run", "--bundle", str(bundle), "one").stderr == ""
+
+
+def detached(bz, tmp_path, script):
+    """A detached exec of a shell, whose stdout goes to the pipe that is returned: (its conmon, the pipe)."""
+    reader, writer = os.pipe()
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = ("exec", "--detach", "--pid-file", str(tmp_path / "pid"), "one", "sh", "-c", script)
+    conmon = bz.conmon(*words, outputs=writer, **quiet)
+    os.close(writer)
+    return conmon, reader
+
+
+def status_of(conmon):
+    assert conmon.wait(DEADLINE_S) == 0
+    return conmon.stdout.read().split()[-1]
+
+
+#: waits for /tmp/go, then writes a line and goes on without its stdout
+LATER = "(until [ -e /tmp/go ]; do sleep 0.05; done; echo late; exec >/dev/null 2>&1; sleep 1000) &"
+
+
+def test_a_detached_exec_has_ended_when_its_descendants_still_write_and_its_reader_gets_that(bz, tmp_path):
+    started(bz, "pause")
+    conmon, reader = detached(bz, tmp_path, f"{LATER} echo now; exit 4")
+    with conmon, open(reader, "rb", 0) as output:
+        assert read(reader) == b"now\n"
+        assert status_of(conmon) == "4"  # the exec has ended, and its status was told
+        (tmp_path / "bundle" / "rootfs" / "tmp" / "go").touch()
+        assert output.readall() == b"late\n"
+
+
+def test_the_end_of_a_detached_exec_is_told_once_its_own_output_is_delivered(bz, tmp_path):
+    started(bz, "pause")
+    size = 3 << 20  # more than all pipes on the way hold
+    conmon, reader = detached(bz, tmp_path, f"{LATER} head -c {size} /dev/zero; exit 4")
+    with conmon, open(reader, "rb", 0) as output:
+        left = size
+        while left > 1 << 16:
+            assert conmon.poll() is None
+            left -= len(output.read(1 << 12))
+        while left:
+            left -= len(output.read(left))
+        assert status_of(conmon) == "4"
+
+
+def test_what_a_detached_exec_left_behind_gets_a_broken_pipe_when_nobody_reads_it(bz, tmp_path):
+    started(bz, "pause", root={"readonly": False})
+    wait = "until [ -e /tmp/go ]; do sleep 0.05; done"
+    script = f"({wait}; while echo late; do sleep 0.05; done; touch /tmp/told)"
+    conmon, reader = detached(bz, tmp_path, f"trap '' PIPE; {script} & exit 4")
+    with conmon:
+        assert status_of(conmon) == "4"
+        os.close(reader)
+    rootfs = tmp_path / "bundle" / "rootfs" / "tmp"
+    (rootfs / "go").touch()
+    await_true((rootfs / "told").exists, "the write that fails")
+
+
+def test_what_a_detached_exec_left_behind_does_not_keep_the_container(bz, tmp_path):
+    started(bz, "pause")
+    with open(tmp_path / "out", "w") as out:
+        command = bz.command("exec", "--detach", "one", "sh", "-c", "sleep 1000 & exit 0")
+        subprocess.run(command, env={}, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=True)
+    bz("kill", "one", "KILL")
+    bz("delete", "--force", "one")
+    assert bz.left() == []

@@ -219,10 +219,22 @@ class Guest:
         answer: wire.WaitResponse = self.call("Wait", wire.ProcessRef(id=id, exec_id=exec_id))
         return answer
 
-    def exec(self, id: str, exec_id: str, *args: str, seccomp: bytes = b"", **process: Any) -> int:
+    def exec(
+        self,
+        id: str,
+        exec_id: str,
+        *args: str,
+        seccomp: bytes = b"",
+        outlived: bool = False,
+        **process: Any,
+    ) -> int:
         process = {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], **process}
         request = wire.ProcessRequest(
-            id=id, exec_id=exec_id, process=json.dumps(process).encode(), seccomp=seccomp
+            id=id,
+            exec_id=exec_id,
+            process=json.dumps(process).encode(),
+            seccomp=seccomp,
+            outlived=outlived,
         )
         return int(self.call("Exec", request).pid)
 

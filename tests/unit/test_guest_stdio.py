@@ -192,3 +192,33 @@ def test_an_output_that_nobody_reads_any_more_is_a_broken_pipe(guest: Guest, roo
     guest.call("CloseOutput", wire.ReadRequest(id="c", exec_id="e", stream=1))
     answer = guest.wait("c", "e")
     assert (answer.exit_status, answer.signal) == (128 + 13, 13)
+
+
+def test_where_the_output_of_an_outlived_exec_ends_is_told_and_that_of_its_descendants_follows(
+    guest: Guest, rootfs: Path
+) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    later = "until [ -e /go ]; do sleep 0.05; done; echo late"
+    guest.exec("c", "e", "sh", "-c", f"({later}) 2>/dev/null & echo own", outlived=True)
+    assert guest.wait("c", "e").exit_status == 0
+    request = wire.ReadRequest(id="c", exec_id="e", stream=1)
+    first = guest.call("Read", request)
+    assert (first.data, first.ended) == (b"own\n", True)
+    errors = guest.call("Read", wire.ReadRequest(id="c", exec_id="e", stream=2))
+    assert (errors.data, errors.ended) == (b"", False)  # closed by all: no more to come
+    (rootfs / "go").touch()
+    second = guest.call("Read", request)
+    assert (second.data, second.ended) == (b"late\n", False)
+    last = guest.call("Read", request)
+    assert (last.data, last.ended) == (b"", False)
+
+
+def test_a_waiting_read_of_an_outlived_exec_is_told_that_it_has_ended(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "cat"))
+    guest.start("c")
+    guest.exec("c", "e", "sh", "-c", "sleep 1000 & read line; exit 0", outlived=True)
+    waiting = guest.send("Read", wire.ReadRequest(id="c", exec_id="e", stream=1))
+    guest.write(b"go\n", "c", "e")
+    answer = guest.result(waiting, wire.ReadResponse)
+    assert (answer.data, answer.ended) == (b"", True)

@@ -79,8 +79,8 @@ def test_a_terminal_stays_open_until_the_process_ends():
     read_end, write_end = os.pipe()
     stdio = open_stdio("", "fd:0", "", [write_end])
     stdio.start(FakeAgent(), REF, terminal=True)
-    for thread, _ in stdio._outputs:
-        thread.join(20)
+    for copy in stdio._outputs:
+        assert copy.ended.wait(20)
     assert stdio.stdout >= 0
     stdio.finish()
     os.close(read_end)

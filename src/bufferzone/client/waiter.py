@@ -156,7 +156,7 @@ def _begin(
     held: bool = False,
 ) -> None:
     """Have the shim make the process, and start it where it is an exec. `foreground`: we go on after its end,
-    so that the container's cgroup, which nobody could remove, is not for us; an exec's output ends with its
+    so that the container's cgroup, which nobody could remove, is not for us. An exec's output ends with its
     last writer, as with runc. `held`: nobody deletes the container once we are gone.
     """
     stdin, stdout, stderr = uris
@@ -173,7 +173,8 @@ def _begin(
         )
         client.call("Create", request, fds=fds)
         return
-    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING)]
+    outlived = not foreground and not job.terminal
+    wishes = [(job.patient, task.PATIENT), (foreground, task.LINGERING), (outlived, task.OUTLIVED)]
     url = "/".join([task.OWN_PROCESS_URL, *(word for wanted, word in wishes if wanted)])
     exec_request = task.ExecProcessRequest(
         id=job.id,

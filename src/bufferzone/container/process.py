@@ -58,6 +58,7 @@ class Process:
         self.exit: wire.WaitResponse | None = None
         self.state = "creating"
         self.lingering = False  # its output is whole once every writer has closed it
+        self.outlived = False  # the same, and its readers are told where its own part ends
         try:
             self.pid, self._sock = launch.begin(child_spec, zygotes)
         except BaseException:
@@ -147,7 +148,7 @@ class Process:
         before, self.state = self.state, "stopped"
         self.exit = self._describe_exit(status)
         if not self.lingering:
-            self.streams.process_ended()
+            self.streams.process_ended(outlived=self.outlived)
         for reply in self._exit_replies:
             reply.ok(self.exit)
         self._exit_replies.clear()

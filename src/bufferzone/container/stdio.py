@@ -13,6 +13,7 @@ import os
 from bufferzone.container.loop import READ, WRITE
 from bufferzone.errors import CallerError, GuestError, StateError
 from bufferzone.linux import terminal as tty
+from bufferzone.linux.terminal import unread
 from bufferzone.wire.agent import CHUNK, STDERR, STDOUT, ReadResponse
 from bufferzone.wire.proto import Empty
 
@@ -32,6 +33,7 @@ class Output:
         self._loop, self._fd = loop, fd
         self._pending: tuple[Reply, int] | None = None
         self._draining = False
+        self._own: int | None = None  # bytes that may be the process's own, of one that has ended
         os.set_blocking(fd, False)
 
     def read(self, limit: int, reply: Reply) -> None:
@@ -59,6 +61,15 @@ class Output:
         if self._pending is not None:
             self._ready(0)
 
+    def outlive(self) -> None:
+        """The process has ended, and its descendants may write on: whoever reads is told once it has got
+        what is there.
+        """
+        if self._fd >= 0:
+            self._own = unread(self._fd)
+        if self._pending is not None:
+            self._ready(0)
+
     def close(self) -> None:
         """Give up the descriptor; a waiting read gets end of file, a writer EPIPE."""
         if self._fd >= 0:
@@ -82,6 +93,8 @@ class Output:
         except BlockingIOError:
             if self._draining:
                 self.close()
+            elif self._own is not None:
+                self._answer(reply, b"")
             elif not events:
                 self._loop.watch(self._fd, READ, self._ready)
             return
@@ -92,9 +105,16 @@ class Output:
         if not data:
             self.close()
             return
+        self._answer(reply, data)
+
+    def _answer(self, reply: Reply, data: bytes) -> None:
         self._loop.unwatch(self._fd)
         self._pending = None
-        reply.ok(ReadResponse(data=data))
+        ended = False
+        if self._own is not None:
+            left = self._own - len(data)
+            ended, self._own = left <= 0, left if left > 0 else None
+        reply.ok(ReadResponse(data=data, ended=ended))
 
 
 class Input:
@@ -238,12 +258,15 @@ class Streams:
         for output in self._outputs.values():
             output.resume()
 
-    def process_ended(self) -> None:
-        """No more input; what was written can still be read."""
+    def process_ended(self, *, outlived: bool) -> None:
+        """No more input; what was written can still be read, and what descendants write: `outlived`."""
         if self._input is not None:
             self._input.close()
         for output in self._outputs.values():
-            output.drain()
+            if outlived:
+                output.outlive()
+            else:
+                output.drain()
 
     def close(self) -> None:
         """Give up every descriptor; waiting reads get end of file."""

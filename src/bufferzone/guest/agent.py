@@ -220,6 +220,7 @@ class Agent:
             reply,
             patient=request.patient,
             lingering=request.lingering,
+            outlived=request.outlived,
         )
 
     def _signal(self, request: wire.SignalRequest, reply: Reply) -> Message:

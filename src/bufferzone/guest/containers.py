@@ -110,10 +110,11 @@ class Containers:
         *,
         patient: bool,
         lingering: bool,
+        outlived: bool,
     ) -> None:
         """Start one more process; `reply` gets its pid once its program runs. `patient`: in a paused
         container that is after it was resumed, for its cgroup freezes the process on entry. `lingering`: what
-        its descendants write after its end is its output, too.
+        its descendants write after its end is its output, too; `outlived`: it is, and told apart.
 
         A failure leaves nothing behind.
         """
@@ -151,7 +152,7 @@ class Containers:
             if measured is not None:
                 container.drop_cgroup(measured)
             raise
-        made.measured, made.lingering = measured, lingering
+        made.measured, made.lingering, made.outlived = measured, lingering, outlived
         container.execs[exec_id] = made
 
     def _measured(self, container: Container, process: dict[str, Any]) -> Cgroup | None:
@@ -262,7 +263,7 @@ class Containers:
         container.resources = merged
 
     def adopt(self, id: str, new_id: str) -> Container:
-        """Give a container of a restored VM its new name."""
+        """Give a container of a restored VM its new name; nobody reads what execs left behind any more."""
         container = self.container(id)
         if new_id != id and new_id in self.containers:
             raise ExistsError(f"container with given ID already exists: {new_id}")
@@ -270,6 +271,8 @@ class Containers:
         del self.containers[id]
         self.containers[new_id] = container
         container.id = new_id
+        for exec_id in [exec_id for exec_id, process in container.execs.items() if process.exit is not None]:
+            self._forget_exec(container, exec_id)
         return container
 
     def delete(self, id: str, exec_id: str, callback: Callable[[], None]) -> None:

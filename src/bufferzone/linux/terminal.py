@@ -1,4 +1,4 @@
-"""Pseudo-terminals: the ioctls of ioctl_tty(2) that the standard library does not wrap."""
+"""Terminals and pipes: the ioctls of ioctl_tty(2) that the standard library does not wrap."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 
 _TIOCSCTTY, _TIOCSWINSZ = 0x540E, 0x5414
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_FIONREAD = 0x541B
 
 
 def unlock(master: int) -> None:
@@ -34,3 +35,8 @@ def make_controlling(slave: int) -> None:
 def resize(terminal: int, width: int, height: int) -> None:
     """TIOCSWINSZ in characters; sends SIGWINCH to the foreground process group."""
     fcntl.ioctl(terminal, _TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+
+def unread(fd: int) -> int:
+    """FIONREAD: how many bytes a terminal or a pipe has to be read."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, _FIONREAD, b"\0" * 4))[0])

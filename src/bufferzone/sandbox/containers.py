@@ -317,6 +317,7 @@ class Containers:
             seccomp_flags=seccomp.flags,
             patient=task.PATIENT in wishes,
             lingering=task.LINGERING in wishes,
+            outlived=task.OUTLIVED in wishes,
         )
         return self._call("Exec", request, followups, timeout_s=_PATIENCE_S if request.patient else 0)
 

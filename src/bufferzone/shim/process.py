@@ -39,7 +39,8 @@ class Process:
     """A container's init (`exec_id` empty) or one of its execs.
 
     `pid` is the host process that stands for it, `spec` an exec's process section until it is started.
-    `exited` is set once the status is final, the output delivered and the stdio closed.
+    `exited` is set once the status is final, the output delivered and the stdio closed, but for what
+    descendants of an exec still write (`task.OUTLIVED`).
     """
 
     def __init__(
@@ -223,7 +224,7 @@ def check_spec(spec: bytes) -> None:
 
 
 def wishes_of(spec: Any_ | None) -> frozenset[str]:
-    """What one of ours wants of a process: `task.PATIENT`, `task.LINGERING`, `task.HELD`."""
+    """What one of ours wants of a process: `task.PATIENT`, `task.LINGERING`, `task.OUTLIVED`, `task.HELD`."""
     url, *words = spec.type_url.split("/") if spec is not None else [""]
     return frozenset(words) if url in (task.OWN_PROCESS_URL, task.FOREGROUND_URL) else frozenset()
 

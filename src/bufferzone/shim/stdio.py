@@ -7,11 +7,13 @@ bytes. A URI is empty (null), `fd:N` (a descriptor sent with the request), a FIF
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import threading
 
+from bufferzone import log
 from bufferzone.errors import BufferzoneError, CallerError, HostError
 from bufferzone.shim import loggers
 from bufferzone.wire import agent
@@ -47,8 +49,10 @@ class Stdio:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
-        self._outputs: list[tuple[threading.Thread, int]] = []
+        self._outputs: list[_Copy] = []
         self._closing = threading.Lock()  # of descriptors: by the copy that ends, or all together
+        self._closed = False
+        self._late = -1  # what `outlive` hears of the end of a copy by
         self._input: threading.Thread | None = None
         self._stdin_gone = False
         self._hurried = False
@@ -75,12 +79,11 @@ class Stdio:
         """
         streams = [(agent.STDOUT, self.stdout)] + ([] if terminal else [(agent.STDERR, self.stderr)])
         for at, (stream, fd) in enumerate(streams):
-            request, first = _read_request(ref, stream), pending[at] if pending else None
+            copy = _Copy(client, _read_request(ref, stream), fd)
+            first = pending[at] if pending else None
             early = not terminal  # a terminal may be opened again
-            args = (client, request, fd, first, early)
-            thread = threading.Thread(target=self._copy_out, args=args, daemon=True)
-            self._outputs.append((thread, fd))
-            thread.start()
+            self._outputs.append(copy)
+            threading.Thread(target=self._copy_out, args=(copy, first, early), daemon=True).start()
         if len(pending) > len(streams):
             return  # CloseStdin was sent too
         _widen(self.stdin)
@@ -93,13 +96,43 @@ class Stdio:
         self._wake()
 
     def finish(self) -> None:
-        """Wait until all output arrived, then close everything. Called once, after the process ended."""
-        for thread, _ in self._outputs:
-            while thread.is_alive():
-                thread.join(_GRACE_S)
-                if self._hurried:
-                    break
+        """Wait until all output of the process arrived, then close everything that its descendants do not
+        write to. Called once, after the process ended.
+        """
+        for copy in self._outputs:
+            while not copy.ended.wait(_GRACE_S) and not self._hurried:
+                pass
         self.close()
+
+    def outlive(self) -> None:
+        """After `finish`: return once descendants of the process have closed its output, or nobody reads it
+        any more. Then they get EPIPE, as from the reader's own pipe.
+        """
+        with self._closing:
+            left = {copy.fd: copy for copy in self._outputs if copy.fd >= 0 and not copy.is_done}
+            if not left or self._hurried:
+                return
+            heard, self._late = os.pipe2(os.O_CLOEXEC)
+        poll = select.poll()
+        poll.register(heard, select.POLLIN)
+        for fd in left:
+            poll.register(fd, 0)  # POLLERR: nobody reads it, see poll(2)
+        while left:
+            for fd, _ in poll.poll():
+                if fd == heard:
+                    os.read(heard, len(left))
+                else:
+                    poll.unregister(fd)
+                    left[fd].break_off()
+            for fd in [fd for fd, copy in left.items() if copy.is_done]:
+                del left[fd]
+                with contextlib.suppress(KeyError):
+                    poll.unregister(fd)
+                os.close(fd)  # not before: poll(2) would hold it open
+        with self._closing:
+            os.close(heard)
+            os.close(self._late)
+            self._late = -1
 
     def hurry(self) -> None:
         """The process was killed: its last words do not wait for a reader that has stopped reading."""
@@ -122,12 +155,14 @@ class Stdio:
         """Stop the input thread and close all descriptors, but for those that a copy still hangs on."""
         self._stdin_gone = True
         self._wake()
-        busy = {fd for thread, fd in self._outputs if thread.is_alive()}
+        busy = set()
         if self._input is not None:
             self._input.join(_GRACE_S)
             if self._input.is_alive():
                 busy.add(self.stdin)
         with self._closing:
+            self._closed = True
+            busy |= {copy.fd for copy in self._outputs if not copy.is_done}
             fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep}
             self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
             self._keep = ()
@@ -143,32 +178,29 @@ class Stdio:
         if self._wake_write >= 0:
             os.write(self._wake_write, b"x")
 
-    def _copy_out(
-        self, client: AgentClient, request: agent.ReadRequest, fd: int, first: Pending | None, early: bool
-    ) -> None:
+    def _copy_out(self, copy: _Copy, first: Pending | None, early: bool) -> None:
         """Copy until the last writer in the guest has closed; with `early` our reader sees that at once."""
+        whole = False
         try:
-            reply = first.result(agent.ReadResponse) if first is not None else None
-            while data := (reply or client.call("Read", request, agent.ReadResponse)).data:
-                reply = None
-                if fd >= 0 and not write_all(fd, data):
-                    # the process gets EPIPE, as it would from the host's pipe
-                    client.call("CloseOutput", request, Empty)
-                    return
+            whole = copy.run(first)
         except BufferzoneError:
-            return  # the VM is gone; the exit carries the reason, and our reader gets a line about it
-        if early:
-            self._end_of_output(fd)
+            pass  # the VM is gone; the exit carries the reason, and our reader gets a line about it
+        with self._closing:
+            copy.is_done = True
+            if self._late >= 0:
+                os.write(self._late, b"x")
+            elif self._closed:  # `close` has left it to us
+                _close(copy.fd)
+            elif early and whole:
+                self._end_of_output(copy.fd)
+        copy.ended.set()
 
     def _end_of_output(self, fd: int) -> None:
-        """Close what a copy is done with: `close` leaves it to a copy that still runs."""
-        with self._closing:
-            if fd == self.stdout:
-                self.stdout = -1
-            elif fd == self.stderr:
-                self.stderr = -1
-        if fd >= 0:
-            os.close(fd)
+        if fd == self.stdout:
+            self.stdout = -1
+        elif fd == self.stderr:
+            self.stderr = -1
+        _close(fd)
 
     def _copy_in(self, client: AgentClient, ref: agent.ProcessRef) -> None:
         try:
@@ -196,6 +228,45 @@ class Stdio:
                     return b""
             if self._stdin_gone:
                 return b""
+
+
+class _Copy:
+    """One output of a process on its way to our reader. `ended` is set once all is delivered that the process
+    itself wrote, `is_done` once all is that anybody did.
+    """
+
+    def __init__(self, client: AgentClient, request: agent.ReadRequest, fd: int) -> None:
+        self._client, self._request, self.fd = client, request, fd
+        self.ended, self.is_done = threading.Event(), False
+
+    def run(self, first: Pending | None) -> bool:
+        """Copy until end of file; False when our reader was gone before. `first`: the answer to come."""
+        while True:
+            reply = first.result(agent.ReadResponse) if first is not None else self._read()
+            first = None
+            if reply.data and self.fd >= 0 and not write_all(self.fd, reply.data):
+                self._close_output()  # the process gets EPIPE, as it would from the host's pipe
+                return False
+            if reply.ended:
+                self.ended.set()
+            elif not reply.data:
+                return True
+
+    def break_off(self) -> None:
+        """Nobody reads it: have the guest end it."""
+        with log.passing_over("close an output", BufferzoneError):  # the VM is gone, and so is the output
+            self._close_output()
+
+    def _read(self) -> agent.ReadResponse:
+        return self._client.call("Read", self._request, agent.ReadResponse)
+
+    def _close_output(self) -> None:
+        self._client.call("CloseOutput", self._request, Empty)
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def _widen(fd: int) -> None:

@@ -323,6 +323,8 @@ class TaskService:
         self._lost(process)
         if process.ref.exec_id or task.HELD in process.wishes:  # nobody is left to delete it
             process.exited.wait()
+            if task.OUTLIVED in process.wishes:
+                process.stdio.outlive()
             with passing_over("free an exec that nobody deletes", BufferzoneError):  # it stays
                 self._free(process)
                 if not process.ref.exec_id:

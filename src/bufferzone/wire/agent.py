@@ -134,6 +134,7 @@ class ProcessRequest(Message):
     seccomp_flags: int = uint(5)
     patient: bool = boolean(6)  # where the container is paused, begin once it is resumed
     lingering: bool = boolean(7)  # its output ends with its last writer, also after its own end
+    outlived: bool = boolean(8)  # the same, and where its own ends is told by `ReadResponse.ended`
 
 
 class PidResponse(Message):
@@ -182,9 +183,12 @@ class ReadRequest(Message):
 
 
 class ReadResponse(Message):
-    """Empty `data` is end of file."""
+    """Empty `data` is end of file, unless the process has `ended`: it has written nothing after `data`, and
+    its descendants may. Told once.
+    """
 
     data: bytes = blob(1)
+    ended: bool = boolean(2)
 
 
 class WriteRequest(Message):

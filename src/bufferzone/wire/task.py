@@ -43,10 +43,11 @@ class Mount(Message):
 #: /held from the library: when it is gone the container is not only ended but deleted
 FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
 #: type of `ExecProcessRequest.spec` from our own verbs, with these words behind slashes: the container may be
-#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it; its caller
-#: does other things too, so that no process of the host stands for it
+#: paused, and the exec begins once it is resumed; all output of its descendants belongs to it; that too,
+#: and its end is told before they have written it; its caller does other things too, so that no process of
+#: the host stands for it
 OWN_PROCESS_URL, PATIENT, LINGERING = "bufferzone.shim.v1.Process", "patient", "lingering"
-HELD = "held"
+OUTLIVED, HELD = "outlived", "held"
 
 
 class CreateTaskRequest(Message):
