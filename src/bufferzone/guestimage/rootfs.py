@@ -147,7 +147,7 @@ def module_entries(kernel: Kernel) -> list[Entry]:
         if name in plain:
             entries.append(regular(f"{place}/{name}.ko", data))
         else:
-            entries.append(regular(f"{place}/{name}.ko.z", zlib.compress(data, 9)))
+            entries.append(regular(f"{place}/{name}.ko.z", zlib.compress(data, 6)))
         table += [" ".join([key, *needed]) for key in (name, *modules.aliases(data))]
     return [
         *entries,
