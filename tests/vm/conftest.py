@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bufferzone.model import ImageRef
 from vm.leftovers import Watch
 from vm.podman import ROOT, Podman, remove_tree
+from vm.warm import Warm
 
 #: what the tests need in the image besides busybox: a user with a second group, and files that cannot run
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:app:/home/app:/bin/sh\n"
@@ -53,6 +55,14 @@ def podman():
     finally:
         podman.close()
         remove_tree(directory)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Path:
+    """A store with a template of the default shape, made once; a test takes a copy of it."""
+    warm = Warm(tmp_path_factory.mktemp("template"), guest_image)
+    warm.make_template()
+    return warm.store
 
 
 class Clean:

@@ -27,12 +27,14 @@ FILL_S = 60.0
 
 
 class Pool(Warm):
-    """A runtime whose settings want a pool, with a template made."""
+    """A runtime whose settings want a pool, with a copy of the store `template`."""
 
-    def __init__(self, directory: Path, image: ImageRef, size: int = 1, **settings: object) -> None:
+    def __init__(
+        self, directory: Path, image: ImageRef, template: Path, size: int = 1, **settings: object
+    ) -> None:
         super().__init__(directory, image, **{"pool.size": size, **settings})
         self.directory = self.runtime.root / state.POOL
-        self.make_template()
+        self.take_template(template)
 
     def start(self, count: int = 1) -> None:
         """A keeper with `count` VMs that wait."""
@@ -78,8 +80,8 @@ def watch(tmp_path: Path) -> Watch:
 
 
 @pytest.fixture
-def pool(tmp_path: Path, guest_image: ImageRef, watch: Watch) -> Iterator[Pool]:
-    pool = Pool(tmp_path / "pool", guest_image)
+def pool(tmp_path: Path, guest_image: ImageRef, template: Path, watch: Watch) -> Iterator[Pool]:
+    pool = Pool(tmp_path / "pool", guest_image, template)
     yield pool
     pool.runtime.close()
     assert pool.bz("pool", "stop").status == 0
@@ -261,8 +263,10 @@ def test_podman_runs_execs_copies_and_has_volumes_and_terminals_in_vms_that_wait
         subprocess.run(["umount", "--lazy", str(late)], check=True)
 
 
-def test_without_use_the_pool_ends(tmp_path: Path, guest_image: ImageRef, watch: Watch) -> None:
-    pool = Pool(tmp_path / "pool", guest_image, **{"pool.idle_s": 3})
+def test_without_use_the_pool_ends(
+    tmp_path: Path, guest_image: ImageRef, template: Path, watch: Watch
+) -> None:
+    pool = Pool(tmp_path / "pool", guest_image, template, **{"pool.idle_s": 3})
     pool.bz("pool", "start")
     keeper = await_true(pool.keeper, "a keeper")
     await_end(keeper, 30)
@@ -270,9 +274,9 @@ def test_without_use_the_pool_ends(tmp_path: Path, guest_image: ImageRef, watch:
 
 
 def test_no_pool_is_begun_where_the_settings_want_none(
-    tmp_path: Path, guest_image: ImageRef, made: Path
+    tmp_path: Path, guest_image: ImageRef, template: Path, made: Path
 ) -> None:
-    pool = Pool(tmp_path / "pool", guest_image, size=0)
+    pool = Pool(tmp_path / "pool", guest_image, template, size=0)
     try:
         assert pool.run("one", made) == "warm"
         assert pool.bz("pool", "start").line.startswith("bz: the pool is disabled")

@@ -32,8 +32,8 @@ NAMESPACE = "bz-pool-test"
 class Pooled:
     """A containerd whose settings want a pool, and the pool of its namespace."""
 
-    def __init__(self, directory: Path, image: ImageRef) -> None:
-        self.pool = Pool(directory / "pool", image)
+    def __init__(self, directory: Path, image: ImageRef, template: Path) -> None:
+        self.pool = Pool(directory / "pool", image, template)
         self.root = Path("/run/bufferzone-containerd") / NAMESPACE
         self.pool.runtime.root, self.pool.directory = self.root, self.root / state.POOL
         self.daemon = Containerd(directory, self.pool.before)
@@ -78,8 +78,10 @@ class Pooled:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Iterator[Pooled]:
-    pooled = Pooled(tmp_path_factory.mktemp("ctrdpool"), guest_image)
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef, template: Path
+) -> Iterator[Pooled]:
+    pooled = Pooled(tmp_path_factory.mktemp("ctrdpool"), guest_image, template)
     pooled.begin()
     yield pooled
     pooled.daemon.stop()

@@ -39,8 +39,8 @@ EVENT_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Pool:
-    return Pool(tmp_path_factory.mktemp("pool") / "pool", guest_image)
+def shared(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef, template: Path) -> Pool:
+    return Pool(tmp_path_factory.mktemp("pool") / "pool", guest_image, template)
 
 
 @pytest.fixture

@@ -162,10 +162,11 @@ def end_checked(clone: Clone, seen: dict[str, str]) -> float:
 
 
 def test_vms_that_waited_in_the_pool_are_no_twins_and_know_the_time(
-    tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef, made: Path
+    tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef, made: Path, warm: Warm
 ) -> None:
+    cloned = warm.store
     warm = Warm(tmp_path_factory.mktemp("pool"), guest_image, vcpus=2, **{"pool.size": 2})
-    warm.make_template()
+    warm.take_template(cloned)
     assert warm.bz("pool", "start").status == 0
     try:
         await_true(lambda: warm.bz("pool", "ls").out.count("waiting") == 2, "two waiting VMs", BOOT_S)

@@ -131,9 +131,9 @@ def test_without_the_setting_every_start_is_cold(tmp_path: Path, guest_image: Im
 
 @pytest.mark.parametrize("how", ["truncated", "open to others", "refused by QEMU"])
 def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
-    how: str, warm: Warm, watch: Watch, made: Path
+    how: str, warm: Warm, template: Path, watch: Watch, made: Path
 ) -> None:
-    warm.make_template()
+    warm.take_template(template)
     (key,) = warm.keys()
     before = (warm.store / key).stat().st_ino
     if how == "truncated":
@@ -160,8 +160,10 @@ def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
     watch.assert_nothing_left()
 
 
-def test_memory_that_rotted_fails_one_start_and_is_removed(warm: Warm, watch: Watch, made: Path) -> None:
-    warm.make_template()
+def test_memory_that_rotted_fails_one_start_and_is_removed(
+    warm: Warm, template: Path, watch: Watch, made: Path
+) -> None:
+    warm.take_template(template)
     overwrite(warm.store / warm.keys()[0] / template_store.MEMORY)
     failed = warm.runtime.try_create("c", made)
     assert failed.status == 1

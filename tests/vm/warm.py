@@ -45,6 +45,18 @@ class Warm:
         made = self.bz("template", "make")
         assert made.status == 0, made.err
 
+    def take_template(self, made: Path) -> None:
+        """Copies of the templates in the store `made`, published as a maker does: to use, or to damage."""
+        for row in template_store.listing(str(made)):
+            with template_store.making(str(self.store), row["key"]) as directory:
+                assert directory
+                for name in (template_store.MEMORY, template_store.STATE):
+                    subprocess.run(
+                        ["cp", "--sparse=always", str(made / row["key"] / name), directory], check=True
+                    )
+                facts = {key: value for key, value in row.items() if key not in ("key", "bytes", "used_ns")}
+                template_store.publish(str(self.store), row["key"], directory, facts)
+
     def keys(self) -> list[str]:
         return [row["key"] for row in template_store.listing(str(self.store))]
 
