@@ -28,7 +28,7 @@ MARK = "bztemplate"
 
 @pytest.fixture
 def warm(tmp_path: Path, guest_image: ImageRef) -> Iterator[Warm]:
-    warm = Warm(tmp_path / "warm", guest_image, boot_timeout_s=30)
+    warm = Warm(tmp_path / "warm", guest_image)
     yield warm
     warm.runtime.close()
     for pid in makers():
@@ -165,7 +165,9 @@ def test_memory_that_rotted_fails_one_start_and_is_removed(
 ) -> None:
     warm.take_template(template)
     overwrite(warm.store / warm.keys()[0] / template_store.MEMORY)
+    warm.set(boot_timeout_s=10)  # a guest that will never answer
     failed = warm.runtime.try_create("c", made)
+    warm.set(boot_timeout_s=120)
     assert failed.status == 1
     assert "the virtual machine" in failed.line
     assert warm.keys() == []

@@ -21,11 +21,17 @@ class Warm:
     def __init__(self, directory: Path, image: ImageRef, **settings: object) -> None:
         directory.mkdir(exist_ok=True)
         self.rows_set = {"image": image.directory, "image_store": str(directory / "images"), **settings}
-        path = directory / "config.toml"
-        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.rows_set.items()))
+        self.path = directory / "config.toml"
+        self.set()
         self.store = directory / "templates"
-        self.before = words(settings=str(path))
+        self.before = words(settings=str(self.path))
         self.runtime = Runtime(directory / "root", self.before)
+
+    def set(self, **settings: object) -> None:
+        """From now on these rows too."""
+        self.rows_set |= settings
+        rows = (f"{key} = {json.dumps(value)}\n" for key, value in self.rows_set.items())
+        self.path.write_text("".join(rows))
 
     def bz(self, *arguments: str) -> Result:
         """`bz ARGUMENTS`."""
