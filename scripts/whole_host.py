@@ -8,28 +8,34 @@ functions can be tested anywhere, its times cannot (emulation inside emulation i
     disk     mke2fs -d of both: no loop device, no mount that outlives us
     machine  QEMU; commands go through virtio-serial ports, one to root, one to a user with a systemd session
 
-Whatever happens, the machine ends with this program (PR_SET_PDEATHSIG) and the work directory goes.
+Whatever happens, the machine ends with this program, and the work
+directory goes; after SIGKILL, with the next run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_machine import CHECKOUT, MEMORY_MIB, USER, USERS, Failed, Machine
+
 HERE = Path(__file__).resolve().parent
-CHECKOUT = "/srv/bufferzone"
-USER = "alice"
+#: a directory for each run, locked by it; one that is kept has another name
+WORK, PREFIX, KEPT = Path("/var/tmp"), "bufferzone-host-", "bufferzone-kept-host-"
 CACHE = Path("/var/cache/bufferzone/hosts")
 RELEASES = ("bookworm", "trixie", "sid")
 #: what makes a tree a host; what bufferzone needs on top is scripts/install's to know
@@ -45,60 +51,92 @@ PROGRAMS = {
     "setpriv": "util-linux",
     "git": "git",
 }
-MEMORY_MIB = 6144
+#: of tests/host, in turn
+STAGES = {"checks": "one after another", "before": "what a reboot finds", "after": "what is left of it"}
+#: how the reason begins why a check is skipped that is for another user or stage
+OTHERS = "for the other"
+Row = tuple[str, str, str, float]  # name, user, result, seconds
 DISK = "10G"
-#: seconds, for a machine that is four times slower than an idle one
-BOOT_S, COMMAND_S = 900.0, 7200.0
-#: what QEMU may take to end after it closed our end
-SETTLE_S = 5.0
-_PORTS = {"root": "org.bufferzone.host.root", USER: "org.bufferzone.host.user"}
-_KERNEL_WORDS = (
-    "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=0 quiet apparmor=1 security=apparmor "
-    "no_timer_check"  # on a busy machine the kernel counts too few ticks, and goes on with another timer
-)
-
-
-class Failed(Exception):
-    """The one plain reason."""
+#: what the disk, the layer and the first tree take of /var/tmp, and QEMU of memory beside its guest's
+DISK_GIB, AROUND_MIB = 12, 1024
 
 
 def main() -> int:
     options = _options()
-    work = Path(tempfile.mkdtemp(prefix="bufferzone-host-", dir="/var/tmp"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _ended)
     try:
-        _check_programs()
-        disk, kernel, initrd = _disk(options.release, work)
-        with Machine(work, disk, kernel, initrd) as machine:
-            if options.command:
-                return machine.run(options.user, options.command)
-            return _prove(machine)
+        _check()
+        with _workspace(options.keep) as work:
+            disk, kernel, initrd = _disk(options.release, work)
+            with Machine(disk, kernel, initrd, work / "console.log", _step) as machine:
+                if options.command:
+                    return machine.run(options.user, options.command)
+                return _prove(machine)
     except Failed as error:
         print(f"host: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _ended(number: int, _: object) -> None:
+    """So that what is running is left in order."""
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _workspace(keep: bool) -> Iterator[Path]:
+    """A directory that goes with the run, and with the run after it where this one was killed."""
+    for old in WORK.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), _locked(old):  # BlockingIOError: another run's
+            _step(f"removing what a run that was killed has left: {old}")
+            shutil.rmtree(old, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
+    with _locked(work):
+        try:
+            yield work
+        finally:
+            if keep:
+                kept = work.with_name(work.name.replace(PREFIX, KEPT))
+                work.rename(kept)
+                print(f"host: kept: {kept}")
+            else:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Held by this process alone; BlockingIOError where another one does."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        if options.keep:
-            print(f"host: kept: {work}")
-        else:
-            shutil.rmtree(work, ignore_errors=True)
+        os.close(fd)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/host", description=__doc__.partition("\n")[0])
     parser.add_argument("release", choices=RELEASES)
-    parser.add_argument("--user", choices=sorted(_PORTS), default="root", help="who runs COMMAND")
+    parser.add_argument("--user", choices=USERS, default="root", help="who runs COMMAND")
     parser.add_argument("--keep", action="store_true", help="keep disk and console log")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="instead of quickstart and the checks")
     return parser.parse_args()
 
 
-def _check_programs() -> None:
+def _check() -> None:
+    """What this machine has to have, before anything is made."""
     if os.geteuid() != 0:
         raise Failed("not root")
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             raise Failed(f"{program} is missing; run: apt-get install {package}")
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if (free := int(facts["MemAvailable"].split()[0]) // 1024) < (wanted := MEMORY_MIB + AROUND_MIB):
+        raise Failed(f"{free} MiB of memory are free, the host needs {wanted}")
+    if (free := shutil.disk_usage(WORK).free >> 30) < DISK_GIB:
+        raise Failed(f"{WORK} has {free} GiB left, the host needs {DISK_GIB}")
 
 
 def _step(text: str) -> None:
@@ -179,134 +217,54 @@ def _call(argv: list[str]) -> None:
         raise Failed(f"failed with status {done.returncode}: {shlex.join(argv[:6])}")
 
 
-# the machine
-
-
-class Machine:
-    """The running host. A context: on leaving, QEMU is gone."""
-
-    def __init__(self, work: Path, disk: Path, kernel: Path, initrd: Path) -> None:
-        self._console = work / "console.log"
-        self._ports: dict[str, socket.socket] = {}
-        argv = [
-            *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
-            *("-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max", "-smp", "2"),
-            *("-m", str(MEMORY_MIB), "-display", "none", "-nodefaults", "-no-reboot"),
-            *("-kernel", str(kernel), "-initrd", str(initrd), "-append", _KERNEL_WORDS),
-            *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
-            *("-serial", f"file:{self._console}", "-monitor", "none"),
-            *("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0"),
-            *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
-        ]
-        ends = []
-        for number, (user, name) in enumerate(_PORTS.items(), 1):
-            ours, theirs = socket.socketpair()
-            self._ports[user] = ours
-            ends.append(theirs)
-            argv += ["-chardev", f"socket,id=c{number},fd={theirs.fileno()}"]
-            argv += ["-device", f"virtserialport,nr={number},chardev=c{number},name={name}"]
-        _step("booting")
-        self._qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[e.fileno() for e in ends])
-        for end in ends:
-            end.close()
-        self._lines = {user: port.makefile("rb") for user, port in self._ports.items()}
-        self._ready: set[str] = set()
-
-    def __enter__(self) -> Machine:
-        self._await("root")
-        _step("the host is up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._qemu.kill()
-        self._qemu.wait()
-
-    def _await(self, user: str) -> None:
-        if user in self._ready:
-            return
-        self._ports[user].settimeout(BOOT_S)
-        answer = self._next(user, f"{user} got no answer from the host")
-        if "ready" not in answer:
-            raise Failed(f"{user}: unexpected answer: {answer}")
-        self._ready.add(user)
-
-    def _next(self, user: str, problem: str) -> dict[str, object]:
-        try:
-            line = self._lines[user].readline()
-        except OSError:  # in time, or at all
-            line = b""
-        if not line:
-            raise self._lost(problem)
-        answer: dict[str, object] = json.loads(line)
-        return answer
-
-    def _lost(self, problem: str) -> Failed:
-        """Why there is no answer: how QEMU ended, if it has, and what the host said last."""
-        try:
-            ended = f"QEMU ended with status {self._qemu.wait(SETTLE_S)}"
-        except subprocess.TimeoutExpired:
-            ended = "QEMU runs still"
-        tail = self._console.read_text(errors="replace").splitlines()[-8:]
-        return Failed("\n  ".join([f"{problem}; {ended}; its console ends with:", *tail]))
-
-    def run(self, user: str, argv: list[str], quiet: bool = False) -> int:
-        """Run a command there and show what it prints; its exit status."""
-        return self.ask(user, argv, quiet=quiet)[0]
-
-    def ask(self, user: str, argv: list[str], *, quiet: bool = True) -> tuple[int, str]:
-        """(exit status, what it printed)."""
-        self._await(user)
-        problem = f"no answer while {user} ran: {shlex.join(argv)}"
-        self._ports[user].settimeout(COMMAND_S)
-        try:
-            self._ports[user].sendall(json.dumps({"argv": argv, "directory": CHECKOUT}).encode() + b"\n")
-        except OSError as error:  # it had ended before
-            raise self._lost(problem) from error
-        printed = []
-        while True:
-            answer = self._next(user, problem)
-            if "status" in answer:
-                return int(str(answer["status"])), "".join(printed)
-            printed.append(str(answer["out"]))
-            if not quiet:
-                print(printed[-1], end="", flush=True)
-
-
 # the proof
 
 
 def _prove(machine: Machine) -> int:
-    """Quickstart, then the checks as root and as the user; a table at the end."""
-    rows = []
+    """Quickstart, then the checks as root and as the user, over a reboot too; a table at the end."""
     begin = time.monotonic()
     _step("quickstart")
     status = machine.run("root", ["./scripts/quickstart"])
-    rows.append(("quickstart", "root", "passed" if status == 0 else "FAILED", time.monotonic() - begin))
-    for user in _PORTS:
-        _step(f"checks as {user}")
-        report = f"/tmp/report-{user}.xml"
-        words = ["-p", "no:cacheprovider", "-v", "-rs", f"--junitxml={report}", "tests/host"]
-        machine.run(user, ["env", "BUFFERZONE_HOST=1", "/usr/bin/python3", "-B", "-m", "pytest", *words])
-        rows += _rows(user, machine.ask(user, ["cat", report])[1])
+    rows = [("quickstart", "root", "passed" if status == 0 else "FAILED", time.monotonic() - begin)]
+    for stage in STAGES:
+        if stage == "after":
+            machine.reboot()
+        for user in USERS:
+            rows += _checks(machine, stage, user)
     print()
     for name, user, result, seconds in rows:
         print(f"{result:8} {seconds:6.0f} s  {user:6} {name}")
-    failed = [row for row in rows if row[2] == "FAILED"]
-    print(f"\nhost: {len(failed)} failed of {sum(row[2] != 'skipped' for row in rows)}")
+    failed = sum(row[2] == "FAILED" for row in rows)
+    _step(f"{failed} failed of {sum(row[2] != 'skipped' for row in rows)}")
     return 1 if failed else 0
 
 
-def _rows(user: str, report: str) -> list[tuple[str, str, str, float]]:
+def _checks(machine: Machine, stage: str, user: str) -> list[Row]:
+    _step(f"checks as {user}, {STAGES[stage]}")
+    report = f"/tmp/report-{stage}-{user}.xml"
+    words = ["-p", "no:cacheprovider", "-vv", "-rs", f"--junitxml={report}", "tests/host"]
+    machine.run(user, ["env", f"BUFFERZONE_HOST={stage}", "/usr/bin/python3", "-B", "-m", "pytest", *words])
+    return table(user, machine.ask(user, ["cat", report])[1])
+
+
+def table(user: str, report: str) -> list[Row]:
+    """From a report in JUnit's XML: the checks that were for this user. None at all is a failure."""
     try:
-        cases = ElementTree.fromstring(report).iter("testcase")
+        cases = list(ElementTree.fromstring(report).iter("testcase"))
     except ElementTree.ParseError:
-        return [("checks", user, "FAILED", 0.0)]
+        cases = []
     found = []
     for case in cases:
-        bad = case.find("failure") is not None or case.find("error") is not None
-        result = "FAILED" if bad else "skipped" if case.find("skipped") is not None else "passed"
-        found.append((case.get("name", "?"), user, result, float(case.get("time", "0"))))
-    return [row for row in found if row[2] != "skipped"]
+        name, skipped = case.get("name", "?"), case.find("skipped")
+        result = "passed" if skipped is None else "skipped"
+        if skipped is not None:
+            if (reason := skipped.get("message", "")).startswith(OTHERS):
+                continue
+            name += f": {reason}"
+        if case.find("failure") is not None or case.find("error") is not None:
+            result = "FAILED"
+        found.append((name, user, result, float(case.get("time", "0"))))
+    return found or [("no check ran to a report", user, "FAILED", 0.0)]
 
 
 if __name__ == "__main__":

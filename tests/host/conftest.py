@@ -20,12 +20,15 @@ TIMEOUT_S = 900.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    here, stage = Path(__file__).parent, os.environ.get("BUFFERZONE_HOST")
     for item in items:
         if here not in item.path.parents:
             continue
-        if os.environ.get("BUFFERZONE_HOST") != "1":
+        marked = item.get_closest_marker("stage")
+        if stage is None:
             item.add_marker(pytest.mark.skip(reason="needs a whole host of its own: scripts/host RELEASE"))
+        elif (marked.args[0] if marked else "checks") != stage:
+            item.add_marker(pytest.mark.skip(reason="for the other stage"))
         elif (item.get_closest_marker("as_user") is None) != (os.geteuid() == 0):
             item.add_marker(pytest.mark.skip(reason="for the other user"))
 
@@ -59,9 +62,15 @@ def archive():
 
 
 @pytest.fixture(scope="session")
-def image(archive):
-    """The name of that image in Podman's store."""
+def lasting_image(archive):
+    """The name of that image in Podman's store, whose containers stay."""
     name, path = archive
     podman("load", "--quiet", "--input", path)
-    yield name
+    return name
+
+
+@pytest.fixture(scope="session")
+def image(lasting_image):
+    """The same; what ran of it is removed in the end."""
+    yield lasting_image
     podman("rm", "--all", "--force", "--time", "0")
