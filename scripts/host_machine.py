@@ -6,6 +6,7 @@ Its QEMU ends with whoever started it (PR_SET_PDEATHSIG), however that ends.
 from __future__ import annotations
 
 import json
+import re
 import select
 import shlex
 import socket
@@ -28,9 +29,11 @@ TELL_S = 60.0
 #: seconds that QEMU may take to end after it closed our end
 SETTLE_S = 5.0
 _KERNEL_WORDS = (
-    "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=0 quiet apparmor=1 security=apparmor "
+    "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=1 quiet apparmor=1 security=apparmor "
     "no_timer_check"  # on a busy machine the kernel counts too few ticks, and goes on with another timer
 )
+#: what a terminal would take for commands, ECMA-48, and what else is no text
+_ESCAPES = re.compile(r"\x1b\][0-9;]*\x07?|\x1b\[[^@-~]*[@-~]|\x1b[@-Z\\-_]|[^\x20-\x7e\n]")
 
 
 class Failed(Exception):
@@ -122,7 +125,7 @@ class Machine:
     def _said(self, count: int) -> list[str]:
         """The last lines of the console that say something."""
         text = self._console.read_text(errors="replace") if self._console.exists() else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in _ESCAPES.sub("", text).splitlines() if line.strip()]
         return lines[-count:] or ["nothing yet"]
 
     def _lost(self, problem: str) -> Failed:
