@@ -19,6 +19,24 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TIMEOUT_S = 900.0
 
 
+class _AtOnce:
+    """Shows why a check failed as soon as it has: the others go on for an hour."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+            self._terminal.write("".join(f"\n    {line}" for line in lines), flush=True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if terminal := session.config.pluginmanager.get_plugin("terminalreporter"):
+        session.config.pluginmanager.register(_AtOnce(terminal))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here, stage = Path(__file__).parent, os.environ.get("BUFFERZONE_HOST")
     for item in items:
