@@ -21,6 +21,43 @@ REPORT = """<?xml version="1.0"?><testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
+#: in QEMU's place: answers at the ports as host_runner.py does in the machine, and ends at a reboot
+QEMU = f"""#!{sys.executable}
+import json, os, sys, threading
+sys.path.insert(0, {str(SCRIPTS)!r})
+import host_runner
+
+def serve(fd):
+    host_runner._say(fd, {{"ready": os.getuid()}})
+    for line in os.fdopen(os.dup(fd), "rb"):
+        argv = json.loads(line)["argv"]
+        if argv[-1] in ("reboot", "crash"):
+            print("Rebooting." if argv[-1] == "reboot" else "Kernel panic", file=open(console, "a"))
+            os._exit(argv[-1] == "crash")
+        host_runner._say(fd, {{"status": host_runner._run(fd, argv, "/")}})
+
+console = [word for word in sys.argv if word.startswith("file:")][0].removeprefix("file:")
+open(console, "a").write("\\x1b[!p\\x1b]104\\x07\\x1b[?7h[  OK  ] Started a service.\\n")
+fds = [int(word.rpartition("fd=")[2]) for word in sys.argv if word.startswith("socket,")]
+threads = [threading.Thread(target=serve, args=(fd,)) for fd in fds]
+[thread.start() for thread in threads]
+"""
+
+
+@pytest.fixture
+def machine(host, tmp_path, monkeypatch):
+    """(the lines of progress, a running Machine)."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(QEMU)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    told: list[str] = []
+    disk, console = tmp_path / "disk", tmp_path / "console.log"
+    with host.Machine(disk, disk, disk, console, told.append) as running:
+        yield told, running
+
+
 @pytest.fixture
 def host(tmp_path):
     described = importlib.util.spec_from_file_location("whole_host", SCRIPTS / "whole_host.py")
@@ -81,3 +118,29 @@ def test_a_release_that_is_not_known_is_named_with_those_that_are(words):
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 2
     assert "bookworm" in done.stderr
+
+
+def test_a_command_runs_in_the_machine_and_its_output_and_status_come_back(machine, capfd):
+    told, running = machine
+    assert running.ask("root", ["sh", "-c", "echo one; echo two >&2; exit 7"]) == (7, "one\ntwo\n")
+    assert running.run("alice", ["echo", "shown"]) == 0
+    assert capfd.readouterr().out == "shown\n"
+    assert running.ask("root", ["/no/such/program"])[0] == 127
+    assert told == ["booting", "the host is up"]
+
+
+def test_a_machine_answers_again_after_its_reboot(machine):
+    told, running = machine
+    first = running.ask("alice", ["sh", "-c", "echo $PPID"])
+    running.reboot()
+    assert running.ask("alice", ["sh", "-c", "echo $PPID"]) != first
+    assert told == ["booting", "the host is up", "rebooting", "booting", "the host is up"]
+
+
+def test_a_machine_that_ended_is_told_with_its_status_and_its_last_words(host, machine):
+    _, running = machine
+    with pytest.raises(host.Failed) as caught:
+        running.run("root", ["crash"])
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("no answer while root ran: crash; QEMU ended with status 1; its console ends")
+    assert lines[1:] == ["  [  OK  ] Started a service.", "  Kernel panic"]
