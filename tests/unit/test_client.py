@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -192,3 +193,12 @@ def test_a_path_longer_than_a_socket_address_works(tmp_path):
     with Client.connect(directory) as client:
         assert client.call("Wait", task.WaitRequest(id="one")).exit_status == 1
     peer.thread.join(10)
+
+
+def test_a_process_of_which_no_descriptor_can_be_had_has_not_ended(monkeypatch):
+    def full(pid):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        removal._end_process(os.getpid())

@@ -1,6 +1,7 @@
 """How `start` answers each containerd, and what `-info` tells."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone import __version__
+from bufferzone.shim import address
 from bufferzone.shim.arguments import parse
 from bufferzone.shim.bootstrap import BootstrapParams, BootstrapResult, Caller
 from bufferzone.shim.info import RuntimeInfo
@@ -61,3 +63,21 @@ def test_info_tells_version_and_features_and_nothing_else():
     assert done.stderr == b""
     assert (info.name, info.version.version) == ("io.containerd.bufferzone.v2", __version__)
     assert "network" in json.loads(info.features.value)["linux"]["namespaces"]
+
+
+def test_a_socket_that_nobody_serves_is_one_that_does_not_answer(tmp_path):
+    path = tmp_path / "sock"
+    assert not address.answers(str(path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert not address.answers(str(path))
+        listener.listen(1)
+        assert address.answers(str(path))
+    assert not address.answers(str(path))
+
+
+def test_a_socket_of_which_nothing_can_be_told_is_no_free_one(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels"):
+        address.answers(str(loop))

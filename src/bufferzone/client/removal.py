@@ -181,7 +181,7 @@ def _end_process(pid: int, timeout_s: float = _END_S) -> bool:
     """Wait for a process to end, reap it if it is our child; after `timeout_s` it is killed: then False."""
     try:
         fd = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
         _reap(pid)
         return True
     try:

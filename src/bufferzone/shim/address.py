@@ -30,10 +30,10 @@ def socket_path(arguments: Arguments, bundle: str) -> str:
 
 
 def answers(path: str) -> bool:
-    """Whether somebody listens there."""
+    """Whether somebody listens there. Raises OSError where that cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
     return True

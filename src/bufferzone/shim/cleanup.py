@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from bufferzone import state
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, HostError, NotFoundError, StateError
 from bufferzone.linux import mount as mnt
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.shim import address
 from bufferzone.vm import leftovers
 from bufferzone.wire import task
@@ -84,7 +86,6 @@ def _give_up(client: Client, id: str) -> None:
 
 
 def _unmount_rootfs(bundle: str) -> None:
-    try:
+    with ignoring(errno.ENOENT, errno.EINVAL):  # not there, or nothing is mounted there
+        # our mounts live in the shim's own namespace; this is for those of an earlier containerd
         mnt.unmount(os.path.join(bundle, "rootfs"), mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
-    except OSError:
-        pass  # our mounts live in the shim's own namespace; this is for those of an earlier containerd

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 
+from bufferzone import log
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import agent, shim, task
 from bufferzone.wire.proto import Empty
@@ -43,13 +44,11 @@ class OomReporter:
 
     def watch(self, client: AgentClient) -> None:
         """Publish what the guest reports until the VM ends; runs in a thread of its own."""
-        try:
+        with log.passing_over("wait for an OOM kill", BufferzoneError):  # the sandbox has ended
             while True:
                 for container_id in set(client.call("WaitOom", Empty(), agent.OomEvents).ids):
                     self._hit(container_id)
                 time.sleep(_PAUSE_S)
-        except BufferzoneError:
-            pass  # the sandbox has ended
 
     def ended(self, process: Process) -> None:
         """The container's init ended: a kill that was not published yet is published now, before the exit."""

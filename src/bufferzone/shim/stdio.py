@@ -181,10 +181,9 @@ class Stdio:
     def _copy_out(self, copy: _Copy, first: Pending | None, early: bool) -> None:
         """Copy until the last writer in the guest has closed; with `early` our reader sees that at once."""
         whole = False
-        try:
+        # the VM is gone: the exit carries the reason, and our reader gets a line about it
+        with log.passing_over("copy an output", BufferzoneError):
             whole = copy.run(first)
-        except BufferzoneError:
-            pass  # the VM is gone; the exit carries the reason, and our reader gets a line about it
         with self._closing:
             copy.is_done = True
             if self._late >= 0:
@@ -203,12 +202,11 @@ class Stdio:
         _close(fd)
 
     def _copy_in(self, client: AgentClient, ref: agent.ProcessRef) -> None:
-        try:
+        # the process closed its stdin or is gone: what is left unread belongs to nobody
+        with log.passing_over("copy the input", BufferzoneError):
             while self.stdin >= 0 and (data := self._next_input()):
                 client.call("Write", agent.WriteRequest(id=ref.id, exec_id=ref.exec_id, data=data), Empty)
             client.call("CloseStdin", ref, Empty)
-        except BufferzoneError:
-            pass  # the process closed its stdin or is gone: what is left unread belongs to nobody
 
     def _next_input(self) -> bytes:
         """The next bytes of stdin; empty at end of file, after `close_stdin` (what waits is read first) or an

@@ -5,6 +5,7 @@ A pid is trusted only with its start time, a link or a namespace only with its i
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -146,8 +147,10 @@ def _part(network: dict[str, Any]) -> None:
     """Take taps and traffic control from a namespace, if it is still the one that had them."""
     try:
         fd = namespace.open_path(network["path"])
-    except OSError:
-        return  # it is gone, and all of it
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH):
+            return  # it is gone, and all of it
+        raise
     try:
         found = os.fstat(fd)
         if [found.st_dev, found.st_ino] == network["identity"]:
