@@ -40,6 +40,13 @@ def test_no_function_is_too_long():
     report(findings)
 
 
+def test_nine_of_ten_functions_are_seen_at_a_glance():
+    trees = [source.tree for source in package()]
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, _FUNCTION)]
+    lines = sorted((node.end_lineno or node.lineno) - node.lineno + 1 for node in functions)
+    assert lines[len(lines) * 9 // 10] < 25
+
+
 def test_no_module_has_an_empty_name():
     findings = []
     for source in everything():
