@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -61,6 +63,36 @@ def write(place: Path, layers: list[bytes], config: dict, *, tag: str = "latest"
     (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [found]}))
     return f"oci:{place}:{tag}"
+
+
+def of_packages(place: Path, names: list[str], **config) -> str:
+    """An image of what these Debian packages have installed on this host, and what they depend on."""
+    out, seen = io.BytesIO(), set()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for path in _files(names):
+            real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            if real not in seen and not (os.path.isdir(real) and not os.path.islink(real)):
+                seen.add(real)
+                archive.add(real, recursive=False)
+        for path in ("bin", "sbin", "lib", "lib64"):
+            if os.path.islink(f"/{path}"):
+                archive.add(f"/{path}", recursive=False)
+    return write(place, [out.getvalue()], config)
+
+
+def _files(names: list[str]) -> list[str]:
+    wanted, found = list(names), []
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.append(name)
+            words = ["dpkg-query", "-W", "-f", "${Depends}", name]
+            text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+            wanted += [
+                part.split("|")[0].split("(")[0].split(":")[0].strip() for part in text.split(",") if part
+            ]
+    listed = subprocess.run(["dpkg", "-L", *found], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.startswith("/") and line != "/."]
 
 
 def usual(place: Path, **config) -> str:

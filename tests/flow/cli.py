@@ -149,13 +149,13 @@ class Cli:
     def __call__(
         self, *words: str, check: int | None = 0, program: str = PROGRAM, **more
     ) -> subprocess.CompletedProcess[str]:
-        """Run a verb with an empty environment; its exit status must be `check` unless that is None."""
+        """Run a verb in an empty environment, or `env`; its exit status is `check` unless that is None."""
         more.setdefault("stdin", subprocess.DEVNULL if "input" not in more else None)
         if more["stdin"] is None:
             del more["stdin"]
         done = subprocess.run(
             self.command(*words, program=program),
-            env={},
+            env=more.pop("env", {}),
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,

@@ -130,9 +130,9 @@ def test_a_layer_that_is_not_what_its_digest_says_is_refused(bz, tmp_path):
 def test_a_detached_container_is_asked_joined_and_stopped(bz, image):
     script = "trap 'echo usr1; exit 3' USR1; echo up; echo err >&2; while :; do sleep 0.05; done"
     id = run(bz, "-d", image, "sh", "-c", script).stdout.strip()
-    assert bz.bz("exec", "-u", "app", "-e", "X=1", id[:6], "sh", "-c", "echo $X $A $(id -u)").stdout == (
-        "1 image 1000\n"
-    )
+    assert bz.bz(
+        "exec", "-u", "app", "-e", "X=1", id[:6], "sh", "-c", "echo $X $A $(id -u) $HOME"
+    ).stdout == ("1 image 1000 /srv\n")
     assert bz.bz("exec", "-i", id, "cat", input="text").stdout == "text"
     bz.bz("exec", id, "no-such-program", check=127)
     (found,) = json.loads(bz.bz("inspect", id).stdout)

@@ -136,7 +136,7 @@ def run_held(order: Order, stdio: Sequence[int]) -> Client:
         order.note("start the shim")
         start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
         order.note("make the container")
-        client = waiter.hold(job.of_container(directory, order.spec), stdio)
+        client = waiter.hold(job.of_container(directory, order.spec, rootfs=order.rootfs), stdio)
         try:
             order.note("start its process")
             container.start_through(client, order.id)

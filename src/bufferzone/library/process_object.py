@@ -5,12 +5,13 @@ from __future__ import annotations
 from bufferzone.errors import UsageError
 from bufferzone.oci.rules import check_process
 from bufferzone.wire.process_keys import MEASURED
-from bufferzone.workload import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
+
+    from bufferzone.workload import users
 
 _MIB = 1 << 20
 
@@ -35,8 +36,10 @@ class Wanted:
         self.memory_mib, self.terminal = memory_mib, terminal
 
 
-def process_object(base: dict[str, Any], rootfs: str, wanted: Wanted) -> dict[str, Any]:
-    """The OCI process object of `wanted` in a container whose own is `base`.
+def process_object(
+    base: dict[str, Any], wanted: Wanted, find_user: Callable[[str], users.User]
+) -> dict[str, Any]:
+    """The OCI process object of `wanted` in a container whose own is `base`; `find_user` looks up one there.
 
     Raises `UsageError`, `SpecError`.
 
@@ -47,7 +50,7 @@ def process_object(base: dict[str, Any], rootfs: str, wanted: Wanted) -> dict[st
     process = {**base, "args": list(wanted.args), "terminal": wanted.terminal is not None}
     env = dict(entry.partition("=")[::2] for entry in base.get("env", []))
     if wanted.user:
-        user = users.find(rootfs, wanted.user)
+        user = find_user(wanted.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
         env["HOME"] = user.home
         if user.uid:

@@ -18,7 +18,7 @@ from bufferzone.library.process_object import Wanted, process_object
 from bufferzone.library.run import Limits, run
 from bufferzone.library.values import Info, Port, Result, Stats
 from bufferzone.wire import agent, shim, task
-from bufferzone.workload import launch, place, snapshots
+from bufferzone.workload import launch, place, snapshots, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,16 +41,19 @@ class Sandbox:
 
     Its methods block, and may be called from many threads at once. To start one:
 
-    `image`: None for the programs of this host's /usr and none of its data; a directory, of which nothing is
-    changed; or the reference of an image. `command`: what runs in it from the start; without one it waits for
-    `run`. `name`: else it gets one. `memory_mib`, `cpus`, `pids`: limits, 0: none. `network`: none, or
-    passt, behind this host's addresses. `ports`, with passt: {host: guest}, or as `bz run -p` has them.
-    `volumes`: {directory or file of the host: place inside, with :ro for read-only}. `egress`: rules, see
-    docs/egress.md. `env`, `user`, `cwd`: of every program that says nothing else. `timeout_s`: it is ended
-    then. `labels`: annotations. `kvm`: require, warn or allow. `progress` is told the steps where the guest
-    image is built first. `root`: another state root.
+    `image`: None for the programs of this host's /usr and none of its data; a directory (a path object, or
+    text with / or ./ in front), of which nothing is changed; or an image as `bz run` takes it, pulled as
+    `pull` says: missing, always or never. `command`: what runs in it from the start, given to the image's
+    entry point if it has one; without a command it waits for `run`. `name`: else it gets one. `memory_mib`,
+    `cpus`, `pids`: limits, 0: none. `network`: none, or passt, behind this host's addresses. `ports`, with
+    passt: {host: guest}, or as `bz run -p` has them. `volumes`: {directory or file of the host: place inside,
+    with :ro for read-only}. `egress`: rules, see docs/egress.md. `env`, `user`, `cwd`: of every program that
+    says nothing else. `timeout_s`: it is ended then. `labels`: annotations. `kvm`: require, warn or allow.
+    `progress` is told the steps of pulling, and where the guest image is built first. `root`: another state
+    root.
 
-    Raises `UsageError`, `ExistsError` for a name that is taken, `HostError`, `VmmError`, `GuestError`.
+    Raises `UsageError`, `CallerError` for an image that cannot be had, `ExistsError` for a name that is
+    taken, `HostError`, `VmmError`, `GuestError`.
     """
 
     _timer: threading.Timer | None = None
@@ -78,6 +81,7 @@ class Sandbox:
         detached: bool = False,
         labels: Mapping[str, str] | None = None,
         kvm: str = "",
+        pull: str = "missing",
         progress: Callable[[str], None] = lambda line: None,
         root: str = "",
     ) -> None:
@@ -87,7 +91,7 @@ class Sandbox:
         wish = wishes.wish_of(
             image, command, memory_mib=memory_mib, cpus=cpus, pids=pids, network=network, ports=ports,
             volumes=volumes, egress=egress, env=env, user=user, cwd=cwd, read_only=read_only, labels=labels,
-            kvm=kvm,
+            kvm=kvm, pull=pull, progress=progress,
         )  # fmt: skip
         begun = launch.Launch(wish, state.runtime_root(root), name or launch.new_id(), transient=not detached)
         client = _begin(begun, progress, detached=detached)
@@ -199,7 +203,10 @@ class Sandbox:
             except NotFoundError as error:
                 raise self._connections.explained(error) from error
             self._rootfs, self._base = spec.rootfs, spec.process
-        return process_object(self._base, self._rootfs, wanted)
+        return process_object(self._base, wanted, self._find_user)
+
+    def _find_user(self, text: str) -> users.User:
+        return users.find_in_container(self._directory, self._rootfs, text)
 
     # ---- the whole
 

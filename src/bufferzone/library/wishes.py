@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 from bufferzone import state
 from bufferzone.errors import CallerError, HostError, UsageError
-from bufferzone.workload import place
+from bufferzone.images import fetch
+from bufferzone.workload import from_image, place
 from bufferzone.workload.wish import NETWORKS, Wish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import IO, Any
 
     Stdin = str | bytes | IO[Any] | None
@@ -39,8 +40,12 @@ def wish_of(
     read_only: bool,
     labels: Mapping[str, str] | None,
     kvm: str,
+    pull: str,
+    progress: Callable[[str], None],
 ) -> Wish:
-    """The wish for a sandbox; raises `UsageError`, or `CallerError` for what is not there."""
+    """The wish for a sandbox, its image pulled; raises `UsageError`, `CallerError` for what is not there, and
+    as `images.fetch.get`.
+    """
     if network not in NETWORKS:
         raise UsageError(f"network: {network!a:.60} is none of {', '.join(NETWORKS)}")
     if not 0 <= memory_mib <= _MOST_MIB or not 0 <= cpus <= 1024 or pids < 0:
@@ -49,7 +54,7 @@ def wish_of(
         raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
     if any(name.startswith("bufferzone.") for name in labels or {}):
         raise UsageError("labels: names that begin with bufferzone. are ours")
-    return Wish(
+    found = Wish(
         command or (),
         idle=not command,
         rootfs=_directory(image),
@@ -66,17 +71,22 @@ def wish_of(
         read_only=read_only,
         annotations={**(labels or {}), **({"bufferzone.kvm": kvm} if kvm else {})},
     )
+    if image is not None and not found.rootfs:
+        found.image = fetch.get(os.fspath(image), pull=pull, report=fetch.Report(progress))
+        from_image.fill(found)
+    return found
 
 
 def _directory(image: Path | None) -> str:
-    """The directory of a root file system, empty for the host's programs."""
-    if image is None:
+    """The directory of a root file system; empty for the host's programs, and for a name of an image, which
+    means the same wherever one is.
+    """
+    if image is None or (isinstance(image, str) and not image.startswith(("/", "./", "../"))):
         return ""
-    path = os.fspath(image)
-    if os.path.isdir(path):
-        return state.absolute(path)
-    hint = "None for the programs of this host, or the directory of a root file system"
-    raise CallerError(f"no such image: {path!a:.80}", hint=hint, code="no-image")
+    path = state.absolute(os.fspath(image))
+    if not os.path.isdir(path):
+        raise CallerError(f"no such directory: {path!a:.80}", code="image-unknown")
+    return path
 
 
 def _publish(ports: Mapping[int, int] | Sequence[str]) -> list[str]:

@@ -16,11 +16,13 @@ NAME = "org.opencontainers.image.ref.name"
 
 
 def fill(wish: Wish, *, own_entrypoint: bool = False) -> None:
-    """Change `wish`, whose `image` is set. `own_entrypoint`: its args begin with the person's own."""
+    """Change `wish`, whose `image` is set. `own_entrypoint`: its args begin with the person's own.
+    One that is idle has no args.
+    """
     image = wish.image
     assert image is not None
     asked = image.config
-    if not own_entrypoint:
+    if not own_entrypoint and not wish.idle:
         wish.args = [*asked.entrypoint, *(wish.args or asked.cmd)]
     own = {word.partition("=")[0] for word in wish.env}
     wish.env = [*(word for word in asked.env if word.partition("=")[0] not in own), *wish.env]

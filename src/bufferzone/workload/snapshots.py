@@ -75,8 +75,8 @@ def unnamed(directory: str, where: str) -> Iterator[str]:
     """The same without a name, below the directory `where`: removed at the end of the context."""
     found = state.read_state(directory)
     if found["annotations"].get("bufferzone.rootfs") != "block":
-        text = "a sandbox without an image of its own cannot be saved: its files are this host's"
-        raise StateError(text, hint="start it with an image", code="not-saveable")
+        text = "a sandbox whose root file system is shared with this host cannot be saved"
+        raise StateError(text, hint="start it with the directory of a root file system", code="not-saveable")
     spec = oci.load(str(found["bundle"]))
     with scratch.scratch(where) as above:
         made = os.path.join(above, "snapshot")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.errors import UsageError
+from bufferzone import state
+from bufferzone.errors import HostError, UsageError
 from bufferzone.images import layered
 from bufferzone.linux import paths
 
@@ -39,6 +40,17 @@ def find(rootfs: str, text: str) -> User:
         return _look_up(lambda path: _content(root, path), text)
     finally:
         os.close(root)
+
+
+def find_in_container(directory: str, rootfs: str, text: str) -> User:
+    """The same in the root file system of a running container whose state is in `directory`: as its shim,
+    which may have mounted it, sees it.
+    """
+    owner = state.owner_pid(directory)
+    try:
+        return find(f"/proc/{owner}/root{rootfs}" if owner else rootfs, text)
+    except OSError as error:
+        raise HostError(f"cannot look up a user in {rootfs}: {error.strerror}", code="no-root") from error
 
 
 def find_in_layers(layers: Sequence[str], text: str) -> User:

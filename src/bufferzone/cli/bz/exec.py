@@ -56,6 +56,9 @@ def _process(options: Options, command: list[str], directory: str) -> dict[str, 
     """The container's own process with the flags over it."""
     process = execution.own_process(directory)
     process["args"], process["terminal"] = command, options.tty
+    if options.user:
+        rootfs = str(state.read_state(directory)["rootfs"])
+        _become(process, users.find_in_container(directory, rootfs, options.user))
     added = wish_flags.environment(options.env_file, options.env)
     if options.tty and not any(word.startswith("TERM=") for word in process.get("env", [])):
         added.insert(0, "TERM=xterm")
@@ -64,14 +67,17 @@ def _process(options: Options, command: list[str], directory: str) -> dict[str, 
     process["env"] = [*before, *added]
     if options.workdir:
         process["cwd"] = options.workdir
-    if options.user:
-        found = users.find(_root(directory), options.user)
-        process["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": found.groups}
     check_process(process)
     return process
 
 
-def _root(directory: str) -> str:
-    """Its root file system as its shim, which may have mounted it, sees it."""
-    rootfs = str(state.read_state(directory)["rootfs"])
-    return f"/proc/{state.owner_pid(directory)}/root{rootfs}"
+def _become(process: dict[str, Any], user: users.User) -> None:
+    """That user runs it, and anybody but root without capabilities, as with docker."""
+    process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
+    process["env"] = [
+        *(word for word in process.get("env", []) if not word.startswith("HOME=")),
+        f"HOME={user.home}",
+    ]
+    if user.uid:
+        sets = process.get("capabilities") or {}
+        process["capabilities"] = {"bounding": sets.get("bounding", [])}
