@@ -46,10 +46,12 @@ def test_every_module_and_test_that_a_page_names_is_there():
     report(findings)
 
 
-def test_the_map_names_every_room():
+def test_the_map_names_every_room_and_every_module_beside_them():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert {room for room in rooms if f"`{room}/`" not in text} == set()
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert {module for module in modules if f"`{module}`" not in text} == set()
 
 
 def test_the_eight_files_to_read_first_are_short_and_hold_the_climax():

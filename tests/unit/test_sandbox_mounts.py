@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from itertools import permutations
 from typing import Any
 
 import pytest
 
 from bufferzone.errors import SpecError
+from bufferzone.linux import mount as lm
+from bufferzone.linux import mountoptions
 from bufferzone.model import Bind
 from bufferzone.sandbox import mounts, sources
 
+READ_ONLY = ("ro", "rw", "rro", "rrw")
 SHARED = "/run/bufferzone/shared/c.0"
 
 
@@ -83,6 +87,18 @@ def test_rro_is_for_all_and_a_plain_bind_has_nothing_below() -> None:
     )
     for options in (["rbind", "rro"], ["bind", "ro"], ["rbind"]):
         assert "below" not in decide("/data", *options)[0]
+
+
+@pytest.mark.parametrize(
+    "options", [row for n in range(4) for row in permutations(READ_ONLY, n)], ids="-".join
+)
+def test_the_host_holds_what_the_kernel_makes_of_the_options(options: tuple[str, ...]) -> None:
+    parsed = mountoptions.parse(list(options))
+    top, (tree, cleared) = parsed.set & lm.MS_RDONLY, parsed.tree_attributes()  # the tree's come after
+    wanted = bool(tree or (top and not cleared))
+    bind = decide("/data", "rbind", *options)[1]
+    assert bind
+    assert (bind.read_only, bind.read_only_below) == (wanted, bool(tree))
 
 
 @pytest.mark.parametrize("kind", ["overlay", "ext4", "nfs", "fuse.sshfs", "nosuchfs"])

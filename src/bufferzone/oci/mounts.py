@@ -31,12 +31,18 @@ def is_recursive(entry: Mapping[str, Any]) -> bool:
 
 
 def is_read_only(entry: Mapping[str, Any]) -> bool:
-    """Whether nothing may be written through the mount."""
-    options = options_of(entry)
-    if "rro" in options:
-        return True
-    last = [option for option in options if option in ("ro", "rw", "rrw")][-1:]
-    return last == ["ro"]
+    """Whether nothing may be written through the mount. What is said of the whole tree is applied last."""
+    return (_last(entry, "rro", "rrw") or _last(entry, "ro", "rw")) in ("rro", "ro")
+
+
+def is_read_only_below(entry: Mapping[str, Any]) -> bool:
+    """Whether that holds for whatever is mounted below it, too."""
+    return _last(entry, "rro", "rrw") == "rro"
+
+
+def _last(entry: Mapping[str, Any], *contradicting: str) -> str:
+    """The last of these options, which wins; empty without any."""
+    return next((option for option in reversed(options_of(entry)) if option in contradicting), "")
 
 
 def options_of(entry: Mapping[str, Any]) -> Sequence[str]:

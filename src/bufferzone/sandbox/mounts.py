@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import SpecError
-from bufferzone.linux import mount as lm
 from bufferzone.linux import mountoptions
 from bufferzone.model import Bind
-from bufferzone.oci.mounts import is_bind
+from bufferzone.oci.mounts import is_bind, is_read_only, is_read_only_below, is_recursive
 from bufferzone.wire import agent
 
 TYPE_CHECKING = False
@@ -79,19 +78,17 @@ def decide(
 
 def _shared(entry: dict[str, Any], source: str, name: str, host: Host) -> tuple[dict[str, Any], Bind]:
     given = list(entry.get("options") or [])
-    options = mountoptions.parse(given)
-    read_only, all_read_only = bool(options.set & lm.MS_RDONLY), bool(options.tree_set & lm.MS_RDONLY)
     bind = Bind(
         source=source,
         name=name,
-        read_only=read_only or all_read_only,
-        read_only_below=all_read_only,
-        recursive="rbind" in given or "bind" not in given,
+        read_only=is_read_only(entry),
+        read_only_below=is_read_only_below(entry),
+        recursive=is_recursive(entry),
     )
     place = f"{agent.SHARE_PATH}/{name}"
     made = {**entry, "type": "bind", "source": place, "options": given or ["rbind"]}
     # the guest mounts what is below when it gets there, and then as read-only as what it came from
-    if read_only and not all_read_only and bind.recursive and (below := host.below(source)):
+    if bind.read_only and not bind.read_only_below and bind.recursive and (below := host.below(source)):
         made["below"] = below
     return made, bind
 
@@ -105,7 +102,7 @@ def _made_on_the_host(entry: dict[str, Any], source: str, name: str) -> tuple[di
         or option in mountoptions.RECURSIVE
         or option in mountoptions.PROPAGATION
     ]
-    read_only = bool(mountoptions.parse(given).set & lm.MS_RDONLY)
+    read_only = is_read_only(entry)
     bind = Bind(source=source, name=name, read_only=read_only, type=str(entry["type"]), options=tuple(given))
     place = f"{agent.SHARE_PATH}/{name}"
     return {**entry, "type": "bind", "source": place, "options": ["rbind", *kept]}, bind
