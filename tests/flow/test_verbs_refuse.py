@@ -192,7 +192,7 @@ def test_podman_does_not_take_us_for_a_runtime_that_restores_pods(bz):
 
 
 def test_an_unknown_verb_and_an_unknown_log_format_are_refused(bz):
-    assert "no such command: fly" in bz("fly", check=1).stderr
+    assert "no such command: fly" in bz("fly", check=3).stderr
     command = bz.command("--log-format", "xml", "list")
     done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.stderr == "bufferzone: unknown log-format: xml (hint: text or json)\n"

@@ -1,6 +1,6 @@
 """`bufferzone`: the OCI runtime command line. Finds the verb, imports that one, tells failures in one place.
 
-The exit status of a failure is runc's: 1, and 255 for exec.
+The exit status of a failure is runc's: 1, 255 for exec, and 3 where there is no such command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GLOBAL = (
 SUMMARY = "an OCI runtime that runs each container in a virtual machine"
 USAGE = "[global options] COMMAND [options] [arguments]"
 
-_FAILED, _EXEC_FAILED = 1, 255  # runc's
+_FAILED, _NO_COMMAND, _EXEC_FAILED = 1, 3, 255  # runc's
 
 
 def command() -> int:
@@ -96,7 +96,8 @@ def _note(options: Options, level: str = "debug") -> Callable[[str], None]:
 
 def _run(verb: str, words: list[str], options: Options) -> int:
     if verb not in VERBS:
-        raise UsageError(f"no such command: {shown(verb)}", hint="bufferzone --help lists them")
+        text = f"no such command: {shown(verb)}"
+        raise UsageError(text, hint="bufferzone --help lists them", code="no-such-command")
     name, summary = VERBS[verb]
     module: Any = __import__(f"bufferzone.cli.oci.{name}", fromlist=["run"])
     own, rest = parse(module.FLAGS, words, interspersed=module.INTERSPERSED)
@@ -124,6 +125,8 @@ def _status(verb: str, error: BufferzoneError) -> int:
     """runc's exit statuses, but 126 and 127 where a shell would say them: docker and CRI-O show them."""
     if isinstance(error, ExecError) and verb in ("run", "exec"):
         return 126 if error.code == "exec-not-executable" else 127
+    if error.code == "no-such-command":
+        return _NO_COMMAND
     return _EXEC_FAILED if verb == "exec" else error.exit_status
 
 

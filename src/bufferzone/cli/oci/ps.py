@@ -55,8 +55,8 @@ def run(options: Options, words: list[str]) -> int:
     directory = container.find(options.root, words[0])
     stopped = state.status(directory) == state.STOPPED
     if options.format == "json":
-        pids = [] if stopped else _pids(directory)
-        os.write(1, f"[{','.join(map(str, pids))}]\n".encode())
+        text = "null" if stopped else f"[{','.join(map(str, _pids(directory)))}]"  # null: runc's, a nil slice
+        os.write(1, f"{text}\n".encode())
         return 0
     rows = [_HEADER]
     if not stopped:
