@@ -209,6 +209,26 @@ def test_a_reader_of_the_foreground_sees_the_end_when_the_last_writer_has_closed
         ours.wait(DEADLINE_S)
 
 
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_readers_of_a_detached_process_see_the_end_when_the_last_writer_has_closed(bz, verb):
+    """One pipe for both outputs, as of a shell's `2>&1 |`."""
+    script = "echo out; exec >/dev/null 2>&1; exec sleep 1000"
+    if verb == "run":
+        words = ("run", "--detach", "--bundle", str(bz.bundle("sh", "-c", script)), "one")
+    else:
+        bz.create("one", bz.bundle("pause"))
+        bz("start", "one")
+        words = ("exec", "--detach", "one", "sh", "-c", script)
+    reader, writer = os.pipe()
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": writer, "stderr": writer}
+    subprocess.run(bz.command(*words), env={}, check=True, timeout=DEADLINE_S, **quiet)
+    os.close(writer)
+    assert read(reader) == b"out\n"
+    assert read(reader) == b""
+    os.close(reader)
+    assert bz.state("one")["status"] == "running"
+
+
 def test_exec_delivers_what_descendants_write_after_its_end_and_a_detached_one_does_not_wait(bz, tmp_path):
     bz.create("one", bz.bundle("pause"))
     bz("start", "one")

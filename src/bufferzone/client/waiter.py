@@ -2,7 +2,8 @@
 
 conmon and containerd reap it as their orphan; how it comes to be is in `client.detach`. While its connection
 to the shim lives, so does the process it stands for. Of whoever started it, it keeps nothing but the stderr
-that its process was given, to say there that the VM was lost; with a terminal not even that.
+that its process was given, to say there that the VM was lost, until nobody in the VM has that open any more;
+with a terminal not even that.
 """
 
 from __future__ import annotations
@@ -62,16 +63,17 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
             _Signals(caught=True) as incoming,
         ):
             terminal = _terminal(job)
-            fds, uris = ([terminal], _TERMINAL) if job.terminal else (stdio, _STDIO)
+            heard, notice = (-1, -1) if job.terminal else os.pipe()
+            fds, uris = ([terminal], _TERMINAL) if job.terminal else ((*stdio, notice), _STDIO)
             _begin(job, client, uris, fds)
             table = _show_face(job)
             complaints = terminal if job.terminal else stdio[2]
-            kept = {tell, complaints, client.fileno(), control.fileno(), *incoming.fds}
+            kept = {tell, complaints, heard, client.fileno(), control.fileno(), *incoming.fds}
             _close_all_but(kept | (table.descriptors if table is not None else set()))
             os.write(tell, b"ok\n")
             os.close(tell)
             told = True
-            return _await_end(job, client, control, incoming, terminal, complaints, table)
+            return _await_end(job, client, control, incoming, terminal, complaints, table, heard)
     except BufferzoneError as error:
         failure = error
     except Exception as error:  # the boundary of this process
@@ -312,11 +314,13 @@ def _await_end(
     terminal: int,
     complaints: int,
     table: ProcessTable | None = None,
+    heard: int = -1,
 ) -> int:
     """Wait for the end of the process and pass on signals and sizes until then; returns its exit status.
 
-    `control` is a second connection, since `client` is waiting. No path is opened from here on: ours lead
-    into the container.
+    `control` is a second connection, since `client` is waiting. A byte from `heard` says that `complaints`,
+    then ours to close, has no writer in the VM any more. No path is opened from here on: ours lead into the
+    container.
     """
     try:
         stream = client.send("Wait", task.WaitRequest(id=job.id, exec_id=job.exec_id))
@@ -327,8 +331,15 @@ def _await_end(
         poll.register(incoming.fileno(), select.POLLIN)
         if table is not None:
             poll.register(table.fd, select.POLLIN)
+        if heard >= 0:
+            poll.register(heard, select.POLLIN)
         while True:
             ready = dict(poll.poll())
+            if heard in ready:
+                poll.unregister(heard)
+                if os.read(heard, 1):  # else the shim is gone, which is told below
+                    os.close(complaints)
+                    complaints = -1
             if table is not None and table.fd in ready:
                 table.show_to_readers(job.id, control)
             if incoming.fileno() in ready:
@@ -374,7 +385,7 @@ def _ask(control: Client, method: str, request: task.KillRequest | task.ResizePt
 def _complain(fd: int, text: str) -> None:
     """Write one line where the caller looks, if it takes it at once: nobody may be reading any more."""
     try:
-        if select.select([], [fd], [], 0)[1]:
+        if fd >= 0 and select.select([], [fd], [], 0)[1]:
             os.write(fd, text.encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # closed

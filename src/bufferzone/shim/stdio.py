@@ -15,6 +15,7 @@ import threading
 
 from bufferzone import log
 from bufferzone.errors import BufferzoneError, CallerError, HostError
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.shim import loggers
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
@@ -44,10 +45,12 @@ class Stdio:
         *,
         keep: tuple[int, ...] = (),
         logger: Logger | None = None,
+        notice: int = -1,
     ) -> None:
         self._logger = logger
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._keep = keep
+        self._notice = notice  # a byte there: stderr has ended
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
         self._outputs: list[_Copy] = []
         self._closing = threading.Lock()  # of descriptors: by the copy that ends, or all together
@@ -163,8 +166,9 @@ class Stdio:
         with self._closing:
             self._closed = True
             busy |= {copy.fd for copy in self._outputs if not copy.is_done}
-            fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, *self._keep}
-            self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = -1
+            fds = {self.stdin, self.stdout, self.stderr, self._wake_read, self._wake_write, self._notice}
+            fds.update(self._keep)
+            self.stdin = self.stdout = self.stderr = self._wake_read = self._wake_write = self._notice = -1
             self._keep = ()
         fds -= busy
         for fd in fds:
@@ -199,6 +203,9 @@ class Stdio:
             self.stdout = -1
         elif fd == self.stderr:
             self.stderr = -1
+            if self._notice >= 0:
+                with ignoring(errno.EPIPE):  # nobody is there to hear it
+                    os.write(self._notice, b"x")
         _close(fd)
 
     def _copy_in(self, client: AgentClient, ref: agent.ProcessRef) -> None:
@@ -315,6 +322,7 @@ def open_stdio(
 ) -> Stdio:
     """Open the three URIs; `fds` are the request's descriptors, all owned from now on, used or not.
 
+    One after the third of them gets a byte when stderr has ended: our waiter has that open, too.
     `logged`: the id of the process and containerd's namespace, for a log program, which takes both outputs.
     Raises `CallerError` for a URI we do not know and `HostError` when opening fails.
     """
@@ -329,6 +337,7 @@ def open_stdio(
         else:
             uris = (stdin, stdout, stderr)
             ends = [_open_end(uri, name, fds, opened, keep) for uri, name in zip(uris, _NAMES, strict=True)]
+        notice = os.dup(fds[3]) if len(fds) > 3 else -1
     except BaseException:
         for fd in (*opened, *keep):
             os.close(fd)
@@ -336,7 +345,7 @@ def open_stdio(
     finally:
         for fd in fds:
             os.close(fd)
-    return Stdio(*ends, keep=tuple(keep), logger=logger)
+    return Stdio(*ends, keep=tuple(keep), logger=logger, notice=notice)
 
 
 _NAMES = ("stdin", "stdout", "stderr")
