@@ -6,11 +6,14 @@ Every wait has a deadline.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from vm import cri_messages as m
 from vm.cri_stream import Stream
 from vm.podman import ROOT
 from vm.test_containerd import RUNTIME, Containerd
+from vm.verbs import await_true
 
 TIMEOUT_S = 240
 HANDLER = "bufferzone"
@@ -62,6 +66,7 @@ class CriContainerd(Containerd):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, (sys.executable, "-c", _ENTER.format(source=str(ROOT / "src"))))
+        self._spaces: dict[str, int] = {}  # of one that was killed
         busybox = _busybox()
         layer = busybox.layer()
         self.image, self._archive = busybox.archive(layer)
@@ -81,6 +86,24 @@ class CriContainerd(Containerd):
     def import_images(self) -> None:
         for data in (self._archive, self._pause_archive):
             self.ctr("images", "import", "-", stdin=data, namespace=NAMESPACE)
+
+    def kill(self) -> None:
+        """SIGKILL; what it started lives on, in the namespaces that the next one begins in."""
+        for name in self._spaces:
+            os.close(self._spaces[name])
+        pid = self.process.pid
+        self._spaces = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in ("net", "mnt")}
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+        flags = {"net": "--net", "mnt": "--mount"}
+        words = (f"{flags[name]}=/proc/{os.getpid()}/fd/{fd}" for name, fd in self._spaces.items())
+        self._before = ("nsenter", *words, "--")
+
+    def stop(self) -> None:
+        super().stop()
+        for fd in self._spaces.values():
+            os.close(fd)
+        self._spaces.clear()
 
     def in_its_network(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the host in the network namespace that is the node's."""
@@ -112,7 +135,7 @@ class Cri:
             request_serializer=lambda message: message.encode(),
             response_deserializer=answer.decode,
         )
-        return ask(request, timeout=timeout_s)
+        return ask(request, timeout=timeout_s, wait_for_ready=True)
 
     def pod(self, **options: Any) -> PodSandbox:
         """A pod that runs; `options` are fields of PodSandboxConfig and PodLinux."""
@@ -186,13 +209,24 @@ class PodSandbox:
         for parent in (CGROUPS, *CGROUPS.iterdir()):
             group = parent / "bz-cri" / self.uid
             if group.is_dir():
-                group.rmdir()  # the kubelet's to remove, and empty by now
+                # the kubelet tries again: who was killed leaves it once its memory is freed
+                await_true(partial(_removed, group), f"{group} to be empty")
 
     def __enter__(self) -> PodSandbox:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.remove()
+
+
+def _removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 class PodContainer:

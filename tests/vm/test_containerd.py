@@ -65,12 +65,13 @@ class Containerd:
         import socket
 
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        (self.directory / "notify").unlink(missing_ok=True)
         notify.bind(str(self.directory / "notify"))
         environment = {
             "PATH": f"{self._programs()}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "NOTIFY_SOCKET": notify.getsockname(),
         }
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*self._before, "/usr/bin/containerd", "-c", str(config)],
                 stdout=log,
@@ -85,7 +86,7 @@ class Containerd:
     def _programs(self):
         """A directory with this checkout's shim."""
         program = self.directory / "bin" / "containerd-shim-bufferzone-v2"
-        program.parent.mkdir()
+        program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/usr/bin/python3 -IS\nimport os, sys\nwords = {WORDS!r}\n")
         with program.open("a") as file:
             file.write("os.execv(words[0], [*words, *sys.argv[1:]])\n")

@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 
-from bufferzone import oci
+from bufferzone import oci, state
 from bufferzone.oci import cri
 
 TYPE_CHECKING = False
@@ -27,6 +27,16 @@ def socket_path(arguments: Arguments, bundle: str) -> str:
     group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
     text = os.path.join(arguments.address, arguments.namespace, group)
     return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
+
+
+def record(bundle: str, path: str) -> None:
+    """Note in the bundle where its shim listens. Raises `HostError`.
+
+    A containerd that begins anew, up to 1.7, reads it there; without it every container counts as dead, and
+    is ended. Later ones keep a file of their own beside it.
+    Source: containerd runtime/v2/shim.go, loadAddress.
+    """
+    state.replace_file(os.path.join(bundle, "address"), f"unix://{path}".encode())
 
 
 def answers(path: str) -> bool:
