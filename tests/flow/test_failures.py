@@ -115,6 +115,18 @@ def test_a_vm_killed_in_the_middle_of_create_fails_it_in_one_line(bz, hook):
     assert bz.left() == []
 
 
+@pytest.mark.parametrize("stage", ["prestart", "createRuntime", "createContainer"])
+def test_after_a_create_that_a_hook_fails_the_poststop_hooks_run(bz, tmp_path, stage):
+    """runtime-spec 1.2.0 runtime.md "Lifecycle", steps 5 to 14."""
+    log = tmp_path / "log"
+    tell = {"path": "/bin/sh", "args": ["sh", "-c", f'grep -o \'"status":"[a-z]*"\' >>{log}; pwd >>{log}']}
+    hooks = {stage: [{"path": "/bin/false"}], "poststop": [{"path": "/bin/false"}, tell]}
+    bundle = bz.bundle("pause", hooks=hooks)
+    assert f"{stage} hook 0 (/bin/false) failed with status 1" in bz.create("one", bundle, check=1)
+    assert log.read_text() == f'"status":"stopped"\n{bundle}\n'
+    assert bz.left() == []
+
+
 def test_a_shim_killed_while_the_container_runs_takes_the_vm_with_it(bz):
     bz.create("one", bz.bundle("pause"))
     bz("start", "one")

@@ -78,6 +78,7 @@ class Containers:
         the guest.
         """
         with ExitStack() as failed:
+            run_early_hooks = hooks.early(failed, self._run_stage)
             undo = failed.enter_context(ExitStack())
             #: whether `pid` does nothing else, so that the container's cgroup is where it belongs
             stands_in = pid != os.getpid() and not foreground
@@ -111,8 +112,7 @@ class Containers:
             )
             if not joined:
                 self._limit(container, container.spec)
-            for name in ("prestart", "createRuntime", "createContainer"):
-                self.run_hooks(container, name, self._state_text(container, "creating"))
+            run_early_hooks(container)
             pending = self._make(container, decided, followups)
             if namespace >= 0 and not self._pod.netns_owner.is_attached(namespace):
                 # most callers have made the network by now, and take their time until they start
@@ -363,9 +363,12 @@ class Containers:
         """
         wanted = container.hooks.get(name, ())
         if name in ("poststart", "poststop"):
-            hooks.run_all(name, wanted, state, self._sandbox.log)
+            hooks.run_all(name, wanted, state, container.bundle, self._sandbox.log)
         else:
-            hooks.run_hooks(name, wanted, state)
+            hooks.run_hooks(name, wanted, state, container.bundle)
+
+    def _run_stage(self, container: Container, name: str, status: str) -> None:
+        self.run_hooks(container, name, self._state_text(container, status))
 
     def give_up(self, reason: str) -> None:
         """End the VM: its guest does not do what it must."""

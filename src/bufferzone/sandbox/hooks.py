@@ -1,4 +1,5 @@
-"""Runs OCI hooks on the host: state on stdin, in the caller's namespaces, with their time limit.
+"""Runs OCI hooks on the host: state on stdin, in the caller's namespaces, with their time limit. As with
+runc they begin in the bundle, with an ordinary umask.
 
 createContainer too: its path is the host's, and the root file system it is for lies in the bundle. Mounts
 that it makes stay here, since the container's own are made in the guest.
@@ -9,47 +10,75 @@ thread (posix_spawn, no fork).
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
 
 from bufferzone.errors import HostError
+from bufferzone.linux import apart, process
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.model import Hook
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
+
+    from bufferzone.sandbox.container import Container
 
 _STDERR_LIMIT = 4096
 
 
-def run_hooks(name: str, hooks: tuple[Hook, ...], state: bytes) -> None:
-    """Run `hooks` in order; raises `HostError` naming the first that fails, cannot start or runs out of
-    time.
+def run_hooks(name: str, hooks: tuple[Hook, ...], state: bytes, bundle: str) -> None:
+    """Run `hooks` in order, in `bundle`; raises `HostError` naming the first that fails, cannot start or runs
+    out of time.
     """
     for index, hook in enumerate(hooks):
-        _run(f"{name} hook {index} ({hook.path})", hook, state)
+        _run(f"{name} hook {index} ({hook.path})", hook, state, bundle)
 
 
-def run_all(name: str, hooks: tuple[Hook, ...], state: bytes, warn: Callable[[str], None]) -> None:
+def run_all(
+    name: str, hooks: tuple[Hook, ...], state: bytes, bundle: str, warn: Callable[[str], None]
+) -> None:
     """Run `hooks` in order, whichever of them fails: that is a warning each, "and the remaining hooks and
     lifecycle continue as if the hook had succeeded" (runtime.md "Lifecycle", poststart and poststop).
     """
     for index, hook in enumerate(hooks):
         try:
-            _run(f"{name} hook {index} ({hook.path})", hook, state)
+            _run(f"{name} hook {index} ({hook.path})", hook, state, bundle)
         except HostError as error:
             warn(error.line())
 
 
-def _run(label: str, hook: Hook, state: bytes) -> None:
+def early(failed: ExitStack, run: Callable[[Container, str, str], None]) -> Callable[[Container], None]:
+    """What runs a container's hooks before its start, each stage by `run(container, stage, status)`. When
+    `failed` is closed after that, poststop hooks are what runs last: where a hook fails "continue the
+    lifecycle at step 12" (runtime.md "Lifecycle", steps 5 to 7), whose end they are.
+    """
+    begun: list[Container] = []
+
+    def begin(container: Container) -> None:
+        begun.append(container)
+        for stage in ("prestart", "createRuntime", "createContainer"):
+            run(container, stage, "creating")
+
+    def poststop() -> None:
+        for container in begun:
+            run(container, "poststop", "stopped")
+
+    failed.callback(poststop)
+    return begin
+
+
+def _run(label: str, hook: Hook, state: bytes, bundle: str) -> None:
     with open(os.memfd_create("state", os.MFD_CLOEXEC), "w+b", buffering=0) as stdin:
         stdin.write(state)
         stdin.seek(0)
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = _start(label, hook, stdin.fileno(), write_end)
+            pid = apart.run(lambda: _start(label, hook, bundle, stdin.fileno(), write_end))
         except HostError:
             os.close(read_end)
             raise
@@ -66,7 +95,12 @@ def _run(label: str, hook: Hook, state: bytes) -> None:
         raise HostError(f"{label} failed with status {status}: {text}".rstrip(": "), code="hook-failed")
 
 
-def _start(label: str, hook: Hook, stdin: int, stderr: int) -> int:
+def _start(label: str, hook: Hook, bundle: str, stdin: int, stderr: int) -> int:
+    """Start it; this thread, which is made for that, has its own working directory and umask."""
+    process.unshare(process.CLONE_FS)
+    os.umask(0o022)
+    with ignoring(errno.ENOENT, errno.ENOTDIR, errno.EACCES):  # after its end the bundle may be gone
+        os.chdir(bundle)
     actions = [
         (os.POSIX_SPAWN_DUP2, stdin, 0),
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),

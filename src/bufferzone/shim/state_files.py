@@ -69,7 +69,7 @@ class StateFiles:
             "bundle": container.bundle,
             "annotations": container.spec.get("annotations") or {},
         }
-        return json.dumps(value).encode()
+        return json.dumps(value, separators=(",", ":")).encode()  # as runc's, which scripts cut up
 
 
 def rfc3339(ns: int) -> str:
