@@ -122,6 +122,25 @@ def test_a_running_container_is_not_deleted(guest: Guest, rootfs: Path) -> None:
     guest.delete("c")
 
 
+@pytest.mark.parametrize("everyone", [False, True])
+@pytest.mark.parametrize("number", [1, 15, 9, 10, 34])
+def test_a_signal_that_ends_a_program_ends_one_that_waits_for_its_start(
+    guest: Guest, rootfs: Path, number: int, everyone: bool
+) -> None:
+    guest.create("c", make_spec(rootfs, "sleep", "1000"))
+    guest.signal("c", number, all=everyone)
+    answer = guest.wait("c")
+    assert (answer.exit_status, answer.signal) == (128 + number, number)
+
+
+def test_a_signal_that_ends_no_program_ends_none_that_waits_for_its_start(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "sh", "-c", "exit 7"))
+    for number in (17, 18, 23, 28):  # CHLD, CONT, URG, WINCH
+        guest.signal("c", number)
+    guest.start("c")
+    assert guest.wait("c").exit_status == 7
+
+
 def test_signal_all_reaches_every_process_of_the_container(guest: Guest, rootfs: Path) -> None:
     guest.create("c", make_spec(rootfs, "sh", "-c", "sleep 1000 & sleep 1000 & echo two; wait; echo left"))
     guest.start("c")

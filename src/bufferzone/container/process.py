@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from bufferzone.container.zygote import ZygoteSlot
 
 
+#: signals whose default action is not to end a process; source: signal(7)
+_HARMLESS = frozenset((0, 17, 18, 19, 20, 21, 22, 23, 28))
+
+
 class Process:
     """One process of a container.
 
@@ -51,6 +55,7 @@ class Process:
         self._loop, self._child_spec, self._cgroup, self._discard = loop, child_spec, cgroup, discard
         self.streams, self._listen = streams, listen
         self._pending: Reply | None = reply
+        self._ended_by = 0  # the signal that our SIGKILL stands for
         self._failure: BufferzoneError | None = None
         self._exit_replies: list[Reply] = []
         self._oom_before = cgroup.oom_kills()
@@ -157,6 +162,8 @@ class Process:
 
     def _describe_exit(self, status: int) -> wire.WaitResponse:
         code = os.waitstatus_to_exitcode(status)
+        if code == -9 and self._ended_by:
+            code = -self._ended_by
         kills = self._cgroup.oom_kills()
         cpu_us, peak_bytes = self._cgroup.usage() if self.measured is not None else (0, 0)
         return wire.WaitResponse(
@@ -196,11 +203,17 @@ class Process:
             self._exit_replies.append(reply)
 
     def signal(self, number: int) -> None:
-        """kill(2); raises `StateError` of code `FINISHED`."""
+        """kill(2); raises `StateError` of code `FINISHED`.
+
+        What would end the program ends one that waits for its start, as runc's does: as PID 1 of a namespace
+        without a handler it would take no signal but SIGKILL, see pid_namespaces(7).
+        """
         if self.exit is not None:
             raise StateError("process already finished", code=wire.FINISHED)
         if not 0 <= number <= 64:
             raise CallerError(f"unknown signal: {number}")
+        if self.state == "created" and number not in _HARMLESS:
+            self._ended_by, number = number, 9
         os.kill(self.pid, number)
 
     def read(self, stream: int, limit: int, reply: Reply) -> None:

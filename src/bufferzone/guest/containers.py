@@ -216,7 +216,10 @@ class Containers:
     def signal(self, id: str, exec_id: str, number: int, *, everyone: bool) -> None:
         """Signal a process, or all of the container; of an exec that is measured, all that it started."""
         if not exec_id and everyone:
-            self.container(id).cgroup.signal(number)
+            container = self.container(id)
+            if container.init.state == "created":
+                container.init.signal(number)
+            container.cgroup.signal(number)
             return
         process = self.process(id, exec_id)
         if everyone and process.measured is not None:
