@@ -38,6 +38,16 @@ def await_exit(bz, id):
         return client.call("Wait", task.WaitRequest(id=id), timeout_s=DEADLINE_S).exit_status
 
 
+@pytest.mark.parametrize(("words", "status"), [((), 143), (("",), 143), (("HUP",), 129), (("KILL",), 137)])
+def test_a_container_that_waits_for_its_start_is_ended_by_a_signal(bz, words, status):
+    bz.create("one", bz.bundle("pause"))
+    bz("kill", "one", *words)
+    assert await_exit(bz, "one") == status
+    assert bz.state("one")["status"] == "stopped"
+    assert "cannot start a container that has stopped" in bz("start", "one", check=1).stderr
+    bz("delete", "one")
+
+
 def test_a_container_lives_from_create_to_delete_as_callers_expect(bz, tmp_path):
     pid_file = tmp_path / "pid"
     bz.create("one", bz.bundle("pause", annotations={"a": "b"}), "--pid-file", str(pid_file))

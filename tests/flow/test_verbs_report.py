@@ -107,6 +107,13 @@ def test_events_once_is_one_line_of_runcs_json(running):
     assert found["data"]["cpu"]["usage"]["total"] > 0
 
 
+def test_events_of_a_stopped_container_are_refused_in_runcs_words(running):
+    running("kill", "one", "KILL")
+    for words in (["events"], ["events", "--stats"]):
+        said = running(*words, "one", check=1).stderr
+        assert said == "bufferzone: container with id one is not running\n"
+
+
 def test_events_end_with_the_container(running):
     with subprocess.Popen(
         running.command("events", "one"), env={}, stdout=subprocess.PIPE, text=True

@@ -61,6 +61,8 @@ def refusal(verb: str, id: str, status: str) -> StateError:
         return StateError(f"cannot {verb} container {id}: it is still being created")
     if verb == "kill":
         return StateError("container not running", code="not-running")
+    if verb == "events":
+        return StateError(f"container with id {id} is not running", code="not-running")
     if verb == "start":
         now = "has stopped" if status == state.STOPPED else f"is {status}"
         return StateError(f"cannot start a container that {now}")

@@ -35,6 +35,8 @@ def run(options: Options, words: list[str]) -> int:
     """Print one line, or a line per interval until the container stops."""
     interval_s = durations.seconds(options.interval)
     directory = container.find(options.root, words[0])
+    if state.status(directory) == state.STOPPED:
+        raise container.refusal("events", words[0], state.STOPPED)
     if options.stats:
         _print_stats(directory, words[0])
         return 0

@@ -23,7 +23,7 @@ INTERSPERSED = True
 def run(options: Options, words: list[str]) -> int:
     """Send it; with --all a stopped container is no failure, as in runc."""
     directory = container.find(options.root, words[0])
-    number = signals.number_of(words[1]) if len(words) > 1 else signals.TERM
+    number = signals.number_of(words[1]) if words[1:] not in ([], [""]) else signals.TERM  # as runc
     status = state.status(directory)
     if status == state.STOPPED:
         if options.all and number:
