@@ -87,6 +87,22 @@ def test_a_quadlet_unit_starts_is_restarted_and_stops(image):
         run("systemctl", "daemon-reload")
 
 
+def test_a_service_that_holds_a_container_is_stopped_with_it(image):
+    script = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 1; done"
+    podman("create", "--name", "held", "--network", "none", image, "sh", "-c", script)
+    options = ("--unit", "host-held", "--property", "TimeoutStopSec=900", "--property", "Type=exec")
+    run("systemd-run", "--quiet", *options, "podman", "start", "--attach", "held")
+    run("podman", "wait", "--condition", "running", "held")
+    scopes.await_log("held", "up")
+    id = json.loads(podman("inspect", "held"))[0]["Id"]
+    run("systemctl", "stop", "host-held.service")
+    assert json.loads(podman("inspect", "held"))[0]["State"]["ExitCode"] == 0
+    assert podman("logs", "held").splitlines() == ["up", "told"]
+    assert run("systemctl", "show", f"libpod-{id}.scope", "--property", "LoadState") == "LoadState=not-found"
+    podman("rm", "held")
+    assert id not in run("bufferzone", "list", "--quiet").split()
+
+
 @pytest.mark.as_user
 def test_a_users_container_is_a_unit_of_the_users_manager(image):
     scopes.assert_unit_and_limits(image)
