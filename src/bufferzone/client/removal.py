@@ -88,7 +88,8 @@ def _remove_cgroups(directory: str) -> None:
     for unit in left.get("scopes", []):
         from bufferzone.systemd import scope
 
-        scope.stop(unit)
+        if problem := scope.stop(unit):
+            log.debug(f"passed over: stop {unit}: {problem}")
     for path in left.get("cgroups", []):
         try:
             os.rmdir(path)

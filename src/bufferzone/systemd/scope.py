@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     #: name -> (D-Bus type, value)
     Properties = Mapping[str, tuple[str, Any]]
 
+#: a job of systemd's, on a machine where it waits for its turn
 _JOB_S = 60.0
 #: how long a scope of the same name whose processes have ended may take to go
 _CLASH_S = 5.0
-_STOP_S = 10.0
 _BEFORE: Properties = {
     "CollectMode": ("s", "inactive-or-failed"),
     "DefaultDependencies": ("b", False),
@@ -100,7 +100,7 @@ def stop(unit: str) -> str:
     try:
         with Bus.connect() as bus:
             (job,) = bus.call("StopUnit", "ss", [unit, "replace"])
-            result = str(bus.await_signal("JobRemoved", job, _STOP_S, at=1)[3])
+            result = str(bus.await_signal("JobRemoved", job, _JOB_S, at=1)[3])
     except CallError as error:
         return "" if error.name == "NoSuchUnit" else error.message
     except HostError as error:
