@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from bufferzone.storage import virtiofs
 from bufferzone.vm import shape
 from bufferzone.vm.shape import VmShape
 from bufferzone.vmm.qemu import driver
+from bufferzone.wire import agent
 
 RUN = "/run/bufferzone-uids"
 
@@ -75,7 +78,7 @@ def test_a_share_that_cannot_be_saved_is_left_out(
     booted: list[bool] = []
     told: list[str] = []
 
-    def boot(_machine: VmShape, _directory: str, _run: str, *, carries: bool) -> None:
+    def boot(_machine: VmShape, _directory: str, _run: str, _timeout_s: float, *, carries: bool) -> None:
         booted.append(carries)
         if carries and not able:
             raise VmmError("not migratable")
@@ -83,7 +86,22 @@ def test_a_share_that_cannot_be_saved_is_left_out(
     install(monkeypatch, kind, tmp_path / "virtiofsd")
     monkeypatch.setattr(template, "_boot_once", boot)
     monkeypatch.setattr(template.share, "own_namespace", lambda: None)
-    carries = template._boot_and_save(described, str(tmp_path), RUN, told.append)
+    carries = template._boot_and_save(described, str(tmp_path), RUN, 120, told.append)
     assert carries == (kind == "rust" and able)
     assert booted == ([False] if kind == "c" else [True] if able else [True, False])
     assert len(told) == (1 if kind == "rust" and not able else 0)
+
+
+def test_the_guest_of_a_template_has_the_time_that_the_settings_give_a_boot(tmp_path: Path) -> None:
+    """A slow host sets `boot_timeout_s`: with limits of its own no template was ever made there."""
+    limits = []
+
+    def call(method: str, request: object, response: object, *, timeout_s: float) -> object:
+        limits.append((method, timeout_s))
+        return agent.PrepareSnapshotResponse(free=0)
+
+    vmm = SimpleNamespace(features=SimpleNamespace(balloon=False), save=lambda fd: None)
+    vm = SimpleNamespace(agent=SimpleNamespace(call=call), vmm=vmm)
+    with ExitStack() as stack:
+        template._prepare_and_save(vm, 1 << 20, str(tmp_path), 900, stack)
+    assert limits == [("Hello", 900), ("PrepareSnapshot", 900), ("ZeroFreeMemory", 900)]

@@ -119,7 +119,9 @@ def cached_probe(cache_path: str, device: str = "/dev/kvm") -> Probe:
 
 
 def _key(device: str) -> list[object]:
-    """What a finding depends on: this boot, the kernel, the device node and whether we may open it."""
+    """What a finding depends on: this boot, the kernel, the device node, whether we may open it, and how it
+    was judged, for another version may judge otherwise.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read().strip()
@@ -129,7 +131,7 @@ def _key(device: str) -> list[object]:
         number = os.stat(device).st_rdev
     except OSError:
         number = 0
-    return [boot, os.uname().release, device, number, _opens(device), _modules()]
+    return [boot, os.uname().release, device, number, _opens(device), _modules(), [ROUNDS, LIMIT]]
 
 
 def _opens(device: str) -> bool:

@@ -171,7 +171,7 @@ class Warm:
         else:
             # started now, so that it is in the caller's cgroup and namespaces and not in the container's
             try:
-                self._maker = template.Maker(shape, self._store, state.lease_root())
+                self._maker = template.Maker(shape, self._store, state.lease_root(), settings.boot_timeout_s)
             except OSError as error:
                 log(f"no template will be made: {error.strerror}: {error.filename or self._store}")
             else:

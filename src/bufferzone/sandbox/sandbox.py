@@ -141,7 +141,7 @@ class Sandbox:
     def _greet(self, timeout_s: float) -> agent.HelloResponse:
         """The VMM answers, and then the guest."""
         if not self.vm.awake:
-            self._vmm.greet()
+            self._vmm.greet(timeout_s)
         begun = self.vm.greeting or begin_hello(self.agent, self.id, timeout_s)
         answer = be_greeted(self.agent, begun, timeout_s)
         if not self.vm.awake:  # else they are the template's

@@ -47,8 +47,13 @@ class Maker:
     that. What it has to say is in STORE/maker.log. Raises OSError.
     """
 
-    def __init__(self, shape: VmShape, store: str, run_directory: str) -> None:
-        order = {"shape": asdict(shape), "store": store, "run_directory": run_directory}
+    def __init__(self, shape: VmShape, store: str, run_directory: str, boot_timeout_s: float) -> None:
+        order = {
+            "shape": asdict(shape),
+            "store": store,
+            "run_directory": run_directory,
+            "boot_timeout_s": boot_timeout_s,
+        }
         self._order = json.dumps(order).encode()
         read_end, self._write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -109,7 +114,8 @@ def run_maker(order_fd: int) -> int:
     value = json.loads(order)
     if "shape" in value:
         os.nice(10)  # somebody's container is starting
-        make(from_fields(value["shape"]), value["store"], value["run_directory"])
+        shape = from_fields(value["shape"])
+        make(shape, value["store"], value["run_directory"], value["boot_timeout_s"])
     else:
         _make_by_hand(value)
     return 0
@@ -124,19 +130,24 @@ def _make_by_hand(order: dict[str, Any]) -> None:
     size = size_for({}, {}, vcpus=vcpus, memory_mib=memory_mib)
     os.makedirs(order["root"], 0o711, exist_ok=True)
     shape = describe(settings, size, order["root"], tell, nic=nic.has_taps())
-    make(shape, template_store.default_store(settings.image_store), order["run_directory"], tell)
+    store = template_store.default_store(settings.image_store)
+    make(shape, store, order["run_directory"], settings.boot_timeout_s, tell)
 
 
 def make(
-    shape: VmShape, store: str, run_directory: str, progress: Callable[[str], None] = lambda line: None
+    shape: VmShape,
+    store: str,
+    run_directory: str,
+    boot_timeout_s: float,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Make the template for `shape` unless it is there or being made; returns its key.
 
-    The process must have one thread only. Raises `HostError` (`image-damaged`: its files are not what was
-    built) or `VmmError`; then nothing is left.
+    `boot_timeout_s`: seconds for each of the VM's answers. The process must have one thread only. Raises
+    `HostError` (`image-damaged`: its files are not what was built) or `VmmError`; then nothing is left.
     """
     try:
-        return _make(shape, store, run_directory, progress)
+        return _make(shape, store, run_directory, boot_timeout_s, progress)
     except OSError as error:
         where = error.filename or store
         raise HostError(
@@ -144,7 +155,13 @@ def make(
         ) from error
 
 
-def _make(shape: VmShape, store: str, run_directory: str, progress: Callable[[str], None]) -> str:
+def _make(
+    shape: VmShape,
+    store: str,
+    run_directory: str,
+    boot_timeout_s: float,
+    progress: Callable[[str], None],
+) -> str:
     key = template_key(shape)
     with template_store.making(store, key) as directory:
         if directory is None:
@@ -160,7 +177,7 @@ def _make(shape: VmShape, store: str, run_directory: str, progress: Callable[[st
             progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
         images.verify(shape.image)  # here nobody waits: a start looks at sizes alone
-        carries = _boot_and_save(shape, directory, run_directory, progress)
+        carries = _boot_and_save(shape, directory, run_directory, boot_timeout_s, progress)
         facts = {
             "image": shape.image.digest,
             "accelerator": shape.accelerator,
@@ -177,21 +194,27 @@ def _make(shape: VmShape, store: str, run_directory: str, progress: Callable[[st
 
 
 def _boot_and_save(
-    shape: VmShape, directory: str, run_directory: str, progress: Callable[[str], None]
+    shape: VmShape,
+    directory: str,
+    run_directory: str,
+    boot_timeout_s: float,
+    progress: Callable[[str], None],
 ) -> bool:
     """Make both files in `directory`; returns whether the guest has the device of its share in them."""
     share.own_namespace()  # what is mounted here goes when this process does
     if may_carry(shape):
         try:
-            _boot_once(shape, directory, run_directory, carries=True)
+            _boot_once(shape, directory, run_directory, boot_timeout_s, carries=True)
             return True
         except VmmError as error:
             progress(f"this QEMU and virtiofsd cannot save a share, it will be plugged: {error.line()}")
-    _boot_once(shape, directory, run_directory, carries=False)
+    _boot_once(shape, directory, run_directory, boot_timeout_s, carries=False)
     return False
 
 
-def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: bool) -> None:
+def _boot_once(
+    shape: VmShape, directory: str, run_directory: str, boot_timeout_s: float, *, carries: bool
+) -> None:
     """One try; what it needs beside the two files is gone when it returns."""
     import shutil  # only the maker needs it, every start this module
 
@@ -215,9 +238,9 @@ def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: b
         vm = launcher.boot(stack, in_file=True, carries_share=carries)
         vm.watch()
         vm.agent.start()
-        vm.vmm.greet()
+        vm.vmm.greet(boot_timeout_s)
         try:
-            _prepare_and_save(vm, size, directory, stack)
+            _prepare_and_save(vm, size, directory, boot_timeout_s, stack)
         except VmmError as error:
             raise explained(vm.vmm, "make the template", error) from error
         vm.kill()
@@ -227,14 +250,18 @@ def _boot_once(shape: VmShape, directory: str, run_directory: str, *, carries: b
         ram.pack(vm.memory_fd, packed_fd)
 
 
-def _prepare_and_save(vm: RunningVm, size: int, directory: str, stack: ExitStack) -> None:
+def _prepare_and_save(
+    vm: RunningVm, size: int, directory: str, boot_timeout_s: float, stack: ExitStack
+) -> None:
     """Have the guest come to rest, give back what it does not need, and write its devices."""
     hello = agent.HelloRequest(entropy=os.urandom(64), hostname="template")
-    vm.agent.call("Hello", hello, agent.HelloResponse, timeout_s=120)
-    prepared = vm.agent.call("PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=60)
+    vm.agent.call("Hello", hello, agent.HelloResponse, timeout_s=boot_timeout_s)
+    prepared = vm.agent.call(
+        "PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=boot_timeout_s
+    )
     free = min(prepared.free, size)
     with vm.vmm.squeezed(memory=size, free=free) if vm.vmm.features.balloon else nullcontext():
-        vm.agent.call("ZeroFreeMemory", Empty(), Empty, timeout_s=60)
+        vm.agent.call("ZeroFreeMemory", Empty(), Empty, timeout_s=boot_timeout_s)
     vm.vmm.save(_create(stack, directory, template_store.STATE))
 
 
