@@ -76,14 +76,14 @@ def test_the_exit_status_is_dockers(bz, command, status):
     [
         (("--no-such-flag", "--", "true"), "flag provided but not defined"),
         (("-v", "/no/such:/x", "--", "true"), "no such file or directory: /no/such"),
-        (("-v", "named:/x", "--", "true"), "no volumes with names"),
+        (("-v", "named:/x", "--", "true"), "named volumes are not supported"),
         (("-u", "nobody-here", "--", "true"), "no such user"),
         (("--memory", "lots", "--", "true"), "expected a size"),
         (("--cap-add", "FLY", "--", "true"), "unknown capability: 'FLY'"),
         (("-p", "80:80", "--", "true"), "cannot be published without a network"),
         (("--kvm", "perhaps", "--", "true"), "must be one of"),
-        (("-d", "-t", "--", "true"), "-d goes without"),
-        (("--",), "there is no command"),
+        (("-d", "-t", "--", "true"), "-d cannot be used with"),
+        (("--",), "no command is given"),
         (("--ulimit", "nofile", "--", "true"), "expected NAME=SOFT"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_name_stays_until_it_is_removed(bz, store):
     assert bz.state("one")["status"] == "stopped"
     assert len(places(store)) == 1
     again = run(bz, "--name", "one", "--", "true", check=125)
-    assert "there is a container of that name: one" in again.stderr
+    assert "a container with that name exists: one" in again.stderr
     assert bz.bz("rm", "one").stdout == "one\n"
     assert (bz.left(), places(store)) == ([], [])
     assert "does not exist" in bz.bz("rm", "one", check=1).stderr

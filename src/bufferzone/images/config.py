@@ -58,7 +58,7 @@ def read(blob: Any) -> Config:
 
 
 def _bad(name: str) -> HostError:
-    return HostError(f"the image's configuration is none: {name}", code="bad-image")
+    return HostError(f"this is not the configuration of an image: {name}", code="bad-image")
 
 
 def _object(value: dict[str, Any], name: str) -> dict[str, Any]:

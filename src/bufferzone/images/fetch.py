@@ -65,7 +65,7 @@ def get(
     by the next.
     """
     if pull not in POLICIES:
-        raise UsageError(f"pull: {shown(pull)} is none of {', '.join(POLICIES)}")
+        raise UsageError(f"pull: expected {', '.join(POLICIES)}, got {shown(pull)}")
     wanted = reference.parse(text)
     if wanted.kind == reference.DIRECTORY:
         return _of_directory(wanted)
@@ -79,7 +79,7 @@ def get(
     if found is None:
         if pull == "never":
             raise NotFoundError(f"no such image here: {shown(text)}", hint=f"bz pull {shown(text)}")
-        raise HostError(f"{shown(text)}: pulled, and not in the store", code="store-damaged")
+        raise HostError(f"the image was pulled but is not in the store: {shown(text)}", code="store-damaged")
     return _of_stored(here, text, found)
 
 
@@ -106,7 +106,7 @@ def find(here: store.Store, text: str) -> store.Stored | None:
     if len(prefix) >= _LEAST_ID and set(prefix) <= _HEX:
         fitting = [image for image in images if image.id.startswith(prefix)]
         if len(fitting) > 1:
-            raise UsageError(f"several images have an id that begins so: {prefix}")
+            raise UsageError(f"more than one image has an id that begins with {prefix}")
         return fitting[0] if fitting else None
     return None
 

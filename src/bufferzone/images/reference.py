@@ -48,7 +48,9 @@ def parse(text: str) -> Reference:
         return _registry(text, text.removeprefix("docker://"))
     if colon and transport in (*_FILES, *_ELSEWHERE):
         if not rest:
-            raise UsageError(f"{transport}: what image? got {shown(text)}", hint="containers-transports(5)")
+            raise UsageError(
+                f"{transport}: expected an image, got {shown(text)}", hint="containers-transports(5)"
+            )
         return _transport(text, transport, rest)
     return _registry(text, text)
 

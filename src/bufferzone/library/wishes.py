@@ -47,13 +47,13 @@ def wish_of(
     as `images.fetch.get`.
     """
     if network not in NETWORKS:
-        raise UsageError(f"network: {network!a:.60} is none of {', '.join(NETWORKS)}")
+        raise UsageError(f"network: expected {', '.join(NETWORKS)}, got {network!a:.60}")
     if not 0 <= memory_mib <= _MOST_MIB or not 0 <= cpus <= 1024 or pids < 0:
         raise UsageError("memory_mib, cpus and pids: expected a limit, or 0 for none")
     if isinstance(command, str):
         raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
     if any(name.startswith("bufferzone.") for name in labels or {}):
-        raise UsageError("labels: names that begin with bufferzone. are ours")
+        raise UsageError("labels: names that begin with bufferzone. are reserved")
     found = Wish(
         command or (),
         idle=not command,

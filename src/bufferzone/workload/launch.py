@@ -43,7 +43,7 @@ class Launch:
         self.root, self.id = root, state.check_id(id)
         wish.hostname = wish.hostname or id[:63]
         if os.path.exists(os.path.join(root, id)):
-            raise ExistsError(f"there is a container of that name: {id}", hint=f"bz rm {id}")
+            raise ExistsError(f"a container with that name exists: {id}", hint=f"bz rm {id}")
         chosen = config_json.chosen(wish)
         init = config_json.find_init() if wish.init and not wish.idle else ""
         self.place = place.Place(root, id, transient=transient)

@@ -45,7 +45,7 @@ def find(name: str) -> str:
     """The directory of one; raises `NotFoundError`."""
     path = os.path.join(parent(), state.check_id(name))
     if name.startswith(_UNFINISHED) or not os.path.isdir(path):
-        raise NotFoundError(f"there is no snapshot of that name: {name}")
+        raise NotFoundError(f"no such snapshot: {name}")
     return path
 
 
@@ -62,7 +62,7 @@ def save(directory: str, name: str) -> None:
     if name.startswith(_UNFINISHED):
         raise UsageError(f"a snapshot's name does not begin with {_UNFINISHED}")
     if os.path.exists(path):
-        raise ExistsError(f"there is a snapshot of that name: {name}")
+        raise ExistsError(f"a snapshot with that name exists: {name}")
     with unnamed(directory, parent()) as made:
         try:
             os.rename(made, path)
@@ -93,7 +93,7 @@ class Restore:
         """`saved` is the directory of a snapshot. Raises `ExistsError`, `HostError`; then nothing is left."""
         self.root, self.id, self._saved, self._shim = root, state.check_id(id), saved, shim
         if os.path.exists(os.path.join(root, id)):
-            raise ExistsError(f"there is a container of that name: {id}", hint=f"bz rm {id}")
+            raise ExistsError(f"a container with that name exists: {id}", hint=f"bz rm {id}")
         self.place = place.Place(root, id, transient=transient)
         try:
             with open(os.path.join(saved, _CONFIG), encoding="utf-8") as file:

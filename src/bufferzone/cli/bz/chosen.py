@@ -15,7 +15,7 @@ def directory(root: str, name: str) -> str:
     except NotFoundError:
         ids = [id for id in state.list_ids(state.runtime_root(root)) if id.startswith(name)]
         if len(ids) > 1:
-            raise UsageError(f"several containers have an id that begins so: {shown(name)}") from None
+            raise UsageError(f"more than one container has an id that begins with {shown(name)}") from None
         if not ids:
             raise
         return container.find(root, ids[0])

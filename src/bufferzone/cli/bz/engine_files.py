@@ -110,7 +110,7 @@ def _parse_json(text: str) -> dict[str, dict[str, object]]:
     except ValueError as error:
         raise UsageError(f"daemon.json: {error}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("runtimes", {}), dict):
-        raise UsageError("daemon.json: expected an object, and in it one of runtimes")
+        raise UsageError("daemon.json: expected an object, with an object named runtimes in it")
     return settings
 
 

@@ -42,7 +42,7 @@ def run(options: Options, words: list[str]) -> int:
     if status not in (state.CREATED, state.RUNNING):
         raise container.refusal("exec", name, status)
     if options.detach and (options.interactive or options.tty):
-        raise UsageError("-d goes without -i and -t")
+        raise UsageError("-d cannot be used with -i or -t")
     process = _process(options, command, directory)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     if options.detach:

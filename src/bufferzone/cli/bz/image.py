@@ -60,7 +60,7 @@ def _rm(options: Options, names: list[str]) -> int:
         image = _found(here, name)
         if image.id in used:
             raise StateError(
-                f"a container was made from it: {shown(name)}", hint="bz rm", code="image-in-use"
+                f"the image is in use by a container: {shown(name)}", hint="bz rm", code="image-in-use"
             )
         removal.remove(here, image)
         output.print_text("".join(f"{word}\n" for word in image.names or (image.id,)))

@@ -43,7 +43,7 @@ def run(options: Options, words: list[str]) -> int:
     """Run it."""
     timeout_s = wish_flags.seconds("--timeout", options.timeout) if options.timeout else 0.0
     if options.detach and (options.tty or options.interactive or options.rm or timeout_s):
-        raise UsageError("-d goes without -i, -t, --rm and --timeout")
+        raise UsageError("-d cannot be used with -i, -t, --rm or --timeout")
     image = None
     if words and not options.separated:
         image = pulling.get(options, words.pop(0), pull=options.pull)

@@ -70,7 +70,9 @@ def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image |
     """The wish that these flags make, with what `image` asks for. Raises `UsageError` naming the flag."""
     if options.network not in NETWORKS:
         hint = "a network of Podman's: podman --runtime bufferzone run"
-        raise UsageError(f"--network: {shown(options.network)} is none of {', '.join(NETWORKS)}", hint=hint)
+        raise UsageError(
+            f"--network: expected {', '.join(NETWORKS)}, got {shown(options.network)}", hint=hint
+        )
     annotations = dict(_pair("--label", text) for text in options.label)
     if options.kvm:
         annotations["bufferzone.kvm"] = options.kvm
@@ -100,7 +102,7 @@ def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image |
         from_image.fill(wish, own_entrypoint=bool(options.entrypoint))
     if not wish.args:
         form = f"bz run {image.reference} COMMAND" if image else "bz run -- COMMAND"
-        raise UsageError("there is no command", hint=form)
+        raise UsageError("no command is given", hint=form)
     return wish
 
 
@@ -174,13 +176,15 @@ def _volume(text: str) -> dict[str, Any]:
         return _tmpfs(source, [])
     target, options = rest[0], rest[1].split(",") if len(rest) > 1 else []
     if _SELINUX_LABELS & set(options) and os.path.exists("/sys/fs/selinux/enforce"):
-        raise UsageError(f"--volume: files get no SELinux label: {shown(text)}", hint="chcon(1), without :z")
+        raise UsageError(
+            f"--volume: SELinux labels are not supported: {shown(text)}", hint="chcon(1), without :z"
+        )
     unknown = set(options) - {*_BIND_OPTIONS, *_SELINUX_LABELS}
     if len(rest) > 2 or unknown:
         raise UsageError(f"--volume: expected SRC:DST[:ro], got {shown(text)}")
     if "/" not in source:
         hint = f"a directory: ./{source}"
-        raise UsageError(f"--volume: there are no volumes with names: {shown(source)}", hint=hint)
+        raise UsageError(f"--volume: named volumes are not supported: {shown(source)}", hint=hint)
     return _bind("--volume", source, target, [word for word in options if word in _BIND_OPTIONS])
 
 
@@ -235,7 +239,7 @@ def _long_form(text: str) -> dict[str, Any]:
 def _pair(flag: str, text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     if not name or name.startswith("bufferzone."):
-        raise UsageError(f"{flag}: expected NAME=VALUE, and no name of ours, got {shown(text)}")
+        raise UsageError(f"{flag}: expected NAME=VALUE, without a reserved name, got {shown(text)}")
     return name, value
 
 
