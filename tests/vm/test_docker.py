@@ -7,6 +7,7 @@ user's is touched. Where dockerd is older than 23 it knows no `runtimeType`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -69,11 +70,26 @@ class Docker:
 
     def start(self) -> None:
         self._containerd.start()
+        enter = (sys.executable, "-c", _ENTER.format(source=str(ROOT / "src")))
+        self._start_dockerd(*enter)
+
+    def kill_and_start(self) -> None:
+        """SIGKILL to dockerd, and another one in the network namespace that has the bridges."""
+        fd = os.open(f"/proc/{self.process.pid}/ns/net", os.O_RDONLY)
+        try:
+            self.process.kill()
+            self.process.wait(TIMEOUT_S)
+            (self._directory / "docker.pid").unlink()
+            self._start_dockerd("nsenter", f"--net=/proc/{os.getpid()}/fd/{fd}", "--")
+        finally:
+            os.close(fd)
+
+    def _start_dockerd(self, *enter: str) -> None:
         runtimes: dict[str, Any] = {"cli": {"path": str(ROOT / "bin" / "bufferzone")}}
         if _version() >= 23:
             runtimes["shim"] = {"runtimeType": SHIM}
         settings = self._directory / "daemon.json"
-        settings.write_text(json.dumps({"runtimes": runtimes}))
+        settings.write_text(json.dumps({"runtimes": runtimes, "live-restore": True}))
         flags = {
             "containerd": self._containerd.socket,
             "data-root": str(self._directory / "data"),
@@ -84,7 +100,6 @@ class Docker:
             "bip": "10.77.0.1/16",
         }
         off = [f"--{name}=false" for name in ("iptables", "ip6tables", "ip-forward", "ip-masq")]
-        enter = [sys.executable, "-c", _ENTER.format(source=str(ROOT / "src"))]
         mounts = ["nsenter", f"--mount=/proc/{self._containerd.process.pid}/ns/mnt", "--"]
         self._log = self._directory / "dockerd.log"
         with self._log.open("wb") as log:
@@ -278,3 +293,19 @@ def test_a_network_that_is_connected_later_brings_its_names(docker: Docker) -> N
         docker("rm", "--force", "six")
     finally:
         docker("network", "rm", "later")
+
+
+def test_containers_outlive_a_dockerd_that_is_killed(docker: Docker, tmp_path: Path) -> None:
+    script = "while ! test -e /flags/end; do sleep 0.1; done; exit 7"
+    docker.run("-d", "--name", "stays", "bb", "sleep", "1000")
+    docker.run("-d", "--name", "ends", "-v", f"{tmp_path}:/flags", "bb", "sh", "-c", script)
+    boot_id = docker("exec", "stays", "cat", "/proc/sys/kernel/random/boot_id")
+    docker.kill_and_start()
+    assert docker("exec", "stays", "cat", "/proc/sys/kernel/random/boot_id") == boot_id
+    (tmp_path / "end").touch()
+    assert docker("wait", "ends").strip() == "7"
+    docker("stop", "--time", "0", "stays")
+    assert (
+        docker("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "stays").strip()
+        == "exited 137"
+    )
