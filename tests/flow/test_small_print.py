@@ -243,6 +243,12 @@ def test_an_update_of_kernel_memory_alone_changes_nothing_and_is_no_error(bz):
     bz("update", "--kernel-memory", "100M", "one")
 
 
+@pytest.mark.parametrize("flag", ["--l3-cache-schema", "--mem-bw-schema"])
+def test_an_update_of_what_a_vm_does_not_have_is_refused(bz, flag):
+    told = bz("update", flag, "MB:0=50", "one", check=1).stderr
+    assert told == "bufferzone: linux.intelRdt cannot be changed: the guest has no resctrl\n"
+
+
 def test_a_remount_needs_no_source_and_changes_what_is_there(bz):
     mounts = [
         *_SPEC["mounts"],

@@ -37,8 +37,8 @@ FLAGS = (
     Flag("blkio-weight", "N", "IO weight", kind="int"),
     ignored("kernel-memory", "BYTES", "gone from the kernel"),
     ignored("kernel-memory-tcp", "BYTES", "gone from the kernel"),
-    ignored("l3-cache-schema", "TEXT", "the guest has no resctrl"),
-    ignored("mem-bw-schema", "TEXT", "the guest has no resctrl"),
+    Flag("l3-cache-schema", "TEXT", "refused: the guest has no resctrl", hidden=True),
+    Flag("mem-bw-schema", "TEXT", "refused: the guest has no resctrl", hidden=True),
 )
 USAGE = "[options] <container-id>"
 DESCRIPTION = "A limit beyond the size of the VM is refused. After an error nothing has changed."
@@ -68,6 +68,8 @@ _SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 def run(options: Options, words: list[str]) -> int:
     """Send the changes; what is not named stays as it is."""
+    if {"l3_cache_schema", "mem_bw_schema"} & options.given:
+        raise UsageError("linux.intelRdt cannot be changed: the guest has no resctrl")
     directory = container.find(options.root, words[0])
     resources = _from_file(options.resources) if options.resources else _from_flags(options)
     value = Any_(type_url=task.RESOURCES_URL, value=json.dumps(resources).encode())
