@@ -27,14 +27,15 @@ LAYERS = (
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload", "audit"),
     ("snapshot",),
-    ("sandbox", "cli", "library"),
+    ("sandbox", "library"),
+    ("cli",),  # bz is the library's face at a terminal
     ("shim", "bench"),
     ("pool",),
     ("aio", "__init__"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 #: units of one layer that do not know each other
-INDEPENDENT = {*LAYERS[3], "sandbox", "cli", "library", "shim", "bench"}
+INDEPENDENT = {*LAYERS[3], "sandbox", "library", "shim", "bench"}
 
 #: unit -> the only units that may import it
 ONLY_IMPORTED_BY = {

@@ -6,6 +6,8 @@ from __future__ import annotations
 VERBS = {
     "run": "run a command in a sandbox of its own",
     "exec": "run one more command in a container that runs",
+    "shell": "open a shell in a container that runs",
+    "cp": "copy files into or out of a container that runs",
     "logs": "print what a detached container wrote",
     "stop": "ask containers to end, and kill those that do not",
     "kill": "send a signal to containers",
@@ -13,6 +15,10 @@ VERBS = {
     "pause": "suspend containers",
     "unpause": "continue containers",
     "inspect": "describe containers in JSON",
+    "top": "show the processes of a container",
+    "stats": "show what containers use",
+    "port": "show the ports of this host that lead into a container",
+    "events": "tell what becomes of containers, as it happens",
     "pull": "fetch an image, or see whether it is still the newest",
     "images": "list the images that are here",
     "image": "ls, rm, prune, df or inspect images",
@@ -25,5 +31,5 @@ VERBS = {
     "metrics": "tell in Prometheus' text format what runs on this machine",
     "fork": "make running copies of a running container",
     "audit": "read what running sandboxes hold, and what weakens their walls",
-    "ps": "show the containers of this user and the VM each runs in",
+    "ps": "show the containers of this machine and the VM each runs in",
 }

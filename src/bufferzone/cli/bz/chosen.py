@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import os
+
 from bufferzone import state
-from bufferzone.client import container
-from bufferzone.errors import NotFoundError, UsageError
+from bufferzone.cli.bz import roots
+from bufferzone.errors import UsageError
 from bufferzone.log import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bufferzone.library.sandbox import Sandbox
 
 
 def directory(root: str, name: str) -> str:
-    """The state directory of that container. Raises `NotFoundError` or `UsageError`."""
-    try:
-        return container.find(root, name)
-    except NotFoundError:
-        ids = [id for id in state.list_ids(state.runtime_root(root)) if id.startswith(name)]
-        if len(ids) > 1:
-            raise UsageError(f"more than one container has an id that begins with {shown(name)}") from None
-        if not ids:
-            raise
-        return container.find(root, ids[0])
+    """The state directory of that container, whoever started it. Raises `NotFoundError` or `UsageError`."""
+    begins = []
+    for place in roots.roots(root):
+        for id in state.list_ids(place):
+            if id == name:
+                return os.path.join(place, id)
+            if id.startswith(name):
+                begins.append(os.path.join(place, id))
+    if len(begins) > 1:
+        raise UsageError(f"more than one container has an id that begins with {shown(name)}")
+    if not begins:
+        raise state.no_container(state.check_id(name))
+    return begins[0]
+
+
+def sandbox(root: str, name: str) -> Sandbox:
+    """The same as the library has it; raises `StateError` too, for one that has ended."""
+    from bufferzone.library.sandbox import Sandbox
+
+    place, id = os.path.split(directory(root, name))
+    return Sandbox.attach(id, root=place)

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _status(verb: str, error: Exception) -> int:
     """Docker's for what runs a process, whose own status must be told from ours: 125, 126 and 127."""
-    if verb in ("run", "exec"):
+    if verb in ("run", "exec", "shell"):
         codes = {"exec-not-executable": 126, "exec-not-found": 127}
         return codes.get(error.code, 125) if isinstance(error, ExecError) else 125
     return error.exit_status if isinstance(error, BufferzoneError) else 1

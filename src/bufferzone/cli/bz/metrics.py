@@ -6,17 +6,13 @@ collector of node_exporter, or whoever serves files. Source: Prometheus, exposit
 
 from __future__ import annotations
 
-import os
-
 from bufferzone import state
 from bufferzone.cli import output
+from bufferzone.cli.bz import roots
 from bufferzone.errors import BufferzoneError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
     from bufferzone.cli.flags import Options
 
     #: (name, labels) -> value
@@ -31,7 +27,6 @@ DESCRIPTION = (
 WORDS = (0, 0)
 INTERSPERSED = True
 
-_CONTAINERD = "/run/bufferzone-containerd"
 _HELP = {
     "bufferzone_containers": "Containers by the state root that they are in and their status.",
     "bufferzone_sandboxes": "Sandboxes whose shim lives, by how their VM came and what runs it.",
@@ -44,7 +39,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 def run(options: Options, words: list[str]) -> int:
     """Print them."""
-    output.print_text(text_of(_samples(_roots(options.root))))
+    output.print_text(text_of(_samples(options.root)))
     return 0
 
 
@@ -60,16 +55,7 @@ def text_of(samples: Samples) -> str:
     return "\n".join([*lines, ""])
 
 
-def _roots(flag: str) -> list[str]:
-    own = state.runtime_root(flag)
-    try:
-        names = [] if flag or os.geteuid() else sorted(os.listdir(_CONTAINERD))
-    except OSError:
-        names = []
-    return [own, *(os.path.join(_CONTAINERD, name) for name in names)]
-
-
-def _samples(roots: list[str]) -> Samples:
+def _samples(flag: str) -> Samples:
     samples: Samples = {}
 
     def add(name: str, value: int = 1, **labels: str) -> None:
@@ -77,7 +63,7 @@ def _samples(roots: list[str]) -> Samples:
         samples[key] = samples.get(key, 0) + value
 
     shims: set[int] = set()
-    for root, directory, found in _containers(roots):
+    for root, directory, found in roots.containers(flag):
         notes = found["annotations"]
         add("bufferzone_containers", root=root, status=found["status"])
         if notes.get("bufferzone.failure"):
@@ -94,17 +80,6 @@ def _samples(roots: list[str]) -> Samples:
             name, size = _memory(pid)
             add("bufferzone_memory_bytes", size, process="shim" if pid == shim else name)
     return samples
-
-
-def _containers(roots: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(root, directory, state) of each; one that is being made or removed at this moment is left out."""
-    for root in roots:
-        for id in state.list_ids(root):
-            try:
-                directory = state.directory(root, id)
-                yield root, directory, state.read_state(directory)
-            except (BufferzoneError, ValueError):
-                continue  # half of it is there
 
 
 def _helpers(directory: str) -> list[int]:

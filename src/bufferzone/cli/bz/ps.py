@@ -1,5 +1,5 @@
-"""`bz ps`: the containers below the root, with what runs them as the shim recorded it, and what their egress
-policies denied."""
+"""`bz ps`: the containers of this machine, whoever started them, with what runs them as the shim recorded it,
+and what their egress policies denied."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 
 from bufferzone import state
 from bufferzone.cli import output
+from bufferzone.cli.bz import roots
+from bufferzone.cli.flags import Flag, ignored
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError
 from bufferzone.wire import shim
@@ -18,9 +20,16 @@ if TYPE_CHECKING:
 
     from bufferzone.cli.flags import Options
 
-FLAGS = ()
-USAGE = ""
-DESCRIPTION = ""
+FLAGS = (
+    Flag("quiet q", "", "ids alone"),
+    Flag("json", "", "as JSON"),
+    ignored("all a", "", "those that have ended are shown in any case"),
+)
+USAGE = "[options]"
+DESCRIPTION = (
+    "Those of this user, whoever started them: bz, Podman, a Python program; for root also those of\n"
+    "containerd and Docker, which are in a namespace of containerd's (Docker's is moby)."
+)
 WORDS = (0, 0)
 INTERSPERSED = True
 
@@ -30,24 +39,39 @@ _RECORDED = ("accelerator", "start", "guest-kernel")
 
 def run(options: Options, words: list[str]) -> int:
     """Print them."""
-    root = state.runtime_root(options.root)
-    rows = [["ID", "STATUS", "ACCELERATOR", "START", "GUEST KERNEL", "DENIED", "CREATED"]]
-    for id in state.list_ids(root):
-        try:
-            found = state.read_state(state.directory(root, id))
-        except (BufferzoneError, ValueError):
-            continue  # it is being made or removed at this moment
-        recorded = [found["annotations"].get(f"bufferzone.{name}", "-") for name in _RECORDED]
-        denied = _denied(state.directory(root, id), found)
-        rows.append([id, found["status"], *recorded, denied, found["created"]])
-    output.print_table(rows)
+    found = [_form(*container) for container in roots.containers(options.root)]
+    if options.json:
+        output.print_text(json.dumps(found, indent=2) + "\n")
+    elif options.quiet:
+        output.print_text("".join(f"{form['id']}\n" for form in found))
+    else:
+        shown = ("id", "status", "accelerator", "start", "guest_kernel", "egress_denied", "created")
+        rows = [["ID", "STATUS", "ACCELERATOR", "START", "GUEST KERNEL", "DENIED", "CREATED", "NAMESPACE"]]
+        rows += [[*(form[key] or "-" for key in shown), form["namespace"] or "-"] for form in found]
+        output.print_table(rows)
     return 0
 
 
+def _form(root: str, directory: str, found: dict[str, Any]) -> dict[str, str]:
+    """One as JSON has it; what nobody knows is empty."""
+    recorded = {
+        name.replace("-", "_"): str(found["annotations"].get(f"bufferzone.{name}", "")) for name in _RECORDED
+    }
+    return {
+        "id": str(found["id"]),
+        "status": str(found["status"]),
+        **recorded,
+        "egress_denied": _denied(directory, found),
+        "created": str(found["created"]),
+        "namespace": roots.namespace(root),
+        "bundle": str(found["bundle"]),
+    }
+
+
 def _denied(directory: str, found: dict[str, Any]) -> str:
-    """Packets denied: what the shim says now, else what it recorded last; `-` without a policy."""
-    recorded = str(found["annotations"].get("bufferzone.egress-denied", "-"))
-    if recorded == "-" or found["status"] == state.STOPPED:
+    """Packets denied: what the shim says now, else what it recorded last; empty without a policy."""
+    recorded = str(found["annotations"].get("bufferzone.egress-denied", ""))
+    if not recorded or found["status"] == state.STOPPED:
         return recorded
     try:
         with Client.connect(directory) as client:

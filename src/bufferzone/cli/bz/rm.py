@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from bufferzone import state
+import os
+
 from bufferzone.cli import output
+from bufferzone.cli.bz import chosen, roots
 from bufferzone.cli.flags import Flag
-from bufferzone.errors import NotFoundError
+from bufferzone.errors import NotFoundError, StateError
+from bufferzone.log import shown
 from bufferzone.workload import launch
 
 TYPE_CHECKING = False
@@ -21,10 +24,13 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Remove them; the names of those that were removed are printed."""
-    root = state.runtime_root(options.root)
     for name in words:
         try:
-            launch.remove(root, name, force=options.force, shim=options.shim)
+            root, id = os.path.split(chosen.directory(options.root, name))
+            if roots.namespace(root):
+                hint = "ctr, crictl or docker rm"
+                raise StateError(f"that container is containerd's: {shown(name)}", hint=hint, code="not-ours")
+            launch.remove(root, id, force=options.force, shim=options.shim)
         except NotFoundError:
             if not options.force:
                 raise

@@ -26,7 +26,8 @@ JSON lists the host pids that stand for the container and its execs: callers loo
 WORDS = (1, -1)
 INTERSPERSED = False
 
-_HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")
+#: columns of the table
+HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")
 #: names after -o -> the column
 _COLUMNS = {
     "uid": 0,
@@ -58,11 +59,11 @@ def run(options: Options, words: list[str]) -> int:
         text = "null" if stopped else f"[{','.join(map(str, _pids(directory)))}]"  # null: runc's, a nil slice
         os.write(1, f"{text}\n".encode())
         return 0
-    rows = [_HEADER]
+    rows = [HEADER]
     if not stopped:
         ref = agent.ProcessRef(id=words[0])
         found = container.ask(directory, "Processes", ref, "ps", service=shim.SERVICE)
-        rows += [_row(process) for process in found.processes]
+        rows += [row(process) for process in found.processes]
     output.print_table([[row[column] for column in columns] for row in rows])
     return 0
 
@@ -93,10 +94,11 @@ def columns_of(words: Sequence[str]) -> list[int]:
     for name in names:
         if name not in _COLUMNS:
             raise UsageError(f"ps: the guest does not tell: {shown(name)}", hint=", ".join(_COLUMNS))
-    return [_COLUMNS[name] for name in names] or list(range(len(_HEADER)))
+    return [_COLUMNS[name] for name in names] or list(range(len(HEADER)))
 
 
-def _row(process: agent.ProcessInfo) -> tuple[str, ...]:
+def row(process: agent.ProcessInfo) -> tuple[str, ...]:
+    """One process as the table has it."""
     seconds = process.cpu_ms // 1000
     return (
         str(process.uid),
