@@ -36,7 +36,10 @@ def delete(arguments: Arguments) -> int:
     directory = os.path.join(arguments.state_root, state.check_id(arguments.id))
     left: list[str] = []
     if not arguments.root and _is_others(arguments, directory):
-        if not os.path.exists(os.path.join(directory, state.LEFTOVERS)):  # else it is the sandbox's own
+        if os.path.exists(os.path.join(directory, state.LEFTOVERS)):  # it is the sandbox's own
+            with ignoring(errno.ENOENT):
+                os.unlink(os.path.join(directory, state.STATE))  # and no container's any more
+        else:
             state.remove(directory)
     else:
         left = leftovers.clean(directory) if os.path.isdir(directory) else []

@@ -168,7 +168,8 @@ def run_sandbox(
     _lift_descriptor_limit()  # not before: helpers get the caller's
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
-    state_files = StateFiles(arguments.state_root, sandbox.annotations)
+    socket_path = "" if cli else listener.getsockname()
+    state_files = StateFiles(arguments.state_root, sandbox.annotations, socket_path)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
     containers = Containers(sandbox, state_files.text, home)
     tasks = TaskService(containers, state_files, publisher, sandbox.end, single=cli, stand_ins=stand_ins)

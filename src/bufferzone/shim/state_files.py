@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 class StateFiles:
     """State files below `root`; `facts()` are the sandbox's annotations (accelerator, guest kernel,
-    failure).
+    failure). `socket_path`: where the shim listens, if it is not in the container's directory; other programs
+    find it there then as well.
     """
 
-    def __init__(self, root: str, facts: Callable[[], dict[str, str]]) -> None:
-        self._root = root
+    def __init__(self, root: str, facts: Callable[[], dict[str, str]], socket_path: str = "") -> None:
+        self._root, self._socket_path = root, socket_path
         self._facts = facts
         self._owner = _user_name(os.getuid())
 
@@ -34,6 +35,8 @@ class StateFiles:
         directory = os.path.join(self._root, container.id)
         if not os.path.isdir(directory):
             state.create(self._root, container.id)
+        if self._socket_path:
+            self._show_socket(directory)
         state.write_state(
             directory,
             id=container.id,
@@ -45,6 +48,16 @@ class StateFiles:
             owner=self._owner,
             annotations={**(container.spec.get("annotations") or {}), **self._facts()},
         )
+
+    def _show_socket(self, directory: str) -> None:
+        """As in a directory of the CLI's, which is why it has an owner too."""
+        try:
+            os.link(self._socket_path, state.socket_path(directory), follow_symlinks=False)
+        except FileExistsError:
+            return
+        except OSError as error:
+            log(f"bz does not reach the container: {error.strerror}")  # containerd does
+        state.write_owner(directory, os.getpid())
 
     def changed(self, process: Process, container: Container) -> None:
         """The init's status is another one now."""
