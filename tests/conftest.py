@@ -117,7 +117,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def guest_image():
-    """The current guest image, built now if it is missing or its inputs changed."""
+    """The current guest image, built now if it is missing or its inputs changed; of the settings' guest."""
+    from bufferzone import config
     from bufferzone.guestimage import build, store
 
-    return build.ensure_image(store.default_store(), progress=lambda line: print(f"image: {line}"))
+    guest = config.load().guest
+    return build.ensure_image(
+        store.default_store(), guest=guest, progress=lambda line: print(f"image: {line}")
+    )

@@ -76,11 +76,20 @@ TABLE: tuple[Setting, ...] = (
         open=True,
     ),
     Setting(
+        "guest",
+        "str",
+        VM,
+        "stock",
+        "`stock`: the distribution's kernel; `lean`: our own, which `bz setup --guest lean` compiles once",
+        choices=("stock", "lean"),
+        annotation="guest",
+    ),
+    Setting(
         "image",
         "str",
         VM,
         "",
-        "guest image: directory or digest; not set: that of this version",
+        "guest image: directory or digest; not set: that of this version and `guest`",
         annotation="image",
     ),
     Setting("kernel", "path", VM, "", "kernel in place of the image's own", annotation="kernel"),
@@ -198,6 +207,7 @@ class Settings:
     memory_mib: int
     kvm: str
     accelerator: str
+    guest: str
     image: str
     kernel: str
     initrd: str

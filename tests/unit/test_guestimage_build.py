@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from bufferzone.errors import HostError, UsageError
-from bufferzone.guestimage import agent, apt, build, distro, rootfs, store
+from bufferzone.guestimage import agent, apt, build, distro, lean, rootfs, store
+from bufferzone.guestimage.recipe import Kernel
 from bufferzone.model import ImageRef
 
 SOURCE = Path(agent.package_directory())
@@ -209,7 +210,30 @@ def test_an_agent_that_is_not_there_is_named(tmp_path: Path, package: Path) -> N
     assert not (tmp_path / "store").exists()
 
 
-def test_an_unknown_recipe_names_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_guest_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing") as caught:
-        build.ensure_image(str(tmp_path), recipe="nothing")
-    assert "distro" in caught.value.hint
+        build.ensure_image(str(tmp_path), guest="nothing")
+    assert caught.value.hint == "one of: stock, lean"
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_lean_guest_is_built_beside_the_stock_one(
+    new_store: Callable[[str], str], package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = new_store("a")
+    stock = ensure(directory, package)
+    source = apt.Package(name="linux-source-6.12", version="1", file="s_1_all.deb", size=1, sha256="a" * 64)
+    built_in = frozenset((*rootfs.BOOT_MODULES, *rootfs.OPTIONAL_MODULES))
+    ours = Kernel(release="6.12", vmlinux=b"ours", config=b"", builtin=built_in, facts={"symbols": 5})
+    monkeypatch.setattr(lean.Lean, "kernel", lambda *_: ours)
+    pins = build.pinned_packages(store.read_index(directory)["recipes"]["distro"])
+    monkeypatch.setattr(build, "_packages", lambda *_: [*pins, source])
+    assert not build.is_ready(directory, "lean")
+    image = build.ensure_image(directory, guest="lean", package=str(package), progress=lambda line: None)
+    manifest = store.read_manifest(image.directory)
+    assert manifest["kernel"] == {"release": "6.12", "symbols": 5}
+    assert manifest["modules"] == []
+    assert tuple(manifest["arguments"]) == image.arguments == lean.LEAN_ARGUMENTS
+    assert image.digest != stock.digest
+    assert ensure(directory, package) == stock  # neither took the other's place
+    assert Path(image.kernel).read_bytes() == b"ours"

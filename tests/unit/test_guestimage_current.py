@@ -22,8 +22,8 @@ def made(tmp_path, monkeypatch):
             raise HostError("no guest image", code="image-missing")
         return ImageRef(digest=wanted, directory="", kernel="", initrd="")
 
-    def ensure_image(directory, progress):
-        builds.append(directory)
+    def ensure_image(directory, guest, progress):
+        builds.append(guest)
         return open_image(directory, DIGESTS[len(builds) % 2])
 
     monkeypatch.setattr(store, "open_image", open_image)
@@ -80,3 +80,22 @@ def test_what_is_remembered_is_bounded(made, monkeypatch):
         current.remember(directory, f"mark{number}", DIGESTS[0])
     marks = [mark for mark, _ in store.packages_of(store.read_index(directory))]
     assert marks == [f"mark{number}" for number in range(12, 20)]
+
+
+def test_each_guest_has_an_image_of_its_own(made, monkeypatch):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    monkeypatch.setattr(build, "is_ready", lambda directory, guest: True)
+    stock, lean = (current.current_image(directory, print, guest) for guest in ("stock", "lean"))
+    assert stock != lean
+    assert [current.current_image(directory, print, guest) for guest in ("stock", "lean")] == [stock, lean]
+    assert builds == ["stock", "lean"]
+
+
+def test_a_start_compiles_no_kernel_and_says_what_does(made):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    with pytest.raises(HostError, match="no lean guest in") as caught:
+        current.current_image(directory, print, "lean")
+    assert caught.value.hint == "run: bz setup --guest lean"
+    assert builds == []

@@ -74,5 +74,8 @@ def test_interfaces_of_vpns_and_network_plugins_can_be_made(podman) -> None:
 
 def test_without_the_capability_nothing_is_loaded(podman) -> None:
     _needs("nft")
-    script = "! /usr/sbin/nft list ruleset 2>/dev/null; ls /sys/module"
-    assert {"nf_tables", "nf_conntrack", "wireguard"} & set(_run(podman, script)) == set()
+    script = "! /usr/sbin/nft list ruleset 2>/dev/null; ls /sys/module; ls -d /proc/modules || true"
+    found = set(_run(podman, script))
+    if "/proc/modules" not in found:
+        pytest.skip("the guest's kernel has no modules: what it can do is built in")
+    assert {"nf_tables", "nf_conntrack", "wireguard"} & found == set()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MODPROBE = "/sbin/modprobe"
 MODULES = ("ip_tables", "ip6_tables")
+#: not there where a kernel has no modules
+LOADED = "/proc/modules"
 
 
 def load_for(process: dict[str, Any]) -> None:
@@ -25,7 +27,7 @@ def load_for(process: dict[str, Any]) -> None:
     if "CAP_NET_ADMIN" not in ((process.get("capabilities") or {}).get("bounding") or []):
         return
     for name in MODULES:
-        if os.path.isdir(f"/sys/module/{name}"):
+        if os.path.isdir(f"/sys/module/{name}") or not os.path.exists(LOADED):
             continue
         try:
             os.waitpid(os.posix_spawn(MODPROBE, [MODPROBE, name], {}), 0)

@@ -14,6 +14,7 @@ import time
 from bufferzone.container.cgroup import enable_controllers, read
 from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError
+from bufferzone.guest import nic
 from bufferzone.linux import interface
 from bufferzone.linux import mount as lm
 from bufferzone.linux import process as lp
@@ -69,6 +70,7 @@ def boot(phases: Phases) -> int:
     open_stdio()
     phases.done("mounts")
     load_modules()
+    nic.release_all()
     phases.done("modules")
     enable_controllers(CGROUP_ROOT)
     try:

@@ -7,11 +7,13 @@ import os
 from bufferzone.container.loop import warn
 
 _MODPROBE = "/sbin/modprobe"
+#: not there where a kernel has no modules: then all that it has is built in
+_LOADED = "/proc/modules"
 
 
 def begin(name: str) -> int:
     """Start loading a module with what it needs, unless it is there; the pid, which PID 1 reaps, or 0."""
-    if os.path.isdir(f"/sys/module/{name}"):
+    if os.path.isdir(f"/sys/module/{name}") or not os.path.exists(_LOADED):
         return 0
     try:
         return os.posix_spawn(_MODPROBE, [_MODPROBE, name], {})

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _image(chosen: argparse.Namespace) -> ImageRef:
     if chosen.verb == "build":
         return build.ensure_image(
-            chosen.store, recipe=chosen.recipe, progress=_progress, upgrade=chosen.upgrade
+            chosen.store, guest=chosen.guest, progress=_progress, upgrade=chosen.upgrade
         )
     image = store.open_image(chosen.store, chosen.digest)
     if chosen.verb == "verify":
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("build", help="build the image if it is missing or its inputs changed")
-    make.add_argument("--recipe", default="distro", help="which kernel (default: %(default)s)")
+    make.add_argument("--guest", default="stock", help="which kernel: stock, lean (default: %(default)s)")
     make.add_argument("--upgrade", action="store_true", help="ask apt for newer packages first")
     for name, text in (
         ("show", "print what the image is made of"),

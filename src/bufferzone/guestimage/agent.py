@@ -19,12 +19,14 @@ MODPROBE = f"{ROOT}/modprobe"
 
 #: -I: no environment, no current directory; -S: no site; -B: never write byte code
 INIT = f"""#!/usr/bin/python3 -ISB
-import os, sys
-os.symlink("{MODPROBE}", "/usr/sbin/modprobe")
+import sys
 sys.path.append("{ROOT}")
 from bufferzone.guest.__main__ import main
 main()
 """.encode()
+INIT_WITH_MODULES = INIT.replace(
+    b"import sys\n", f'import os, sys\nos.symlink("{MODPROBE}", "/usr/sbin/modprobe")\n'.encode()
+)
 
 
 def package_directory() -> str:

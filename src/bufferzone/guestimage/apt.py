@@ -1,8 +1,8 @@
 """The distribution's packages as input: name, fetch into a cache, read. Installs nothing, needs no root.
 
-The only module of `guestimage/` that starts programs: apt-get, apt-cache, dpkg-deb, a decompressor, the
-guest's own Python. apt has verified the index that the SHA-256s come from; every use of a cached file
-verifies it again.
+The only module of `guestimage/` that starts programs: apt-get, apt-cache, dpkg-deb, a decompressor, a
+compiler, the guest's own Python. apt has verified the index that the SHA-256s come from; every use of a
+cached file verifies it again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bufferzone.errors import HostError
 from bufferzone.record import Record
 
 Progress = Callable[[str], None]
+Lines = Iterator[str]
 _URI_LINE = re.compile(r"^'[^']+' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
 _FILE_NAME = re.compile(r"^(?P<name>[a-z0-9][a-z0-9+.-]*)_(?P<version>[A-Za-z0-9.+~%-]+)_[a-z0-9]+\.deb$")
 
@@ -59,6 +60,29 @@ def pipe(
         reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
         raise HostError(f"{os.path.basename(argv[0])} failed: {reason}", code="program-failed")
     return done.stdout
+
+
+def lines(argv: list[str], *, cwd: str, env: dict[str, str]) -> Lines:
+    """What a program says on stdout, as it comes; ends it where nobody listens any more.
+
+    Raises `HostError` with the first line of its stderr that tells of an error, else the last one.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=cwd, env=env, text=True
+        )
+        with process:
+            try:
+                yield from process.stdout or ()
+            except GeneratorExit:
+                process.terminate()
+                raise
+        if process.returncode:
+            errors.seek(0)
+            said = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            reason = next((line for line in said if "error" in line.lower()), said[-1] if said else "")
+            reason = reason.strip() or f"exit status {process.returncode}"
+            raise HostError(f"{os.path.basename(argv[0])} failed: {reason}", code="program-failed")
 
 
 def _missing(program: str, package: str) -> HostError:

@@ -8,6 +8,8 @@ pci=lastbus=0, apparmor=0, lsm=, ima=off, nopti, noxsave, init_on_alloc=0. acpi=
 but takes power-off and PCI hotplug with it. mitigations=off saves nothing under TCG, and under KVM it would
 open the walls inside the guest: never. nokaslr would change nothing: a PVH start does not pass the code
 that randomizes.
+
+The lean kernel has no ciphers' self-tests, tracefs or watchdog to be told of.
 """
 
 from __future__ import annotations
@@ -33,3 +35,7 @@ ARGUMENTS: tuple[str, ...] = (
     # the TSC is the hypervisor's, and so is the timer that it would be compared with every half second
     "tsc=nowatchdog",
 )
+
+#: of the stock kernel's: what only its options ask for
+_STOCK_ONLY = ("cryptomgr.notests", "initcall_blacklist=tracer_init_tracefs", "nowatchdog")
+LEAN_ARGUMENTS = tuple(argument for argument in ARGUMENTS if argument not in _STOCK_ONLY)

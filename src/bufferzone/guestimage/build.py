@@ -15,7 +15,6 @@ from typing import Any
 
 from bufferzone.errors import HostError
 from bufferzone.guestimage import agent, apt, cpio, python, recipes, rootfs, store
-from bufferzone.guestimage.arguments import ARGUMENTS
 from bufferzone.guestimage.recipe import Kernel, Recipe
 from bufferzone.model import ImageRef
 from bufferzone.record import asdict
@@ -26,19 +25,20 @@ CONFIG, CONTENTS = "config", "contents"
 def ensure_image(
     directory: str,
     *,
-    recipe: str = "distro",
+    guest: str = recipes.STOCK,
     progress: apt.Progress = print,
     upgrade: bool = False,
     package: str = "",
 ) -> ImageRef:
-    """The current image of a recipe, built first when there is none or its inputs changed.
+    """The current image of a guest, built first when there is none or its inputs changed.
 
     `upgrade` asks apt for today's packages even when everything is there. `package` is the bufferzone
     package whose agent goes in (the running one). Quick and silent when nothing is to do; no network while
     the cache suffices. Raises `HostError` with one line for whatever is missing; the store is then as it
     was, but for cached packages.
     """
-    chosen = recipes.by_name(recipe)
+    chosen = recipes.of_guest(guest)
+    recipe = chosen.name
     sources = agent.sources(package or agent.package_directory())
     if not upgrade and (found := _current(directory, recipe, sources)):
         return found
@@ -50,6 +50,13 @@ def ensure_image(
             progress("already up to date")
             return found
         return _build(directory, chosen, packages, sources, progress)
+
+
+def is_ready(directory: str, guest: str) -> bool:
+    """Whether an image of this guest takes seconds: nothing is to be compiled."""
+    chosen = recipes.of_guest(guest)
+    row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
+    return chosen.is_ready(pinned_packages(row), os.path.join(directory, "cache"))
 
 
 def input_key(recipe: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
@@ -114,7 +121,7 @@ def _build(
         progress("compiling the agent and its Python for the guest")
         files = rootfs.python_files(packages, cache)
         entries = cpio.complete(
-            [*rootfs.compiled(files, sources, workshop), *rootfs.module_entries(kernel), *rootfs.skeleton()]
+            [*rootfs.compiled(files, sources, workshop), *rootfs.of_kernel(kernel), *rootfs.skeleton()]
         )
         progress(f"writing {len(entries)} files")
         target = os.path.join(workshop, "image")
@@ -122,16 +129,19 @@ def _build(
         manifest = _write_files(target, kernel, entries)
         manifest |= {
             "recipe": chosen.name,
+            "arguments": list(chosen.arguments),
             "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in packages],
-            "kernel": {"release": kernel.release},
+            "kernel": {"release": kernel.release, **kernel.facts},
             "python": _python_version(packages),
             "agent": agent.hash_of(sources),
         }
         _write(os.path.join(target, store.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True).encode())
         facts = manifest["files"]
-        digest = store.digest_of(facts[store.KERNEL]["sha256"], facts[store.INITRD]["sha256"], ARGUMENTS)
+        digest = store.digest_of(
+            facts[store.KERNEL]["sha256"], facts[store.INITRD]["sha256"], chosen.arguments
+        )
         image = _publish(directory, workshop, target, digest)
-        _record(directory, chosen.name, packages, sources, digest)
+        _record(directory, chosen, packages, sources, digest)
     size = sum(row["size"] for row in facts.values()) / 1e6
     progress(f"built image {digest[:12]} ({size:.0f} MB) in {time.monotonic() - started:.1f} s")
     return image
@@ -160,7 +170,7 @@ def _write_files(target: str, kernel: Kernel, entries: list[cpio.Entry]) -> dict
         _write(os.path.join(target, name), data)
     facts = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in files.items()}
     loaded = [entry.path for entry in entries if entry.path.endswith(".ko")]
-    return {"files": facts, "arguments": list(ARGUMENTS), "modules": loaded}
+    return {"files": facts, "modules": loaded}
 
 
 def _publish(directory: str, workshop: str, target: str, digest: str) -> ImageRef:
@@ -174,11 +184,11 @@ def _publish(directory: str, workshop: str, target: str, digest: str) -> ImageRe
 
 
 def _record(
-    directory: str, recipe: str, packages: list[apt.Package], sources: dict[str, bytes], digest: str
+    directory: str, chosen: Recipe, packages: list[apt.Package], sources: dict[str, bytes], digest: str
 ) -> None:
     index = store.read_index(directory)
-    row = {"key": input_key(recipe, packages, sources), "digest": digest, "packages": _pins(packages)}
-    index["recipes"] = {**index.get("recipes", {}), recipe: row}
+    row = {"key": input_key(chosen.name, packages, sources), "digest": digest, "packages": _pins(packages)}
+    index["recipes"] = {**index.get("recipes", {}), chosen.name: row}
     index["current"] = digest
     store.write_index(directory, index)
     store.prune(directory, index)

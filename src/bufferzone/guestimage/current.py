@@ -27,13 +27,14 @@ _REMEMBERED = 8
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
-    """The image that belongs to the running package; builds it, with `progress`, when its inputs changed.
+def current_image(directory: str, progress: Callable[[str], None], guest: str = "stock") -> ImageRef:
+    """The image of `guest` that belongs to the running package; builds it, with `progress`, when its inputs
+    changed.
 
-    Raises `HostError` when there is no image at all or a damaged one (that is for `bz setup` to say and
-    repair), and when it cannot be built.
+    Raises `HostError` when there is no image at all or a damaged one, or a kernel is to be compiled first
+    (that is for `bz setup` to say and repair), and when it cannot be built.
     """
-    mark = fingerprint(_PACKAGE)
+    mark = mark_of(guest)
     for place in (directory, *_places_of_root(directory)):
         digest = dict(store.packages_of(store.read_index(place))).get(mark)
         if digest is not None:
@@ -41,14 +42,25 @@ def current_image(directory: str, progress: Callable[[str], None]) -> ImageRef:
     store.open_image(directory)
     from bufferzone.guestimage import build
 
-    image = build.ensure_image(directory, progress=progress)
+    if not build.is_ready(directory, guest):
+        hint = f"run: bz setup --guest {guest}"
+        raise HostError(
+            f"no {guest} guest in {directory} for this version", hint=hint, code="guest-not-built"
+        )
+    image = build.ensure_image(directory, guest=guest, progress=progress)
     remember(directory, mark, image.digest)
     return image
 
 
-def remember_own(directory: str, digest: str) -> None:
-    """Note that the running package runs the image `digest`, which was just built."""
-    remember(directory, fingerprint(_PACKAGE), digest)
+def remember_own(directory: str, digest: str, guest: str = "stock") -> None:
+    """Note that the running package runs the image `digest`, just built, where `guest` is wanted."""
+    remember(directory, mark_of(guest), digest)
+
+
+def mark_of(guest: str) -> str:
+    """By what the index knows the running package with this guest."""
+    mark = fingerprint(_PACKAGE)
+    return mark if guest == "stock" else f"{mark} {guest}"
 
 
 def _places_of_root(directory: str) -> list[str]:
@@ -63,9 +75,7 @@ def _places_of_root(directory: str) -> list[str]:
 
 
 def remember(directory: str, mark: str, digest: str) -> None:
-    """Note that the package with this fingerprint runs this image; a store we may not write stays as it
-    is.
-    """
+    """Note that the package with this mark runs this image; a store we may not write stays as it is."""
     what = f"note the image of this package in {directory}"
     with log.passing_over(what, HostError, OSError), store.lock(directory, lambda: None):
         index = store.read_index(directory)

@@ -7,6 +7,7 @@ import re
 
 from bufferzone.errors import HostError
 from bufferzone.guestimage import apt, kernel, modules
+from bufferzone.guestimage.arguments import ARGUMENTS
 from bufferzone.guestimage.recipe import Kernel
 
 META_PACKAGE = "linux-image-cloud-amd64"
@@ -21,6 +22,10 @@ class Distro:
     """Debian's kernel for virtual machines: smaller than the generic one, virtio as modules."""
 
     name = "distro"
+    arguments = ARGUMENTS
+
+    def is_ready(self, packages: list[apt.Package], cache: str) -> bool:
+        return True
 
     def kernel_packages(self) -> list[str]:
         try:

@@ -10,19 +10,28 @@ from bufferzone.record import Record, field
 
 
 class Kernel(Record):
-    """A kernel for PVH boot: the ELF file, its .config, its modules by name, the names of those built in."""
+    """A kernel for PVH boot: the ELF file, its .config, its modules by name, the names of those built in.
+
+    `facts`: what the image's manifest tells of it beside that.
+    """
 
     release: str
     vmlinux: bytes
     config: bytes
     modules: Mapping[str, bytes] = field(default_factory=dict)
     builtin: frozenset[str] = frozenset()
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
     """One way to come by a kernel."""
 
     name: str
+    #: the kernel's command line
+    arguments: tuple[str, ...]
+
+    def is_ready(self, packages: list[apt.Package], cache: str) -> bool:
+        """Whether `kernel` takes seconds and not minutes."""
 
     def kernel_packages(self) -> list[str]:
         """Concrete names of the packages that `kernel` needs; asks apt's lists, not the network."""

@@ -1,9 +1,10 @@
-"""The recipes there are, by name."""
+"""The recipes there are, by the guest that is made with each."""
 
 from __future__ import annotations
 
 from bufferzone.errors import UsageError
 from bufferzone.guestimage.distro import Distro
+from bufferzone.guestimage.lean import Lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def by_name(name: str) -> Recipe:
-    """The recipe called `name`; raises `UsageError` naming those there are."""
-    recipes: dict[str, Recipe] = {recipe.name: recipe for recipe in (Distro(),)}
-    if name not in recipes:
-        raise UsageError(f"unknown image recipe {name!r}", hint=f"one of: {', '.join(recipes)}")
-    return recipes[name]
+STOCK, LEAN = "stock", "lean"
+
+
+def of_guest(guest: str) -> Recipe:
+    """The recipe of `guest`; raises `UsageError` naming those there are."""
+    recipes: dict[str, Recipe] = {STOCK: Distro(), LEAN: Lean()}
+    if guest not in recipes:
+        raise UsageError(f"unknown guest {guest!r}", hint=f"one of: {', '.join(recipes)}")
+    return recipes[guest]

@@ -130,6 +130,15 @@ def _merged(path: str) -> str:
     return "/usr" + path if top in _MERGED else path
 
 
+def of_kernel(kernel: Kernel) -> list[Entry]:
+    """/init for this kernel, and its modules where it can load any."""
+    found = module_entries(kernel)
+    if not kernel.modules:
+        return [*found, regular("/init", agent.INIT, 0o755)]
+    modprobe = regular(agent.MODPROBE, agent.modprobe(), 0o755)
+    return [*found, modprobe, regular("/init", agent.INIT_WITH_MODULES, 0o755)]
+
+
 def module_entries(kernel: Kernel) -> list[Entry]:
     """The modules and the two lists that tell about them; a module that is built into the kernel is in none.
 
@@ -157,7 +166,7 @@ def module_entries(kernel: Kernel) -> list[Entry]:
 
 
 def skeleton() -> list[Entry]:
-    """Directories, the links of a merged /usr, the device nodes needed before devtmpfs, and /init."""
+    """Directories, the links of a merged /usr, the device nodes needed before devtmpfs."""
     return [
         *(directory(path) for path in _DIRECTORIES),
         directory("/tmp", 0o1777),
@@ -166,8 +175,6 @@ def skeleton() -> list[Entry]:
         # the kernel opens /dev/console for PID 1 before anybody can mount devtmpfs
         character_device("/dev/console", 5, 1, 0o600),
         character_device("/dev/null", 1, 3, 0o666),
-        regular("/init", agent.INIT, 0o755),
-        regular(agent.MODPROBE, agent.modprobe(), 0o755),
     ]
 
 

@@ -108,14 +108,14 @@ def _without_kernel(settings: Settings, size: VmSize) -> VmShape:
 
 
 def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
-    """The guest image the settings name: a digest in the store, a directory, or the current one."""
+    """The guest image of the settings: a digest in the store, a directory, or the current one of `guest`."""
     if settings.image.startswith("/"):
         return store.open_image(
             os.path.dirname(settings.image.rstrip("/")), os.path.basename(settings.image.rstrip("/"))
         )
     if settings.image:
         return store.open_image(settings.image_store, settings.image)
-    return current.current_image(settings.image_store, log)
+    return current.current_image(settings.image_store, log, settings.guest)
 
 
 def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:

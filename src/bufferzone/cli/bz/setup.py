@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
 FLAGS = (
-    Flag("recipe", "NAME", "which guest to build", default="distro"),
+    Flag("guest", "NAME", "stock, the distribution's, or lean, our own; not set: what the settings say"),
     Flag("upgrade", "", "take today's packages even if nothing is missing"),
 )
 USAGE = "[options]"
 DESCRIPTION = (
-    "Takes the distribution's kernel and Python through apt; the store keeps the result by its digest."
+    "Takes the distribution's kernel, or its source, and Python through apt; the store keeps the result "
+    "by its digest."
 )
 WORDS = (0, 0)
 INTERSPERSED = True
@@ -29,14 +30,16 @@ def run(options: Options, words: list[str]) -> int:
     from bufferzone.guestimage import current
     from bufferzone.guestimage.build import ensure_image
 
-    start, store = time.monotonic(), config.load().image_store
+    settings = config.load()
+    start, store, guest = time.monotonic(), settings.image_store, options.guest or settings.guest
     image = ensure_image(
         store,
-        recipe=options.recipe,
+        guest=guest,
         progress=lambda line: output.print_text(f"{time.monotonic() - start:6.1f} s  {line}\n"),
         upgrade=options.upgrade,
     )
-    if options.recipe == "distro":
-        current.remember_own(store, image.digest)  # for users, who may not build in this store
+    current.remember_own(store, image.digest, guest)  # for users, who may not build in this store
     output.print_text(f"guest image: {image.directory}\n")
+    if guest != settings.guest:
+        output.print_text(f'it is used where the settings say: guest = "{guest}"\n')
     return 0
