@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 
@@ -89,6 +90,21 @@ def test_a_vmm_that_was_closed_while_it_boots_has_ended():
     made, _ = sandbox()
     made._vmm = SimpleNamespace(fileno=lambda: -1)
     assert made._vmm_ended()
+
+
+def test_a_vmm_that_does_not_come_up_has_the_time_of_a_boot_and_is_told_as_such():
+    made, told = sandbox()
+
+    def greet(timeout_s):
+        raise VmmError(f"did not answer within {timeout_s} s during: start QEMU", code="vm-timeout")
+
+    reader, writer = os.pipe()
+    made._vmm = SimpleNamespace(greet=greet, fileno=lambda: reader)
+    made.vm.awake = False
+    made._come_up()
+    os.close(reader)
+    os.close(writer)
+    assert told == ["did not answer within 1 s during: start QEMU", "killed"]
 
 
 class Sender:

@@ -127,7 +127,9 @@ class Sandbox:
             waited = timeout_s if error.code == "agent-timeout" else None
             self._fail(
                 error
-                if self._vmm_ended() or self.failure
+                if self._vmm_ended()
+                or self.failure
+                or error.code == "vm-timeout"  # the VMM's own is explained
                 else self._vmm.failure(self._timeline.phase, waited_s=waited)
             )
         except BufferzoneError as error:
