@@ -23,7 +23,7 @@ from vm.warm import Warm
 pytestmark = pytest.mark.vm
 
 MARK = "bzpool"
-FILL_S = 60.0
+FILL_S = 240.0  # who fills a pool is nice to all others
 
 
 class Pool(Warm):
@@ -73,6 +73,17 @@ class Pool(Warm):
         self.runtime.run(id, made).expect("up")
         return self.begun(id)
 
+    def take(self, id: str, made: Path) -> int:
+        """Run a container in a VM that waited; that one's pid. On a busy machine a start may be too
+        impatient, but not three.
+        """
+        for _ in range(3):
+            (waiting,) = self.await_waiting()
+            if self.run(id, made) == "pool":
+                return waiting
+            self.runtime.ok("delete", "--force", id)
+        pytest.fail(f"no start is served: {self.log()}")
+
 
 @pytest.fixture
 def watch(tmp_path: Path) -> Watch:
@@ -112,8 +123,7 @@ def cgroups_of(pid: int) -> str:
 
 def test_the_first_start_begins_the_pool_and_the_next_one_takes_from_it(pool: Pool, made: Path) -> None:
     assert pool.run("first", made) == "warm"
-    (waiting,) = pool.await_waiting()
-    assert pool.run("second", made) == "pool"
+    waiting = pool.take("second", made)
     assert pool.runtime.shim_pid("second") == waiting
     assert "  pool  " in pool.bz("ps").out
     helpers = pool.runtime.helper_pids("second")
@@ -122,9 +132,7 @@ def test_the_first_start_begins_the_pool_and_the_next_one_takes_from_it(pool: Po
         assert MARK in cgroups_of(pid)
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
     assert MARK not in cgroups_of(pool.keeper())
-    (refilled,) = pool.await_waiting()
-    assert refilled != waiting
-    assert pool.run("third", made) == "pool"
+    assert pool.take("third", made) != waiting
     for id in ("first", "second", "third"):
         pool.runtime.ok("delete", "--force", id)
         assert not (pool.runtime.root / id).exists()
@@ -132,7 +140,7 @@ def test_the_first_start_begins_the_pool_and_the_next_one_takes_from_it(pool: Po
 
 def test_an_empty_pool_means_a_start_of_the_other_kind(pool: Pool, made: Path) -> None:
     pool.start()
-    assert pool.run("one", made) == "pool"
+    pool.take("one", made)
     assert pool.run("two", made) == "warm"
 
 
@@ -153,12 +161,12 @@ def test_another_shape_does_not_fit_and_gets_its_own(pool: Pool, tmp_path: Path,
     assert pool.run("cold", other) == "cold"
     bigger = bundle(tmp_path / "bigger", "echo up; exec sleep 9", annotations={"bufferzone.memory": "640"})
     assert pool.run("bigger", bigger) in ("cold", "warm")
-    assert pool.run("fitting", made) == "pool"
+    pool.take("fitting", made)
 
 
 def test_a_keeper_that_is_killed_takes_those_that_wait_along_and_no_container(pool: Pool, made: Path) -> None:
     pool.start()
-    assert pool.run("runs", made) == "pool"
+    pool.take("runs", made)
     (waiting,) = pool.await_waiting()
     there = [waiting, *helpers_of(waiting)]
     assert len(there) == 3, [name_of(pid) for pid in there]
@@ -169,8 +177,7 @@ def test_a_keeper_that_is_killed_takes_those_that_wait_along_and_no_container(po
     done = pool.runtime.verb("exec", "runs", "/bin/echo", "still here")
     assert done.out == "still here\n", done
     assert pool.run("next", made) == "warm"  # and it begins a new pool
-    pool.await_waiting()
-    assert pool.run("last", made) == "pool"
+    pool.take("last", made)
 
 
 def test_a_waiting_vm_that_is_killed_is_replaced(pool: Pool, made: Path) -> None:
@@ -181,7 +188,7 @@ def test_a_waiting_vm_that_is_killed_is_replaced(pool: Pool, made: Path) -> None
     await_end(waiting)
     assert pool.await_waiting() != [waiting]
     assert "a waiting VM has ended" in pool.log()
-    assert pool.run("one", made) == "pool"
+    pool.take("one", made)
 
 
 def test_a_vm_that_hangs_when_it_is_taken_is_left_for_another(pool: Pool, made: Path) -> None:

@@ -102,16 +102,6 @@ def starts(pool: Pool, made: Path, id: str = "after") -> None:
     pool.runtime.ok("delete", "--force", id)
 
 
-def serves(pool: Pool, made: Path, id: str) -> None:
-    """A start takes what waits; on a busy machine one may be too impatient, but not three."""
-    for _ in range(3):
-        pool.await_waiting()
-        if pool.run(id, made) == "pool":
-            return
-        pool.runtime.ok("delete", "--force", id)
-    pytest.fail(f"no start is served: {pool.log()}")
-
-
 @pytest.mark.parametrize("how", ["socket removed", "pool removed", "root renamed", "root wiped"])
 def test_a_keeper_that_nobody_finds_ends_with_its_vms_and_a_start_begins_another(
     how: str, pool: Pool, made: Path
@@ -134,7 +124,7 @@ def test_a_keeper_that_nobody_finds_ends_with_its_vms_and_a_start_begins_another
         shutil.rmtree(root.with_name("renamed"))
     starts(pool, made)
     pool.await_waiting()
-    serves(pool, made, "taken")
+    pool.take("taken", made)
 
 
 @pytest.mark.parametrize("name", ["shim.sock", "leftovers.json", "share", "virtiofsd.log"])
@@ -206,7 +196,7 @@ def test_a_verb_that_vanishes_in_the_middle_leaves_nothing(phase: str, pool: Poo
         await_end(pid, daemon._UNUSED_S + EVENT_S)
     state.remove(verb.directory)
     pool.await_waiting()
-    serves(pool, made, "next")
+    pool.take("next", made)
 
 
 @pytest.mark.parametrize("victim", ["waiter", "qemu", "virtiofsd", "keeper"])
@@ -235,7 +225,7 @@ def test_a_waiting_vm_without_its_virtiofsd_is_replaced(pool: Pool, made: Path) 
     kill(next(pid for pid in helpers if name_of(pid) == "virtiofsd"))
     await_end(waiting)
     assert pool.await_waiting() != [waiting]
-    serves(pool, made, "one")
+    pool.take("one", made)
 
 
 def test_of_two_keepers_that_begin_at_once_one_stays(pool: Pool, made: Path) -> None:
@@ -256,7 +246,7 @@ def test_of_two_keepers_that_begin_at_once_one_stays(pool: Pool, made: Path) -> 
     await_true(lambda: [one.poll() for one in begun].count(0) == 2, "the end of two of three", EVENT_S)
     pool.await_waiting()
     assert [one.poll() for one in begun].count(None) == 1
-    serves(pool, made, "one")
+    pool.take("one", made)
     assert pool.bz("pool", "stop").status == 0
     assert [one.wait(EVENT_S) for one in begun] == [0, 0, 0]
 
@@ -301,7 +291,7 @@ def test_a_disk_that_fills_up_at_any_step_of_taking_ends_no_keeper(pool: Pool, m
         starts(pool, made)
         pool.await_waiting()
         assert pool.keeper() == keeper
-        serves(pool, made, "one")
+        pool.take("one", made)
         pool.runtime.ok("delete", "--force", "one")
         assert pool.bz("pool", "stop").status == 0
 
@@ -347,7 +337,7 @@ def test_the_limit_of_the_containers_cgroup_bounds_a_vm_that_was_taken(pool: Poo
     linux = {**config("")["linux"], "cgroupsPath": f"/{MARK}-memory"}
     made = bundle(tmp_path / "limited", "echo up; exec sleep 1000", linux=linux)
     pool.start()
-    serves(pool, made, "c")
+    pool.take("c", made)
     place, usage, limit = memory_cgroup(pool.runtime.helper_pids("c")["qemu"])
     assert MARK in str(place)
 
