@@ -19,13 +19,15 @@ import resource
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import denylist, identity, newroot, process
+from bufferzone.linux import allowlist, identity, newroot, process
 from bufferzone.linux import mount as mnt
 from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from bufferzone.linux.allowlist import AllowList
 
 # Own uids: 2_000_000_000 up. Above what useradd hands out as subuids (login.defs: SUB_UID_MAX 600100000) and
 # systemd's containers (up to 1879048191), below its foreign uids (2147352576 up) and the 2147483647 up that
@@ -58,7 +60,7 @@ class JailBind(Record):
 class Jail(Record):
     """What a helper keeps.
 
-    `confines_itself`: it leaves for namespaces of its own, so the filter lets it.
+    `calls` are the system calls that it may make.
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
@@ -71,6 +73,7 @@ class Jail(Record):
     uid: int
     gid: int
     log_fd: int
+    calls: AllowList
     keep_fds: tuple[int, ...] = ()
     capabilities: tuple[str, ...] = ()
     user_namespace: bool = False
@@ -81,7 +84,6 @@ class Jail(Record):
     proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
     cgroups: tuple[int, ...] = ()
-    confines_itself: bool = False
     limits: tuple[tuple[int, int], ...] = ((resource.RLIMIT_CORE, 0),)
 
 
@@ -158,8 +160,9 @@ def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
         raise BugError(f"donated descriptors of {jail.name} must be 3 or above: {jail.keep_fds}")
     rights = _Rights()
 
-    def enter(talk: spawn.Conversation) -> None:
+    def enter(talk: spawn.Conversation) -> Callable[[], object]:
         _enter(jail, talk, rights)
+        return _confine(argv, jail, talk)
 
     separate = rights.root and "pid" in jail.namespaces
     return spawn.start(jail.name, argv, enter, pid_namespace=separate, deaf=True, attend=_attend)
@@ -303,8 +306,16 @@ def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -
     process.set_capabilities(effective=mask, permitted=mask, inheritable=mask)
     process.set_ambient(mask)
     process.set_no_new_privileges()
-    talk.step = "load the system call filter"
-    process.load_seccomp(denylist.program(confines_itself=jail.confines_itself))
-    # last, since a change of credentials clears it; the question finds out whether the parent died before
+    # a change of credentials clears it; the question finds out whether the parent died before
     process.die_with_parent()
     talk.ask("go")
+
+
+def _confine(argv: Sequence[str], jail: Jail, talk: spawn.Conversation) -> Callable[[], object]:
+    """Load the filters; what is returned becomes the program, which none of its successors can."""
+    talk.step = "load the system call filter"
+    execution = process.Execution(argv)
+    program = allowlist.program(jail.calls, execution.addresses)
+    process.load_seccomp(allowlist.quiet_program(jail.calls))
+    process.load_seccomp(program, process.SECCOMP_FILTER_FLAG_LOG)
+    return execution.now

@@ -114,7 +114,9 @@ def _denied(pid: int) -> str:
     from bufferzone.linux import denial  # no start needs it
 
     confined = denial.label(pid)
-    return denial.of(pid, confined) if confined else ""
+    return (denial.of(pid, confined) if confined else "") or denial.filtered(
+        pid, wait_s=1.0 if ended.si_status == signal.SIGSYS else 0.0
+    )
 
 
 def _reap(pid: int) -> int:
@@ -157,7 +159,7 @@ class Conversation:
 def start(
     name: str,
     argv: Sequence[str],
-    enter: Callable[[Conversation], None],
+    enter: Callable[[Conversation], Callable[[], object] | None],
     *,
     pid_namespace: bool = False,
     deaf: bool = False,
@@ -166,9 +168,9 @@ def start(
     """Start `argv` (argv[0] is the absolute path as the child sees it after `enter`) with an empty
     environment.
 
-    `enter` runs in the child and confines it. `deaf`: signals that would end it stay pending; what starts it
-    kills it. `attend(topic, pid)` runs here when the child asks for
-    something. Raises HostError naming the step that failed; then nothing is left running.
+    `enter` runs in the child and confines it; what it returns is called in place of execve(2). `deaf`:
+    signals that would end it stay pending; what starts it kills it. `attend(topic, pid)` runs here when the
+    child asks for something. Raises HostError naming the step that failed; then nothing is left running.
     """
     to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     pid = _fork_into(pid_namespace)
@@ -205,14 +207,19 @@ def _fork_into(pid_namespace: bool) -> int:
 
 
 def _become(
-    argv: Sequence[str], enter: Callable[[Conversation], None], talk: Conversation, blocked: Sequence[int]
+    argv: Sequence[str],
+    enter: Callable[[Conversation], Callable[[], object] | None],
+    talk: Conversation,
+    blocked: Sequence[int],
 ) -> None:
     """The child's whole life in Python. Never returns."""
     try:
         os.setsid()  # a ^C at the caller's terminal is not for the helper
-        enter(talk)
+        execute = enter(talk)
         _default_signals(blocked)
         talk.step = f"execute {argv[0]}"
+        if execute is not None:
+            execute()
         os.execve(argv[0], list(argv), {})
     except OSError as error:
         talk.fail(error)

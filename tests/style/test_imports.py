@@ -23,7 +23,7 @@ LAYERS = (
         "settings_file",
     ),
     ("wire", "oci", "config", "spawn", "systemd"),
-    ("jail", "state", "container"),
+    ("allowlists", "jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload", "audit"),
     ("snapshot",),

@@ -7,6 +7,9 @@ from bufferzone import jail
 from bufferzone.model import Bind
 from bufferzone.storage import share
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
+from unit.shell_calls import SHELL
+
 base = sys.argv[1]
 os.mkdir(f"{base}/tree")
 os.mkdir(f"{base}/data")
@@ -19,6 +22,7 @@ with share.Tree(f"{base}/tree") as tree:
         uid=jail.UID_BASE + 3,
         gid=jail.UID_BASE + 3,
         log_fd=1,
+        calls=SHELL,
         binds=(
             jail.JailBind(source="/usr/bin/busybox", target="/busybox"),
             jail.JailBind(source=tree.fd, target="/tree", follow=True),

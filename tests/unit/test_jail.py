@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from bufferzone import jail, spawn
 from bufferzone.errors import BugError, HostError
 from bufferzone.linux import process
+from unit.shell_calls import SHELL
 
 BUSYBOX = "/usr/bin/busybox"
 pytestmark = [
@@ -32,6 +34,7 @@ def run(script: str, **changes: object) -> tuple[int | None, str]:
         "uid": UID,
         "gid": UID,
         "log_fd": writer,
+        "calls": SHELL,
         "binds": (jail.JailBind(source=BUSYBOX, target="/busybox"),),
         **changes,
     }
@@ -221,6 +224,7 @@ def test_the_helper_dies_with_its_parent() -> None:
             uid=UID,
             gid=UID,
             log_fd=2,
+            calls=SHELL,
             binds=(jail.JailBind(source=BUSYBOX, target="/busybox"),),
         )
         child = jail.start(["/busybox", "sleep", "1000"], confined)
@@ -257,6 +261,32 @@ def test_without_root_it_works_in_a_user_namespace() -> None:
     if "create a user namespace" in text:
         pytest.skip("needs unprivileged user namespaces")
     assert text.split() == ["busybox", "dev", "65534", "65534"]
+
+
+def ended_for_a_call() -> str:
+    """What is told of a helper that made a forbidden call."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    confined = jail.Jail(
+        name="test",
+        uid=UID,
+        gid=UID,
+        log_fd=writer,
+        calls=SHELL,
+        binds=(jail.JailBind(source=BUSYBOX, target="/busybox"),),
+    )
+    with jail.start(["/busybox", "swapoff", "/dev/null"], confined) as child:
+        assert child.wait_exit(10) == -signal.SIGSYS
+    for fd in (reader, writer):
+        os.close(fd)
+    return child.denied
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="needs the kernel's log")
+def test_a_helper_that_is_killed_for_a_call_says_which() -> None:
+    end = time.monotonic() + 60
+    while not (told := ended_for_a_call()):  # the kernel's log takes ten such lines in five seconds
+        assert time.monotonic() < end
+    assert told == "the system call swapoff is not on its list: src/bufferzone/allowlists.py"
 
 
 def test_the_status_of_a_helper_is_told_once_and_again() -> None:

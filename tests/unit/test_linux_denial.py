@@ -89,6 +89,16 @@ def test_what_the_kernel_denied_is_told_from_its_log(machine, record, told):
     assert denial.hint(errno.EACCES, PID, "execute /usr/bin/passt").startswith(told)
 
 
+def test_a_call_that_the_filter_refused_is_named(machine):
+    (machine / "kmsg").write_text(
+        f"5,1,2,-;audit: type=1326 audit(1.2:3): auid=4294967295 uid=2000000000 gid=2000000000 ses=4 "
+        f'pid={PID} comm="qemu-system-x86" exe="/usr/bin/qemu" sig=0 arch=c000003e syscall=449 compat=0'
+    )
+    told = "the system call futex_waitv is not on its list: src/bufferzone/allowlists.py"
+    assert denial.filtered(PID) == told
+    assert denial.filtered(PID + 1) == ""
+
+
 def test_a_denial_of_another_process_is_not_told(machine):
     (machine / "kmsg").write_text(APPARMOR)
     assert denial.hint(errno.EACCES, PID + 1, "open /dev/kvm") == ""

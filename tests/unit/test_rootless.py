@@ -17,6 +17,7 @@ from bufferzone import config, jail, state
 from bufferzone.errors import HostError
 from bufferzone.guestimage import current, store
 from bufferzone.linux import identity, pidns, process
+from unit.shell_calls import SHELL
 
 BUSYBOX = "/usr/bin/busybox"
 needs_root = pytest.mark.skipif(not identity.is_real_root(), reason="needs root: maps of many ids")
@@ -66,6 +67,7 @@ def jailed(script: str, uid: int) -> str:
         uid=uid,
         gid=uid,
         log_fd=writer,
+        calls=SHELL,
         binds=(jail.JailBind(source=BUSYBOX, target="/busybox"),),
     )
     with jail.start(["/busybox", "sh", "-c", script], confined) as child, open(reader) as file:
@@ -156,6 +158,7 @@ def test_a_helper_of_a_user_dies_with_its_parent() -> None:
                 uid=65000,
                 gid=65000,
                 log_fd=write_end,
+                calls=SHELL,
                 binds=(jail.JailBind(source=BUSYBOX, target="/busybox"),),
             )
             jail.start(["/busybox", "sleep", "100"], confined)

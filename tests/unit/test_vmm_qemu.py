@@ -124,7 +124,7 @@ def test_qemu_has_nothing_but_what_it_was_given(stack: ExitStack, tmp_path: Path
     assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
     assert fields["NoNewPrivs"] == "1"
     for task in os.listdir(f"/proc/{vmm.pid}/task"):
-        assert "Seccomp_filters:\t2" in Path(f"/proc/{vmm.pid}/task/{task}/status").read_text()
+        assert "Seccomp_filters:\t3" in Path(f"/proc/{vmm.pid}/task/{task}/status").read_text()
     assert set(os.listdir(f"/proc/{vmm.pid}/root")) == {"boot", "dev", "firmware", "lib", "lib64", "usr"}
     assert set(os.listdir(f"/proc/{vmm.pid}/root/dev")) == {"null", "urandom"}
     assert all(" ro," in line for line in Path(f"/proc/{vmm.pid}/mountinfo").read_text().splitlines())

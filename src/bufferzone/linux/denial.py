@@ -1,4 +1,5 @@
-"""Who refused: a security module of the host, or a sysctl, as advice for an error line. Changes nothing.
+"""Who refused: a security module of the host, our filter of system calls, or a sysctl, as advice for an error
+line. Changes nothing.
 
 Read only after something failed. AppArmor and SELinux say what they denied in the kernel's log alone, which
 root may read. Source: proc(5) attr, user_namespaces(7), namespaces(7), /dev/kmsg in the kernel's ABI
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from bufferzone.linux import userns
 
@@ -17,6 +19,8 @@ _LIMITS = "/proc/sys/user"
 _SELINUX = "/sys/fs/selinux/enforce"
 _LOG = "/dev/kmsg"
 _KINDS = ("user", "mnt", "pid", "ipc", "uts", "net", "cgroup")
+_DENIALS = ('apparmor="DENIED"', "avc:  denied")
+_SECCOMP = "type=1326 "  # AUDIT_SECCOMP
 _MOST = 300  # characters of the kernel's words
 
 
@@ -37,9 +41,25 @@ def label(pid: int) -> str:
 
 def of(pid: int, confined: str) -> str:
     """What the kernel's log says was denied to the process; else that `confined`, its label, may be why."""
-    if record := _last_record(pid):
-        return record
+    if record := _last_record(pid, _DENIALS):
+        return _told(record)
     return f"{confined} confines it; what it denied: dmesg | grep -i denied" if confined else ""
+
+
+def filtered(pid: int, wait_s: float = 0.0) -> str:
+    """The system call that was last refused to the process by its filter, from the kernel's log; empty where
+    there is none, or the log is not ours to read. `wait_s`: the kernel writes it a moment later.
+    """
+    end = time.monotonic() + wait_s
+    while not (record := _last_record(pid, (_SECCOMP,))) and time.monotonic() < end:
+        time.sleep(0.02)
+    found = _word(record, "syscall")
+    if not found.isdecimal():
+        return ""
+    from bufferzone.linux import syscalls
+
+    name = syscalls.name_of(int(found))
+    return f"the system call {name} is not on its list: src/bufferzone/allowlists.py"
 
 
 def hint(number: int, pid: int, step: str = "") -> str:
@@ -59,8 +79,8 @@ def limits() -> str:
     return "a limit of namespaces is reached: sysctl user"
 
 
-def _last_record(pid: int) -> str:
-    """The last denial of that process in the kernel's log, in few words."""
+def _last_record(pid: int, marks: tuple[str, ...]) -> str:
+    """The last record of that process with one of these marks in the kernel's log."""
     found = ""
     try:
         log = os.open(_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,11 +88,16 @@ def _last_record(pid: int) -> str:
         return ""
     try:
         while record := _next(log):
-            if f" pid={pid} " in record and ('apparmor="DENIED"' in record or "avc:  denied" in record):
+            if f" pid={pid} " in record and any(mark in record for mark in marks):
                 found = record
     finally:
         os.close(log)
-    return _told(found) if found else ""
+    return found
+
+
+def _word(record: str, name: str) -> str:
+    """The value of NAME=VALUE in a record."""
+    return record.partition(f" {name}=")[2].partition(" ")[0]
 
 
 def _next(log: int) -> str:

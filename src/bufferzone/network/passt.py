@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 
-from bufferzone import jail, programs
+from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
 from bufferzone.network import frame_filter
 
@@ -64,6 +64,7 @@ def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -
         uid=uid,
         gid=uid,
         log_fd=log_fd,
+        calls=allowlists.PASST,
         keep_fds=(fd,),
         binds=(
             *libraries,
@@ -76,7 +77,6 @@ def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -
         proc=("self/uid_map",),
         devices=("null", "urandom"),
         namespaces=("ipc", "uts", "pid"),
-        confines_itself=True,
     )
 
 

@@ -13,7 +13,7 @@ import resource
 import signal
 import time
 
-from bufferzone import jail, programs
+from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -107,6 +107,7 @@ def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd:
         uid=uid,
         gid=uid,
         log_fd=log_fd,
+        calls=allowlists.MKFS_EROFS,
         keep_fds=(image_fd,),
         capabilities=_CAPABILITIES,
         user_namespace=True,

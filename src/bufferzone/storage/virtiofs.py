@@ -16,7 +16,7 @@ import os
 import resource
 import socket
 
-from bufferzone import jail
+from bufferzone import allowlists, jail
 from bufferzone.errors import HostError
 from bufferzone.model import Share
 from bufferzone.record import Record
@@ -152,6 +152,7 @@ def describe_jail(
         uid=uid,
         gid=gid,
         log_fd=log_fd,
+        calls=allowlists.VIRTIOFSD_RUST if program.kind == "rust" else allowlists.VIRTIOFSD_C,
         keep_fds=(listen_fd,),
         capabilities=_CAPABILITIES,
         user_namespace=True,

@@ -73,6 +73,12 @@ def _verdict(
             "look for the kernel's out-of-memory killer in the host's log: dmesg",
             "vm-killed",
         )
+    if status == -31:
+        return (
+            "was killed for a system call that it has no use for (SIGSYS)",
+            "its guest may have taken it over; the host's log names the call: dmesg | grep type=1326",
+            "vm-killed",
+        )
     if status < 0:
         return (
             f"crashed (signal {-status})",

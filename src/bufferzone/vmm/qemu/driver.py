@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import jail, programs
+from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
 from bufferzone.vmm.console import BoundedLog, Reader
 from bufferzone.vmm.qemu import command_line, process
@@ -147,6 +147,7 @@ def describe_jail(
         uid=confinement.uid,
         gid=confinement.gid,
         log_fd=log_fd,
+        calls=allowlists.VMM_KVM if spec.accelerator == "kvm" else allowlists.VMM_TCG,
         keep_fds=tuple(donated),
         binds=tuple(binds),
         links=links,
