@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,26 @@ def test_a_call_that_the_filter_refused_is_named(machine):
     told = "the system call futex_waitv is not on its list: src/bufferzone/allowlists.py"
     assert denial.filtered(PID) == told
     assert denial.filtered(PID + 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("age", "namespace", "expected"), [(1, 7, "fork"), (100, 7, ""), (1, 0xEFFFFFFC, "")]
+)
+def test_in_a_pid_namespace_the_uid_tells_whose_call_it_was(machine, monkeypatch, age, namespace, expected):
+    """The kernel's log has pids of the whole machine."""
+    uid = os.stat(machine / "proc" / str(PID)).st_uid or 2000000000
+    (machine / "kmsg").write_text(
+        f"5,1,2,-;audit: type=1326 audit({time.time() - age:.3f}:3): auid=4294967295 uid={uid} gid=9 ses=4 "
+        'pid=77 comm="qemu-system-x86" exe="/usr/bin/qemu" sig=31 arch=c000003e syscall=57 compat=0'
+    )
+    seen = {str(PID): (0, 0, 0, 0, uid), "pid": (0, namespace, 0, 0, 0)}
+    monkeypatch.setattr(
+        denial.os, "stat", lambda path: os.stat_result((*seen[os.path.basename(path)], 0, 0, 0, 0, 0))
+    )
+    told = denial.filtered(PID)
+    assert told == (
+        f"the system call {expected} is not on its list: src/bufferzone/allowlists.py" if expected else ""
+    )
 
 
 def test_a_denial_of_another_process_is_not_told(machine):

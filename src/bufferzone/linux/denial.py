@@ -21,6 +21,8 @@ _LOG = "/dev/kmsg"
 _KINDS = ("user", "mnt", "pid", "ipc", "uts", "net", "cgroup")
 _DENIALS = ('apparmor="DENIED"', "avc:  denied")
 _SECCOMP = "type=1326 "  # AUDIT_SECCOMP
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h
+_LATELY_S = 30.0  # an older record is of who had that uid before
 _MOST = 300  # characters of the kernel's words
 
 
@@ -41,7 +43,7 @@ def label(pid: int) -> str:
 
 def of(pid: int, confined: str) -> str:
     """What the kernel's log says was denied to the process; else that `confined`, its label, may be why."""
-    if record := _last_record(pid, _DENIALS):
+    if record := _last_record(f" pid={pid} ", _DENIALS):
         return _told(record)
     return f"{confined} confines it; what it denied: dmesg | grep -i denied" if confined else ""
 
@@ -51,7 +53,7 @@ def filtered(pid: int, wait_s: float = 0.0) -> str:
     there is none, or the log is not ours to read. `wait_s`: the kernel writes it a moment later.
     """
     end = time.monotonic() + wait_s
-    while not (record := _last_record(pid, (_SECCOMP,))) and time.monotonic() < end:
+    while not (record := _refusal(pid)) and time.monotonic() < end:
         time.sleep(0.02)
     found = _word(record, "syscall")
     if not found.isdecimal():
@@ -60,6 +62,23 @@ def filtered(pid: int, wait_s: float = 0.0) -> str:
 
     name = syscalls.name_of(int(found))
     return f"the system call {name} is not on its list: src/bufferzone/allowlists.py"
+
+
+def _refusal(pid: int) -> str:
+    """The last record of a call that was refused to the process. It has the pid that the machine knows: in
+    a PID namespace, and of a helper in one of its own, the uid tells, which is one helper's alone.
+    """
+    if record := _last_record(f" pid={pid} ", (_SECCOMP,)):
+        return record
+    try:
+        uid, own = os.stat(f"{_PROC}/{pid}").st_uid, os.stat(f"{_PROC}/self/ns/pid").st_ino
+    except OSError:
+        return ""
+    if own == _INITIAL_PID_NAMESPACE or uid == 0:
+        return ""
+    record = _last_record(f" uid={uid} ", (_SECCOMP,))
+    stamp = record.partition("audit(")[2].partition(":")[0]
+    return record if stamp and time.time() - float(stamp) < _LATELY_S else ""
 
 
 def hint(number: int, pid: int, step: str = "") -> str:
@@ -79,8 +98,8 @@ def limits() -> str:
     return "a limit of namespaces is reached: sysctl user"
 
 
-def _last_record(pid: int, marks: tuple[str, ...]) -> str:
-    """The last record of that process with one of these marks in the kernel's log."""
+def _last_record(who: str, marks: tuple[str, ...]) -> str:
+    """The last record in the kernel's log that names `who` and has one of these marks."""
     found = ""
     try:
         log = os.open(_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -88,7 +107,7 @@ def _last_record(pid: int, marks: tuple[str, ...]) -> str:
         return ""
     try:
         while record := _next(log):
-            if f" pid={pid} " in record and any(mark in record for mark in marks):
+            if who in record and any(mark in record for mark in marks):
                 found = record
     finally:
         os.close(log)
