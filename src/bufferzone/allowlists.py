@@ -187,5 +187,16 @@ MKFS_EROFS = _list(
     ),  # of what it writes to: BLKSSZGET, BLKGETSIZE64
 )
 
+#: what neither a shim whose VM runs needs nor a program that it starts, hooks left out. It mounts, joins
+#: namespaces, loads device filters of cgroups and confines helpers; no list of what it may do would be short
+NOT_FOR_A_SHIM = _words(
+    "ptrace process_vm_readv process_vm_writev kcmp process_madvise "
+    "init_module finit_module delete_module kexec_load kexec_file_load perf_event_open userfaultfd "
+    "reboot swapon swapoff acct iopl ioperm settimeofday adjtimex clock_settime clock_adjtime sethostname "
+    "setdomainname syslog quotactl quotactl_fd fanotify_init open_by_handle_at modify_ldt vhangup "
+    "add_key request_key keyctl io_uring_setup io_uring_enter io_uring_register lookup_dcookie "
+    "create_module get_kernel_syms query_module nfsservctl uselib ustat sysfs _sysctl remap_file_pages"
+)
+
 #: which program has which
 ALL = (VMM_KVM, VMM_TCG, VIRTIOFSD_C, VIRTIOFSD_RUST, PASST, MKFS_EROFS)

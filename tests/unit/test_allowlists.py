@@ -13,6 +13,7 @@ from bufferzone import allowlists
 from bufferzone.linux import allowlist, process
 from bufferzone.linux.allowlist import AllowList
 from bufferzone.linux.syscalls import NUMBERS, name_of
+from bufferzone.shim import rights
 
 ALLOW, KILL, ENOSYS = 0x7FFF0000, 0x80000000, 0x50026
 X86_64 = 0xC000003E
@@ -147,3 +148,14 @@ def test_names_and_numbers_are_the_kernels() -> None:
 def test_security_md_tells_the_size_of_each_list(allowed: AllowList) -> None:
     page = (Path(__file__).parents[2] / "SECURITY.md").read_text()
     assert f"| {allowed.name} | {allowed.size} | {len(allowed.limited)} |" in page
+
+
+def test_a_shim_has_every_call_but_those_it_has_no_use_for() -> None:
+    code = allowlist.all_but(allowlists.NOT_FOR_A_SHIM)
+    refused = {name for name, number in NUMBERS.items() if run(code, number) != ALLOW}
+    assert refused == allowlists.NOT_FOR_A_SHIM
+    assert run(code, max(NUMBERS.values()) + 1) == ENOSYS
+    assert run(code, 1, architecture=0x40000003) == KILL
+    page = (Path(__file__).parents[2] / "SECURITY.md").read_text()
+    assert f"all calls of Linux 6.17 but {len(refused)} " in page
+    assert f"user namespace only | {len(rights.KEPT)} of root's |" in page

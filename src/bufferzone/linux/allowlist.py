@@ -83,6 +83,14 @@ def quiet_program(allowed: AllowList) -> bytes:
     return _packed([*_NATIVE_ONLY, *_by_arguments(allowed.quiet, _ENOSYS, _ALLOW), (_RETURN, 0, 0, _ALLOW)])
 
 
+def all_but(names: Iterable[str]) -> bytes:
+    """A filter that knows every call of our table but these: they do not exist, nor does what is newer."""
+    lines = [*_NATIVE_ONLY, (_AT_LEAST, 0, 1, max(NUMBERS.values()) + 1), (_RETURN, 0, 0, _ENOSYS)]
+    for name in names:
+        lines += [(_EQUAL, 0, 1, NUMBERS[name]), (_RETURN, 0, 0, _ENOSYS)]
+    return _packed([*lines, (_RETURN, 0, 0, _ALLOW)])
+
+
 _NATIVE_ONLY = (
     (_LOAD, 0, 0, _ARCHITECTURE),
     (_EQUAL, 1, 0, _X86_64),

@@ -22,7 +22,7 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPE
 _PR_SET_SECUREBITS = 28
 SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP = 1 << 0, 1 << 2
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
-_CAPSET, _SECCOMP, _KEYCTL, _CLOSE_RANGE = 126, 317, 250, 436
+_CAPGET, _CAPSET, _SECCOMP, _KEYCTL, _CLOSE_RANGE = 125, 126, 317, 250, 436
 _INIT_MODULE, _FINIT_MODULE = 175, 313
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
@@ -109,6 +109,15 @@ def set_capabilities(*, effective: int, permitted: int, inheritable: int) -> Non
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
     syscall(_CAPSET, "capset", header, struct.pack("=6I", *low, *high))
+
+
+def permitted_capabilities() -> int:
+    """The permitted set of this thread, a mask of 64 bits: capget(2)."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    syscall(_CAPGET, "capget", header, data)
+    low, high = (struct.unpack_from("=I", data, offset)[0] for offset in (4, 16))
+    return int(low | high << 32)
 
 
 def set_ambient(mask: int) -> None:

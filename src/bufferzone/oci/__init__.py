@@ -115,6 +115,11 @@ class Spec:
         """linux.cgroupsPath, or empty."""
         return str(self.linux.get("cgroupsPath", ""))
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether there is one of any kind."""
+        return any(self.raw.get("hooks", {}).values())
+
     def hooks(self, name: str) -> list[dict[str, Any]]:
         """The hooks of one kind: prestart, createRuntime, ..."""
         value: list[dict[str, Any]] = self.raw.get("hooks", {}).get(name, [])

@@ -151,7 +151,7 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         claim.say(ready_line(b"listening", sandbox.cgroup.others))
         claim.close()
 
-    daemon.run_sandbox(arguments, sandbox, listener, announce, stand_ins)
+    daemon.run_sandbox(arguments, sandbox, listener, announce, stand_ins, hooks=spec.has_hooks)
 
 
 def _be_like(request: dict[str, Any], pids: Iterable[int], *, renice: bool) -> None:

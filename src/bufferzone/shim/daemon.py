@@ -20,7 +20,7 @@ from bufferzone.linux import process
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
-from bufferzone.shim import address, cleanup, termination
+from bufferzone.shim import address, cleanup, rights, termination
 from bufferzone.shim.bootstrap import Caller
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
@@ -142,7 +142,7 @@ def _run(
         def announce() -> None:
             ready.say(handshake.ready_line(b"ready", sandbox.cgroup.others))
 
-        run_sandbox(arguments, sandbox, listener, announce, stand_ins)
+        run_sandbox(arguments, sandbox, listener, announce, stand_ins, hooks=spec.has_hooks)
 
 
 def be_a_shim() -> None:
@@ -158,14 +158,18 @@ def run_sandbox(
     listener: socket.socket,
     on_serving: Callable[[], None],
     stand_ins: StandIns | None,
+    *,
+    hooks: bool,
 ) -> None:
     """From its first container to the end of a sandbox; `on_serving` is called once it is served. Closes
-    nothing of the VM. `stand_ins` are for containerd, and ended here; None: the CLI's.
+    nothing of the VM. `stand_ins` are for containerd, and ended here; None: the CLI's. `hooks`: the first
+    container has some.
     """
     cli = stand_ins is None
     if stand_ins is not None and sandbox.cgroup.unit:
         stand_ins.be_deaf()
     _lift_descriptor_limit()  # not before: helpers get the caller's
+    rights.give_up(hooks=hooks)
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
     socket_path = "" if cli else listener.getsockname()
