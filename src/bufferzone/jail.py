@@ -19,7 +19,7 @@ import resource
 
 from bufferzone import spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import allowlist, identity, newroot, process
+from bufferzone.linux import allowlist, identity, landlock, newroot, process
 from bufferzone.linux import mount as mnt
 from bufferzone.record import Record
 
@@ -43,6 +43,15 @@ _FLAGS = {
 }
 
 
+#: no memory of a guest in a core dump, no message queues, nobody before everybody else
+_LIMITS = (
+    (resource.RLIMIT_CORE, 0),
+    (resource.RLIMIT_MSGQUEUE, 0),
+    (resource.RLIMIT_RTPRIO, 0),
+    (resource.RLIMIT_NICE, 0),
+)
+
+
 class JailBind(Record):
     """A file or tree of the host in the jail: `source` is a path or an open descriptor, `target` absolute in
     the jail.
@@ -60,13 +69,14 @@ class JailBind(Record):
 class Jail(Record):
     """What a helper keeps.
 
-    `calls` are the system calls that it may make.
+    `calls` are the system calls that it may make. `writes`, unless it is None, are paths in its root: where
+    the kernel has Landlock, it opens nothing else to write, and makes and removes nothing.
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
     names below /proc that stay visible (`self/fd`). `keep_fds` keep their numbers, 3 or above; `log_fd`
-    becomes stdout and stderr. `limits` are (resource, value) pairs, lowered if higher. `cgroups` are
-    descriptors of `cgroup.procs` files to join.
+    becomes stdout and stderr. `limits`, beside those that all have, are (resource, value) pairs, lowered if
+    higher. `cgroups` are descriptors of `cgroup.procs` files to join.
     """
 
     name: str
@@ -84,7 +94,8 @@ class Jail(Record):
     proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
     cgroups: tuple[int, ...] = ()
-    limits: tuple[tuple[int, int], ...] = ((resource.RLIMIT_CORE, 0),)
+    limits: tuple[tuple[int, int], ...] = ()
+    writes: tuple[str, ...] | None = None
 
 
 class UidLease:
@@ -214,7 +225,7 @@ def _enter(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
         process.unshare(process.CLONE_NEWUSER)
         talk.ask("maps")
     _arrange_descriptors(jail, talk)
-    for kind, value in jail.limits:
+    for kind, value in (*_LIMITS, *jail.limits):
         soft, hard = (v if v >= 0 else value for v in resource.getrlimit(kind))
         resource.setrlimit(kind, (min(soft, value), min(hard, value)))
     _change_credentials(jail, talk, rights)
@@ -313,6 +324,9 @@ def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -
 
 def _confine(argv: Sequence[str], jail: Jail, talk: spawn.Conversation) -> Callable[[], object]:
     """Load the filters; what is returned becomes the program, which none of its successors can."""
+    if jail.writes is not None:
+        talk.step = "give up files (Landlock)"
+        landlock.restrict(jail.writes)
     talk.step = "load the system call filter"
     execution = process.Execution(argv)
     program = allowlist.program(jail.calls, execution.addresses)

@@ -15,7 +15,7 @@ import pytest
 
 from bufferzone import jail, spawn
 from bufferzone.errors import BugError, HostError
-from bufferzone.linux import process
+from bufferzone.linux import landlock, process
 from unit.shell_calls import SHELL
 
 BUSYBOX = "/usr/bin/busybox"
@@ -105,8 +105,61 @@ def test_its_network_is_empty_and_it_sees_no_other_process() -> None:
 
 
 def test_a_limit_is_lowered_and_cores_are_off() -> None:
-    _, text = run("ulimit -c; ulimit -n", limits=((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)))
-    assert text.split() == ["0", "64"]
+    _, text = run(
+        "/busybox cat /proc/self/limits", proc=("self/limits",), limits=((resource.RLIMIT_NOFILE, 64),)
+    )
+    limits = {row[:26].strip(): row[26:].split()[:2] for row in text.splitlines()}
+    assert limits["Max open files"] == ["64", "64"]
+    off = ("Max core file size", "Max msgqueue size", "Max realtime priority", "Max nice priority")
+    assert [limits[name] for name in off] == [["0", "0"]] * 4
+
+
+@pytest.mark.skipif(not landlock.version(), reason="the kernel has no Landlock")
+def test_what_may_be_written_can_be_less_than_what_is_mounted_writable(tmp_path: Path) -> None:
+    for name in ("memory", "other"):
+        (tmp_path / name).write_text("before")
+    os.chmod(tmp_path, 0o777)
+    for path in tmp_path.iterdir():
+        path.chmod(0o666)
+    tree = jail.JailBind(source=os.open(tmp_path, os.O_PATH | os.O_DIRECTORY), target="/tree", writable=True)
+    status, text = run(
+        "echo after >/tree/memory; echo x >/dev/null && echo null; echo x >/tree/other; echo x >/tree/new;"
+        "/busybox rm /tree/other; /busybox cat /tree/memory",
+        binds=(jail.JailBind(source=BUSYBOX, target="/busybox"), tree),
+        writes=("/tree/memory", "/dev/null"),
+    )
+    assert text.count("Permission denied") == 3, text
+    assert "null\n" in text
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "memory": "after\n",
+        "other": "before",
+    }
+    assert status == 0
+
+
+@pytest.mark.skipif(landlock.version() < 6, reason="the kernel's Landlock does not know of signals")
+def test_who_is_restricted_reaches_no_port_no_abstract_socket_and_no_process_outside() -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0bufferzone-test-{os.getpid()}")
+        listener.listen()
+        pid, name = os.getpid(), listener.getsockname()
+        child = os.fork()
+        if child == 0:
+            process.set_no_new_privileges()
+            landlock.restrict(())
+            refused = 0
+            for attempt in (
+                lambda: os.kill(pid, 0),
+                lambda: socket.socket(socket.AF_UNIX).connect(name),
+                lambda: socket.socket().bind(("127.0.0.1", 0)),
+                lambda: socket.socket().connect(("127.0.0.1", 9)),
+            ):
+                try:
+                    attempt()
+                except PermissionError:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
 
 
 def test_capabilities_in_a_user_namespace_reach_the_tree_and_nothing_else(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd:
         links=links,
         devices=("null", "urandom"),
         proc=("self/fd",),  # where the image's descriptor has a name
-        limits=((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, most)),
+        limits=((resource.RLIMIT_FSIZE, most),),
     )
 
 

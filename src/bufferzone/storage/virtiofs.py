@@ -165,7 +165,7 @@ def describe_jail(
         devices=("null", "urandom"),
         proc=_PROC[program.kind],
         cgroups=cgroups,
-        limits=((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, open_files)),
+        limits=((resource.RLIMIT_NOFILE, open_files),),
     )
 
 

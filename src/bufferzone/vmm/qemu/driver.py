@@ -140,6 +140,7 @@ def describe_jail(
         binds.append(jail.JailBind(source=spec.kernel, target=command_line.KERNEL_PATH))
     if spec.initrd and not restored:
         binds.append(jail.JailBind(source=spec.initrd, target=command_line.INITRD_PATH))
+    kvm = spec.accelerator == "kvm"
     donated = [ends.agent, ends.console, ends.control]
     donated += [share.fd for share in spec.shares] + [nic.fd for nic in spec.nics]
     return jail.Jail(
@@ -147,11 +148,17 @@ def describe_jail(
         uid=confinement.uid,
         gid=confinement.gid,
         log_fd=log_fd,
-        calls=allowlists.VMM_KVM if spec.accelerator == "kvm" else allowlists.VMM_TCG,
+        calls=allowlists.VMM_KVM if kvm else allowlists.VMM_TCG,
         keep_fds=tuple(donated),
         binds=tuple(binds),
         links=links,
         devices=("null", "urandom"),
-        owned_devices=("kvm",) if spec.accelerator == "kvm" else (),
+        owned_devices=("kvm",) if kvm else (),
         cgroups=confinement.cgroups,
+        # what it opens to write, besides what it was given; /dev/kvm where there is KVM
+        writes=(
+            "/dev/null",
+            *(["/dev/kvm"] if kvm else []),
+            *([command_line.MEMORY_PATH] if spec.memory else []),
+        ),
     )
