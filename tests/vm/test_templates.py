@@ -28,7 +28,7 @@ MARK = "bztemplate"
 
 @pytest.fixture
 def warm(tmp_path: Path, guest_image: ImageRef) -> Iterator[Warm]:
-    warm = Warm(tmp_path / "warm", guest_image)
+    warm = Warm(tmp_path / "warm", guest_image, boot_timeout_s=400)
     yield warm
     warm.runtime.close()
     for pid in makers():

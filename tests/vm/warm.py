@@ -12,7 +12,7 @@ from bufferzone.model import ImageRef
 from vm.private import words
 from vm.verbs import PROGRAM, Result, Runtime, await_true
 
-MAKE_S = 400.0  # a template on a busy machine: two boots, at nice 10
+MAKE_S = 700.0  # a template on a busy machine: two boots, at nice 10
 
 
 class Warm:
