@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from bufferzone.vm.agent_client import AgentClient
     from bufferzone.vmm.interface import Vmm
 
-#: how long a guest may take to find a NIC that was plugged
 #: what the kernel says when the namespace, or an interface in it, is being taken down by somebody else
 _GONE = (errno.ENODEV, errno.ENOENT)
+#: how long a guest may take to find a NIC that was plugged, and how often it is asked
 _PLUG_S = 10.0
 _AGAIN_S = 0.005
 
