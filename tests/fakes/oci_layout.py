@@ -75,7 +75,7 @@ def of_packages(place: Path, names: list[str], **config) -> str:
                 seen.add(real)
                 archive.add(real, recursive=False)
         for path in ("bin", "sbin", "lib", "lib64"):
-            if os.path.islink(f"/{path}"):
+            if os.path.islink(f"/{path}") and f"/{path}" not in seen:
                 archive.add(f"/{path}", recursive=False)
     return write(place, [out.getvalue()], config)
 

@@ -143,3 +143,9 @@ def test_the_last_fatal_record_is_what_skopeo_said():
     assert skopeo.last_words(said) == 'reading "a": manifest unknown'
     assert skopeo.last_words("flag provided\n\n") == "flag provided"
     assert skopeo.last_words("") == ""
+
+
+def test_the_cause_at_the_end_of_a_long_message_is_told():
+    error = skopeo._failure("cannot pull x", "writing blob: " + "0" * 300 + ": duplicate paths\n", 1)
+    assert (error.code, error.message.endswith("000: duplicate paths")) == ("pull-failed", True)
+    assert len(error.message) < 200

@@ -29,18 +29,9 @@ def pid_file(options: Options) -> str:
 
 def console_socket(options: Options) -> str:
     """--console-socket as an absolute path, or empty; raises `UsageError` when it is none."""
-    return _socket("--console-socket", options.console_socket)
-
-
-def pidfd_socket(options: Options) -> str:
-    """--pidfd-socket, the same."""
-    return _socket("--pidfd-socket", options.pidfd_socket)
-
-
-def _socket(flag: str, given: str) -> str:
-    path = given and state.absolute(given)
+    path = options.console_socket and state.absolute(options.console_socket)
     if path and not _is_socket(path):
-        raise UsageError(f"{flag}: not a unix socket: {path}")
+        raise UsageError(f"--console-socket: not a unix socket: {path}")
     return str(path)
 
 

@@ -27,9 +27,9 @@ class Order:
 
     With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
     `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
-    container on the host, `pidfd_socket` a descriptor of that, `console_socket` the master of its terminal;
-    `scope`: see `start_shim`; `rootfs`: see `job.Job`; `shim` is another program to run as the shim (tests);
-    `note` is called with each step, `warn` with what is odd and no failure, once it is made.
+    container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `rootfs`:
+    see `job.Job`; `shim` is another program to run as the shim (tests); `note` is called with each step,
+    `warn` with what is odd and no failure, once it is made.
     """
 
     def __init__(
@@ -41,7 +41,6 @@ class Order:
         own_bundle: bool = False,
         checkpoint: str = "",
         pid_file: str = "",
-        pidfd_socket: str = "",
         console_socket: str = "",
         scope: bool = False,
         shim: str = "",
@@ -53,7 +52,6 @@ class Order:
         self.root, self.id, self.spec = root, state.check_id(id), spec
         self.own_bundle = own_bundle
         self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
-        self.pidfd_socket = pidfd_socket
         self.scope, self.shim, self.note, self.warn = scope, shim, note, warn
 
     def warn_of(self, others: int) -> None:
@@ -107,7 +105,7 @@ def run_attached(
     others: list[int] = []
 
     def begin(client: Client) -> None:
-        job.tell_pid(os.getpid(), order.pid_file, order.pidfd_socket)
+        job.write_pid_file(order.pid_file, os.getpid())
         order.note("start its process")
         container.start_through(client, order.id)
         order.warn_of(sum(others))
@@ -172,6 +170,6 @@ def _boot(order: Order, directory: str, stdio: Sequence[int], *, forked: bool) -
     stdio_owner.give(stdio, order.spec.process.get("user", {}), lambda: order.spec.linux)
     pid = detach.detach(work, stdio, forked=forked)
     order.note(f"the process that stands for it has pid {pid}")
-    job.tell_pid(pid, order.pid_file, order.pidfd_socket)
+    job.write_pid_file(order.pid_file, pid)
     order.warn_of(sum(others))
     return pid

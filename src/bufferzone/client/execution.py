@@ -41,7 +41,6 @@ def execute(
     *,
     console_socket: str = "",
     pid_file: str = "",
-    pidfd_socket: str = "",
     patient: bool = False,
     forked: bool = False,
     note: Callable[[str], None] = lambda text: None,
@@ -62,7 +61,7 @@ def execute(
     )
     note(f"the process that stands for it has pid {pid}")
     try:
-        job.tell_pid(pid, pid_file, pidfd_socket)
+        job.write_pid_file(pid_file, pid)
     except HostError:
         detach.abandon(pid)
         raise
@@ -75,7 +74,6 @@ def execute_attached(
     stdio: Sequence[int],
     *,
     pid_file: str = "",
-    pidfd_socket: str = "",
     patient: bool = False,
     pass_signals: bool = False,
     note: Callable[[str], None] = lambda text: None,
@@ -85,7 +83,7 @@ def execute_attached(
     work = job.of_exec(directory, process, patient=patient)
 
     def begun(client: Client) -> None:
-        job.tell_pid(os.getpid(), pid_file, pidfd_socket)
+        job.write_pid_file(pid_file, os.getpid())
 
     status = waiter.attach(work, begun, stdio, pass_signals=pass_signals)
     note(f"the process ended with status {status}")

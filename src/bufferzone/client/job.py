@@ -129,13 +129,7 @@ def _console_size(process: dict[str, Any]) -> tuple[int, int]:
     return size.get("width", 0) & 0xFFFF, size.get("height", 0) & 0xFFFF
 
 
-def tell_pid(pid: int, pid_file: str, pidfd_socket: str = "") -> None:
-    """The pid in a file, atomically and without a line break, as conmon and go-runc read it, and a descriptor
-    of the process through a socket; no path, no file and no descriptor. Raises `HostError`.
-    """
-    if pid_file:
-        state.replace_file(pid_file, b"%d" % pid, 0o644)
-    if pidfd_socket:
-        from bufferzone.client import pidfd_socket as sender  # few have one
-
-        sender.send(pidfd_socket, pid)
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid, atomically and without a line break, as conmon and go-runc read it; no path, no file."""
+    if path:
+        state.replace_file(path, b"%d" % pid, 0o644)

@@ -13,14 +13,13 @@ import signal
 
 from bufferzone import programs
 from bufferzone.errors import CallerError, HostError
-from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _PLACES = ("/usr/local/bin", "/usr/bin")
-_MOST_WORDS = 1 << 16
+_MOST_WORDS, _MOST_SHOWN = 1 << 16, 160
 #: they would say of the user's own store what must not be said of ours
 _NOT_OURS = ("STORAGE_DRIVER", "STORAGE_OPTS")
 _LOGIN = "skopeo login REGISTRY, or podman login"
@@ -132,7 +131,12 @@ def _failure(what: str, said: str, status: int) -> Exception:
         if pattern in low:
             kind = HostError if code in _OF_THE_HOST else CallerError
             return kind(f"{what}: {text}", hint=hint, code=code)
-    return HostError(f"{what}: {shown(words)}", code="pull-failed")
+    return HostError(f"{what}: {_ending(words)}", code="pull-failed")
+
+
+def _ending(words: str) -> str:
+    """The end of a message, which has the cause, on one line."""
+    return ascii(words if len(words) <= _MOST_SHOWN else f"...{words[3 - _MOST_SHOWN :]}")[1:-1]
 
 
 def last_words(said: str) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 
 from bufferzone import state
 from bufferzone.cli import output, process_flags
-from bufferzone.cli.bz import pulling, wish_flags
+from bufferzone.cli.bz import building, pulling, wish_flags
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import UsageError
 from bufferzone.workload import launch, place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bufferzone.cli.flags import Options
 
 FLAGS = (
@@ -56,23 +53,13 @@ def run(options: Options, words: list[str]) -> int:
     keep = bool(options.name) and not options.rm
     stdin = 0 if options.interactive else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     stdio = (stdin, *process_flags.STDIO[1:])
-    return begun.run_attached(stdio, keep=keep, progress=_progress(), timeout_s=timeout_s)
+    return begun.run_attached(stdio, keep=keep, progress=building.progress(), timeout_s=timeout_s)
 
 
 def _detached(begun: launch.Launch) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     stdio = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
     stdio += [os.open(os.path.join(begun.place.path, name), flags, 0o600) for name in (place.OUT, place.ERR)]
-    begun.run_detached(stdio, forked=True, progress=_progress())
+    begun.run_detached(stdio, forked=True, progress=building.progress())
     output.print_text(f"{begun.id}\n")
     return 0
-
-
-def _progress() -> Callable[[str], None]:
-    """Steps of building the guest image, with their times, on stderr."""
-    start = time.monotonic()
-
-    def tell(line: str) -> None:
-        os.write(2, f"bz: guest image: {time.monotonic() - start:6.1f} s  {line}\n".encode())
-
-    return tell

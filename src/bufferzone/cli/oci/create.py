@@ -22,7 +22,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
     Flag("pid-file", "FILE", "where to write the pid of the process that stands for the container"),
     process_flags.PRESERVE_FDS,
-    Flag("pidfd-socket", "PATH", "send a pidfd of the process that stands for it to this unix socket"),
+    ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("no-pivot", "", "the guest has a root file system of its own"),
     ignored("no-new-keyring", "", "the guest's keyrings are its own"),
 )
@@ -56,7 +56,6 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
         spec,
         checkpoint=checkpoint,
         pid_file=pid_file,
-        pidfd_socket=process_flags.pidfd_socket(options),
         console_socket=console_socket,
         scope=options.systemd_cgroup and _wants_scope(spec),
         shim=options.shim,

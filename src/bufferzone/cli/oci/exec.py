@@ -33,7 +33,7 @@ FLAGS = (
     Flag("ignore-paused", "", "where the container is paused, wait until it is resumed"),
     Flag("cgroup", "PATH", "below the container's cgroup in the guest: join this one", kind="list"),
     process_flags.PRESERVE_FDS,
-    Flag("pidfd-socket", "PATH", "send a pidfd of the process that stands for it to this unix socket"),
+    ignored("pidfd-socket", "PATH", "accepted, nothing is sent"),
     ignored("process-label", "LABEL", "the guest has no SELinux"),
     ignored("apparmor", "PROFILE", "the guest has no AppArmor"),
 )
@@ -53,7 +53,6 @@ def run(options: Options, words: list[str]) -> int:
     process_flags.refuse_descriptors(options)
     cgroup = options.cgroup and _cgroup(options.cgroup)
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
-    pidfd_socket = process_flags.pidfd_socket(options)
     directory = container.find(options.root, words[0])
     status = state.status(directory)
     allowed = (state.CREATED, state.RUNNING)
@@ -72,7 +71,6 @@ def run(options: Options, words: list[str]) -> int:
             process,
             stdio,
             pid_file=pid_file,
-            pidfd_socket=pidfd_socket,
             patient=options.ignore_paused,
             pass_signals=True,
             note=note,
@@ -83,7 +81,6 @@ def run(options: Options, words: list[str]) -> int:
         stdio,
         console_socket=console_socket,
         pid_file=pid_file,
-        pidfd_socket=pidfd_socket,
         patient=options.ignore_paused,
         forked=True,
         note=note,
