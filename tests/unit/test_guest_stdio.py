@@ -199,8 +199,9 @@ def test_where_the_output_of_an_outlived_exec_ends_is_told_and_that_of_its_desce
 ) -> None:
     guest.create("c", make_spec(rootfs, "cat"))
     guest.start("c")
-    later = "until [ -e /go ]; do sleep 0.05; done; echo late"
-    guest.exec("c", "e", "sh", "-c", f"({later}) 2>/dev/null & echo own", outlived=True)
+    later = "touch /alone; until [ -e /go ]; do sleep 0.05; done; echo late"
+    wait = "until [ -e /alone ]; do sleep 0.05; done"  # for it to have let go of the errors
+    guest.exec("c", "e", "sh", "-c", f"({later}) 2>/dev/null & {wait}; echo own", outlived=True)
     assert guest.wait("c", "e").exit_status == 0
     request = wire.ReadRequest(id="c", exec_id="e", stream=1)
     first = guest.call("Read", request)
