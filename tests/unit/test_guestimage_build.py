@@ -191,7 +191,10 @@ def test_the_guest_tree_holds_no_source_shell_or_signature(
     assert {"/init", "/dev/console", "/usr/bin/python3"} <= set(paths)
     libraries = {match[0] for path in paths if (match := re.match(r"/usr/lib/python3\.\d+/", path))}
     assert len(libraries) == 1  # the one of the interpreter, whatever release this is
-    assert f"{libraries.pop()}os.pyc" in paths
+    standard = libraries.pop()
+    assert f"{standard}os.pyc" in paths  # by which the interpreter finds the others
+    assert f"{standard}socket.pyc" in paths
+    assert not {f"{standard}{name}.pyc" for name in ("uuid", "dataclasses", "pathlib")} & set(paths)
     assert "/usr/lib/bufferzone/bufferzone/guest/__main__.pyc" in paths
     assert "/usr/sbin/modprobe" not in paths  # the kernel would run it all through its own initialization
     data = Path(image.initrd).read_bytes()

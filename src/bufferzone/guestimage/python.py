@@ -25,7 +25,7 @@ LOADER = "/lib64/ld-linux-x86-64.so.2"
 LIBRARY_PATH = "/lib/x86_64-linux-gnu"
 
 #: Modules and packages (ending in a slash) that the guest may import; what the interpreter has built in is
-#: not listed, and no release has all of these: proven is what the agent imports.
+#: not listed, and no release has all of these. It gets those that the agent's imports load, which is proven.
 _STANDARD_LIBRARY = """
     __future__ _collections_abc _colorize _compat_pickle _opcode_metadata _py_warnings _sitebuiltins
     _weakrefset abc annotationlib ast base64 bisect codecs collections/ contextlib copy copyreg
@@ -43,27 +43,31 @@ EXTENSIONS = ("_contextvars", "_ctypes", "_json", "_queue", "_typing", "mmap", "
 #: Left out of the packages above: never wanted in a guest, or of other systems.
 _LEFT_OUT = ("/ctypes/macholib/", "/ctypes/test/", "/json/tool.py", "/importlib/metadata/")
 
-# PEP 552: magic, flags 1 (hash-based, never checked), and a hash that nobody will look at
+# PEP 552: magic, flags 1 (hash-based, never checked), and a hash that nobody will look at. optimize=2 leaves
+# docstrings out, which would lie in every guest's memory; what ours asserts is for type checkers
 _COMPILE = """
 import importlib.util, json, marshal, sys
 for source, target, shown in json.load(sys.stdin):
     with open(source, "rb") as file:
-        code = compile(file.read(), shown, "exec", dont_inherit=True)
+        code = compile(file.read(), shown, "exec", dont_inherit=True, optimize=2)
     with open(target, "wb") as file:
         file.write(importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code))
 """
 # a library that the host would lend must fail the build, so every mapped file has to lie below the scratch
 # root
 _PROVE = """
-import importlib, json, sys
-root, names = json.load(sys.stdin)
+import sys
+root, *names = sys.stdin.read().split()
 sys.path.append(root + "/usr/lib/bufferzone")
 for name in names:
-    importlib.import_module(name)
+    __import__(name)
 for line in open("/proc/self/maps"):
     path = line.split(None, 5)[5].strip() if line.count(" ") > 4 and "/" in line else ""
     if ".so" in path and not path.startswith(root):
         raise ImportError("%s is not in the image" % path)
+for module in list(sys.modules.values()):
+    if getattr(module, "__file__", None):
+        print(module.__file__)
 """
 
 
@@ -113,7 +117,7 @@ def compile_all(sources: dict[str, bytes], root: str) -> dict[str, bytes]:
         with open(source, "wb") as file:
             file.write(text)
         jobs.append((source, target, path))
-    _python(root, _COMPILE, jobs, "the agent does not compile for the guest")
+    _python(root, _COMPILE, json.dumps(jobs), "the agent does not compile for the guest")
     compiled = {}
     for _, target, path in jobs:
         with open(target, "rb") as file:
@@ -121,18 +125,32 @@ def compile_all(sources: dict[str, bytes], root: str) -> dict[str, bytes]:
     return compiled
 
 
-def prove(root: str, modules: list[str]) -> None:
-    """Import every module with the pruned tree `root`; raises `HostError` (`guest-python`) if one fails."""
-    _python(root, _PROVE, [root, modules], "the guest's Python lacks something")
+def prove(root: str, modules: list[str]) -> set[str]:
+    """Import every module with the pruned tree `root`; returns the guest paths of the files that this loaded.
+
+    Raises `HostError` (`guest-python`) if one fails.
+    """
+    said = _python(root, _PROVE, "\n".join([root, *modules]), "the guest's Python lacks something")
+    return {path.removeprefix(root) for path in said.splitlines()}
 
 
-def _python(root: str, program: str, data: object, complaint: str) -> None:
+def is_always_kept(path: str) -> bool:
+    """Whether a file of the standard library stays though the agent's imports did not load it.
+
+    A codec, and the mark by which the interpreter finds its library (Modules/getpath.py: STDLIB_LANDMARKS).
+    """
+    inner = path.split("/", 4)[4]
+    return inner.startswith("encodings/") or inner == "os.pyc"
+
+
+def _python(root: str, program: str, data: str, complaint: str) -> str:
     argv = [root + LOADER, "--inhibit-cache", "--library-path", root + LIBRARY_PATH, root + EXECUTABLE]
     env = {"PYTHONHOME": root + "/usr", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0"}
     try:
-        apt.pipe([*argv, "-S", "-B", "-P", "-c", program], json.dumps(data).encode(), env=env)
+        said = apt.pipe([*argv, "-S", "-B", "-P", "-c", program], data.encode(), env=env)
     except HostError as error:
         raise HostError(f"{complaint}: {error.message.partition(': ')[2]}", code="guest-python") from error
+    return said.decode()
 
 
 def imports_of(sources: dict[str, bytes], package_root: str) -> list[str]:

@@ -98,7 +98,7 @@ def _soname_path(name: str, found: dict[str, tuple[int, bytes]], links: dict[str
 def compiled(files: dict[str, tuple[int, bytes]], sources: dict[str, bytes], scratch: str) -> list[Entry]:
     """Python and agent as entries, sources turned into byte code, proven to import what the agent names.
 
-    `scratch` is a directory to run the guest's interpreter in.
+    Of the standard library stays what that loads. `scratch` is a directory to run the guest's interpreter in.
     """
     with tempfile.TemporaryDirectory(prefix="python-", dir=scratch) as root:
         for path, (mode, data) in files.items():
@@ -110,12 +110,21 @@ def compiled(files: dict[str, tuple[int, bytes]], sources: dict[str, bytes], scr
             _put(root + path, data, 0o644)
         for path in library:
             os.unlink(root + path)
+        idle = _idle(python.prove(root, python.imports_of(sources, agent.ROOT)), {*files, *code} - {*library})
+        for path in idle:
+            os.unlink(root + path)
         python.prove(root, python.imports_of(sources, agent.ROOT))
-    entries = [regular(path, data) for path, data in code.items()]
+    entries = [regular(path, data) for path, data in code.items() if path not in idle]
     for path, (mode, data) in files.items():
-        if path not in library:
+        if path not in library and path not in idle:
             entries.append(regular(_merged(path), data, mode))
     return entries
+
+
+def _idle(loaded: set[str], there: set[str]) -> set[str]:
+    """Those files of the standard library that no import of the agent loads."""
+    standard = {path for path in there if path.startswith("/usr/lib/python3")}
+    return {path for path in standard - loaded if not python.is_always_kept(path)}
 
 
 def _put(path: str, data: bytes, mode: int) -> None:
