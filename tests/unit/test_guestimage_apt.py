@@ -73,6 +73,20 @@ def test_the_guest_gets_the_python_that_the_release_has(monkeypatch: pytest.Monk
     assert python.guest_path("/usr/lib/python3.13/turtle.py") == ""
 
 
+def test_a_package_that_lies_in_the_working_directory_is_found_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[str]] = []
+
+    def run(argv: list[str], cwd: str | None = None) -> str:
+        seen.append([path.name for path in Path(cwd or ".").iterdir()])
+        return ZLIB
+
+    monkeypatch.setattr(apt, "run", run)
+    apt.resolve(["zlib1g"])
+    assert seen == [[]]
+
+
 def test_a_package_is_pinned_with_version_file_size_and_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, "Ign: noise\n" + ZLIB)
     assert apt.resolve(["zlib1g"]) == [

@@ -129,7 +129,9 @@ def one_needed_by(package: str, pattern: str) -> str:
 def resolve(names: list[str]) -> list[Package]:
     """What apt would download today for `names`, sorted by name; reads apt's lists only, no network."""
     try:
-        text = run(["apt-get", *_options(), "download", "--print-uris", *names])
+        # apt names no file that lies in the working directory already
+        with tempfile.TemporaryDirectory(prefix="bufferzone-apt-") as empty:
+            text = run(["apt-get", *_options(), "download", "--print-uris", *names], cwd=empty)
     except HostError as error:
         raise _unknown(error) from error
     found = []
