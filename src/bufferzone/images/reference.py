@@ -6,7 +6,6 @@ reference grammar.
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from bufferzone.errors import UsageError
@@ -66,6 +65,8 @@ def _transport(text: str, transport: str, rest: str) -> Reference:
         source += colon + more
     base = "".join(c if c in _PATH and c.isalnum() else "-" for c in os.path.basename(rest).lower())
     base = "-".join(part for part in base.split("-") if part) or "image"
+    import hashlib  # a name in a registry needs none
+
     tag = hashlib.sha256(f"{source} {mark}".encode()).hexdigest()[:12]
     name = f"localhost/{transport}/{base[:80]}:{tag}"
     return Reference(text=text, kind=TRANSPORT, source=source, name=name, fixed=fixed)

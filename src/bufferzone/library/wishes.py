@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from bufferzone import state
 from bufferzone.errors import CallerError, HostError, UsageError
-from bufferzone.images import fetch
 from bufferzone.workload import from_image, place
 from bufferzone.workload.wish import NETWORKS, Wish
 
@@ -72,6 +71,8 @@ def wish_of(
         annotations={**(labels or {}), **({"bufferzone.kvm": kvm} if kvm else {})},
     )
     if image is not None and not found.rootfs:
+        from bufferzone.images import fetch  # most have none
+
         found.image = fetch.get(os.fspath(image), pull=pull, report=fetch.Report(progress))
         from_image.fill(found)
     return found
