@@ -94,3 +94,14 @@ def test_a_socket_of_the_host_is_seen_and_not_connected_to(podman, boxes, volume
         done = podman("exec", "semantics-shared", *PYTHON, program, status=1)
         os.close(directory)
     assert "ConnectionRefusedError" in done.complaint
+
+
+def test_a_mount_that_the_host_makes_below_a_volume_later_is_not_there(podman, boxes, volume):
+    below = volume / "later"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "later", below], check=True)
+    try:
+        (below / "file").touch()
+        assert podman("exec", "semantics-shared", "ls", "/l/later").lines == []
+    finally:
+        subprocess.run(["umount", below], check=True)
