@@ -55,6 +55,26 @@ with bufferzone.Sandbox({rootfs!r}, volumes={{{volume!r}: "/v"}}) as sb:
 """
 
 
+SAVED = """
+import time
+import bufferzone
+from bufferzone.workload import snapshots
+with bufferzone.Sandbox({rootfs!r}, memory_mib=128) as sb:
+    sb.files.write("/prepared", "once")
+    sb.snapshot("ready")
+    copies = sb.fork(1)
+    told = [copies[0].run(["cat", "/prepared"]).stdout]
+    copies[0].close()
+restored = [bufferzone.Sandbox.from_snapshot("ready") for _ in range(2)]
+told += [box.run(["cat", "/prepared"]).stdout for box in restored]
+random = {{box.run(["cat", "/proc/sys/kernel/random/uuid"]).stdout for box in restored}}
+for box in restored:
+    box.close()
+snapshots.remove("ready")
+print(json.dumps([told, len(random)]))
+"""
+
+
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Iterator[Warm]:
     warm = Warm(tmp_path_factory.mktemp("library"), guest_image, templates=False)
@@ -96,6 +116,13 @@ def test_a_directory_is_an_image_of_which_nothing_is_changed(warm: Warm, tmp_pat
     assert {"new", "busybox"} <= set(said)
     assert not (tmp_path / "rootfs/bin/new").exists()
     assert (tmp_path / "v/told").read_text() == "y"
+
+
+def test_what_was_saved_goes_on_in_vms_of_its_own_with_other_random_numbers(warm: Warm, tmp_path: Path):
+    make_rootfs(tmp_path / "rootfs")
+    told, different = json.loads(python(warm, SAVED.format(rootfs=str(tmp_path / "rootfs"))))
+    assert told == ["once"] * 3
+    assert different == 2
 
 
 @pytest.mark.parametrize("number", range(len(BLOCK.findall(PAGE.read_text()))))
