@@ -259,6 +259,37 @@ def file_handle():
     call("name_to_handle_at", -100, os.fsencode(make("handled")), handle, ctypes.byref(ctypes.c_int()), 0)
 
 
+class Attributes(ctypes.Structure):
+    """struct mount_attr, see mount_setattr(2)."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns"))
+
+
+def id_mapped_mount():
+    ready, theirs = os.pipe()
+    go, ours = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(theirs, b"x" if libc.unshare(0x10000000) == 0 else b"")
+        os.close(ours)
+        os.read(go, 1)
+        os._exit(0)
+    try:
+        os.close(theirs)
+        must(os.read(ready, 1), "no user namespace")
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{child}/{name}", "w") as file:
+                file.write("0 1000 1000")
+        userns = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+        tree = libc.syscall(428, -100, b".", 1)  # open_tree, OPEN_TREE_CLONE
+        must(tree >= 0, "no tree")
+        wanted = Attributes(set=0x100000, userns=userns)  # MOUNT_ATTR_IDMAP
+        call("syscall", 442, tree, b"", 0x1000, ctypes.byref(wanted), ctypes.sizeof(wanted))
+    finally:
+        os.close(ours)
+        os.waitpid(child, 0)
+
+
 def size_of_the_file_system():
     found = os.statvfs(".")
     must(found.f_blocks and found.f_bavail <= found.f_blocks, "nothing")
@@ -297,6 +328,7 @@ WORDS = {
     "owner and mode": owner_and_mode,
     "F_SETLEASE": lease,
     "name_to_handle_at": file_handle,
+    "id-mapped mount": id_mapped_mount,
     "statfs": size_of_the_file_system,
 }
 for number, (name, work) in enumerate(WORDS.items()):

@@ -184,6 +184,31 @@ def test_containers_of_one_vm_lock_against_each_other_the_host_and_another_vm(
         podman("rm", "--force", "--time", "0", sibling)
 
 
+def test_a_lock_is_its_open_files_and_goes_with_the_last_process_that_has_it(podman, boxes, file):
+    """flock(2): a child has it when its parent has closed the file; one that was renamed has it still."""
+    keep = """
+import fcntl, os, sys
+file = open(sys.argv[1], "r+")
+fcntl.flock(file, fcntl.LOCK_EX)
+child = os.fork()
+if child:
+    file.close()
+    os.waitpid(child, 0)
+else:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    moved = file.with_name("moved")
+    with run(podman, boxes[0], keep, "/l/f", start=True) as holder:
+        read_until(holder.stdout, b"held")
+        file.rename(moved)
+        assert not is_free(moved, "flock")
+        assert run(podman, boxes[1], TRY, "/l/moved", "flock") == "EAGAIN"
+        holder.stdin.close()
+        assert holder.wait(60) == 0
+    assert becomes_free(moved, "flock")
+
+
 def counted(podman, boxes, program: str, path: Path, of_box: int, of_host: int, *words: str) -> list[str]:
     """Run `program` in both containers and on the host at once; what each says."""
     runs = [run(podman, box, program, f"/l/{path.name}", of_box, *words, start=True) for box in boxes]

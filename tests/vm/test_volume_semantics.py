@@ -21,6 +21,8 @@ PLACES = {
     "volume": ("semantics-shared", "/l/probe"),
     "root file system": ("semantics-shared", "/srv/probe"),
     "tmpfs": ("semantics-shared", "/t/probe"),
+    "overlay": ("semantics-shared", "/o/probe"),
+    "root on a disk": ("semantics-disk", "/srv/probe"),
 }
 #: waits until something happens in directory argv[1], at most 2 s: prints what, or `nothing`
 LISTEN = """
@@ -42,13 +44,17 @@ def volume(podman):
 
 @pytest.fixture(scope="module")
 def boxes(podman, nothing_left, volume):
-    common = ["--detach", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host", "--tmpfs", "/t:size=64m"]
-    common += ["--volume", f"{volume}:/l", "--security-opt", "seccomp=unconfined"]
-    names = {name for name, _ in PLACES.values()}
-    for name in names:
-        podman("run", *common, "--name", name, podman.image, "sleep", "1000000")
-    yield names
-    for name in names:
+    lower = volume.parent / "semantics-lower"
+    lower.mkdir()
+    common = ["--detach", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host", "--cap-add", "SYS_ADMIN"]
+    common += ["--security-opt", "seccomp=unconfined"]
+    shared = ["--volume", f"{volume}:/l", "--volume", f"{lower}:/o:O", "--tmpfs", "/t:size=64m"]
+    on_disk = ["--annotation", "bufferzone.rootfs=block"]
+    made = {"semantics-shared": shared, "semantics-disk": on_disk}
+    for name, words in made.items():
+        podman("run", *common, *words, "--name", name, podman.image, "sleep", "1000000")
+    yield tuple(made)
+    for name in made:
         podman("rm", "--force", "--time", "0", name)
 
 
@@ -67,12 +73,21 @@ def table(kernel: tuple[int, ...]) -> dict[str, dict[str, str]]:
     return found
 
 
+def whose_size(podman, box: str, place: str, volume: Path) -> str:
+    """Whether a file system is as large as the host's below it."""
+    blocks, size = podman("exec", box, "stat", "-f", "-c", "%b %S", place).text.split()
+    of_host = os.statvfs(volume)
+    same = int(blocks) * int(size) == of_host.f_blocks * of_host.f_frsize
+    return "the host's" if same else "its own"
+
+
 @pytest.mark.parametrize("column", PLACES)
-def test_what_the_page_says_of_a_kind_of_volume_is_what_it_does(podman, boxes, column):
+def test_what_the_page_says_of_a_kind_of_volume_is_what_it_does(podman, boxes, volume, column):
     box, place = PLACES[column]
     podman("exec", box, "mkdir", "-p", place)
     said = podman("exec", box, *PYTHON, PROBE, place)
     seen = dict(line.split("\t") for line in said.lines)
+    seen["size and free space"] = whose_size(podman, box, place, volume)
     release = podman("exec", box, "uname", "-r").text
     assert seen == table(tuple(int(part) for part in release.split(".")[:2]))[column]
 
@@ -105,3 +120,12 @@ def test_a_mount_that_the_host_makes_below_a_volume_later_is_not_there(podman, b
         assert podman("exec", "semantics-shared", "ls", "/l/later").lines == []
     finally:
         subprocess.run(["umount", below], check=True)
+
+
+def test_a_tmpfs_is_full_at_the_size_that_was_asked_for(podman, boxes):
+    words = ("dd", "if=/dev/zero", "of=/t/full", "bs=1M", "count=65")
+    done = podman("exec", "semantics-shared", *words, status=1)
+    assert "No space left on device" in done.complaint
+    size = podman("exec", "semantics-shared", "stat", "-f", "-c", "%b %S %f", "/t").text
+    assert size == f"{64 << 20 >> 12} 4096 0"
+    podman("exec", "semantics-shared", "rm", "/t/full")
