@@ -15,7 +15,7 @@ grpc = pytest.importorskip("grpc")
 
 from vm import cri_messages as m  # noqa: E402
 from vm.cri import NAMESPACE, Cri, CriContainerd, PodContainer, PodSandbox  # noqa: E402
-from vm.verbs import Runtime, await_true, kill  # noqa: E402
+from vm.verbs import Runtime, await_end, await_true, kill  # noqa: E402
 
 pytestmark = [
     pytest.mark.vm,
@@ -118,7 +118,8 @@ def test_a_pod_whose_process_is_killed_has_ended_and_is_removed(cri: Cri, victim
         await_not_ready(pod)
         directory = ROOT / pod.id
         pod.remove()
-        await_true(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "their end")
+        for pid in pids.values():
+            await_end(pid)
         assert not directory.exists()
         assert undisturbed.out("echo", "here") == "here\n"
     assert cri.call("ListPodSandbox", m.ListPods()).items == []

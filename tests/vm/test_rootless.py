@@ -122,12 +122,12 @@ def test_the_second_start_of_a_shape_is_warm(podman, user):
     templates = user.home / ".local/share/bufferzone/templates"
 
     def sizes():  # the default's, which the containers before needed, may be made only now
-        return {json.loads(path.read_text())["memory_mib"] for path in templates.glob("*/meta.json")}
+        return {json.loads(path.read_text())["facts"]["memory_mib"] for path in templates.glob("*/meta.json")}
 
     assert 384 not in sizes()
-    identity = podman(*run, "sleep", "100").text
+    identity = podman(*run, "sleep", "1000").text
     until(lambda: 384 in sizes(), "a template", MAKE_S)
-    second = podman(*run, "sleep", "100").text
+    second = podman(*run, "sleep", "1000").text
     ran = {name: user.run(user.programs / "bufferzone", "state", name).text for name in (identity, second)}
     assert [json.loads(ran[n])["annotations"]["bufferzone.start"] for n in ran] == ["cold", "warm"]
     podman("rm", "--force", "--time", "0", identity, second)
