@@ -248,7 +248,7 @@ def test_podman_runs_execs_copies_and_has_volumes_and_terminals_in_vms_that_wait
     )  # after the VM left this namespace
     try:
         (late / "file").write_text("from the host\n")
-        flags = ["-v", f"{late}:/late", "-v", "named:/named", "--hostname", "here"]
+        flags = ["-v", f"{late}:/late", "-v", "of-the-pool:/named", "--hostname", "here"]
         id = podman("run", "-d", *flags, podman.image, "sleep", "600").text
         assert pool.begun(id) == "pool"
         assert podman("exec", id, "cat", "/late/file").text == "from the host"
