@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from bufferzone.client import scratch
 from bufferzone.errors import HostError, VmmError
+from bufferzone.linux import scratch
 from bufferzone.snapshot.copier import Saver
 from bufferzone.storage import erofs
 from bufferzone.vm import cgroups
@@ -180,13 +181,21 @@ def test_a_fifo_holds_up_nobody_and_what_hangs_is_ended(
     packing.close()
 
 
+def test_another_thread_leaves_a_directory_that_is_in_use(tmp_path: Path) -> None:
+    with scratch.scratch(str(tmp_path)) as first:
+        thread = threading.Thread(target=scratch.tidy, args=(str(tmp_path),))
+        thread.start()
+        thread.join()
+        assert [str(path) for path in tmp_path.iterdir()] == [first]
+
+
 def test_what_a_killed_fork_left_goes_at_the_next_and_what_is_in_use_stays(tmp_path: Path) -> None:
     parent = tmp_path / "forks"
     with scratch.scratch(str(parent)) as first:
         child = os.fork()  # as a waiter: it does not keep the directory
         if child == 0:
             signal.pause()
-        code = "import sys; from bufferzone.client import scratch; import os, signal\n"
+        code = "import sys; from bufferzone.linux import scratch; import os, signal\n"
         code += "with scratch.scratch(sys.argv[1]) as d: print(d, flush=True); signal.pause()"
         path = os.pathsep.join(entry for entry in sys.path if entry.endswith("src"))
         other = subprocess.Popen(

@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,20 @@ class Cri:
 
     def close(self) -> None:
         self._channel.close()
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Cri]:
+    """A daemon with its images, and a client of it."""
+    daemon = CriContainerd(directory)
+    daemon.start()
+    try:
+        daemon.import_images()
+        client = Cri(daemon)
+        yield client
+        client.close()
+    finally:
+        daemon.stop()
 
 
 class PodSandbox:

@@ -401,7 +401,7 @@ def test_a_killed_fork_leaves_the_original_and_copies_that_can_be_deleted(
     forks = tmp_path / "warm" / "forks"
     root = warm.runtime.root
     moments = {
-        "two": lambda: list(forks.glob("fork-*/image/bufferzone-*")),
+        "two": lambda: list(forks.glob("scratch-*/image/bufferzone-*")),
         "three": lambda: (root / "three" / "bundle" / "config.json").exists(),
         "four": lambda: (root / "four" / "shim.sock").exists(),
     }

@@ -13,7 +13,7 @@ import pytest
 grpc = pytest.importorskip("grpc")
 
 from vm import cri_messages as m  # noqa: E402
-from vm.cri import Cri, CriContainerd, PodContainer  # noqa: E402
+from vm.cri import Cri, PodContainer, serving  # noqa: E402
 from vm.cri_stream import RESIZE, STATUS, STDERR, STDIN, STDOUT  # noqa: E402
 from vm.verbs import await_true  # noqa: E402
 
@@ -33,15 +33,8 @@ BOOT_ID = ("cat", "/proc/sys/kernel/random/boot_id")
 
 @pytest.fixture(scope="module")
 def cri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
-    daemon = CriContainerd(tmp_path_factory.mktemp("cri"))
-    daemon.start()
-    try:
-        daemon.import_images()
-        client = Cri(daemon)
+    with serving(tmp_path_factory.mktemp("cri")) as client:
         yield client
-        client.close()
-    finally:
-        daemon.stop()
 
 
 def refusal(call: Callable[[], object]) -> tuple[str, str]:

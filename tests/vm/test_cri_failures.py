@@ -14,7 +14,7 @@ import pytest
 grpc = pytest.importorskip("grpc")
 
 from vm import cri_messages as m  # noqa: E402
-from vm.cri import NAMESPACE, Cri, CriContainerd, PodContainer, PodSandbox  # noqa: E402
+from vm.cri import NAMESPACE, Cri, PodContainer, PodSandbox, serving  # noqa: E402
 from vm.verbs import Runtime, await_end, await_true, kill  # noqa: E402
 
 pytestmark = [
@@ -33,15 +33,8 @@ UNTIL = "while ! test -e /flags/{0}; do sleep 0.1; done; echo saw {0}; exit {1}"
 
 @pytest.fixture(scope="module")
 def cri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
-    daemon = CriContainerd(tmp_path_factory.mktemp("cri"))
-    daemon.start()
-    try:
-        daemon.import_images()
-        client = Cri(daemon)
+    with serving(tmp_path_factory.mktemp("cri")) as client:
         yield client
-        client.close()
-    finally:
-        daemon.stop()
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import os
 from contextlib import contextmanager
 
 from bufferzone import oci, state
-from bufferzone.client import checkpoint, create, scratch
+from bufferzone.client import checkpoint, create
 from bufferzone.errors import ExistsError, HostError, StateError, UsageError
+from bufferzone.linux import scratch
 from bufferzone.oci.cgroup_path import systemd_form
 from bufferzone.oci.host import settings_of
 from bufferzone.oci.mounts import is_bind

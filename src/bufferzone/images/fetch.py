@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import tempfile
-from contextlib import contextmanager
 
 from bufferzone.errors import HostError, NotFoundError, UsageError
 from bufferzone.images import config, reference, skopeo, store
+from bufferzone.linux import scratch
 from bufferzone.log import shown
 from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 POLICIES = ("missing", "always", "never")
 _LEAST_ID = 6
@@ -137,7 +134,7 @@ def _of_stored(here: store.Store, text: str, found: store.Stored) -> Image:
 def _copy(here: store.Store, wanted: reference.Reference, report: Report, tls_verify: bool | None) -> None:
     plain = wanted.plain if tls_verify is None else not tls_verify
     skopeo.find()
-    with _scratch(here) as directory:
+    with scratch.scratch(f"{here.path}/pulls") as directory:
         words = ["--tmpdir", directory, "copy"]
         words += ["--src-tls-verify=false"] if plain and wanted.kind == reference.REGISTRY else []
         words += ["--", wanted.source, f"{here.spec()}{wanted.name}"]
@@ -149,52 +146,3 @@ def _copy(here: store.Store, wanted: reference.Reference, report: Report, tls_ve
         report.lines(f"pulling {wanted.name if wanted.kind == reference.REGISTRY else wanted.text}")
         what = f"cannot pull {shown(wanted.text)}"
         skopeo.run(words, what, lines=tell, fd=report.terminal)
-
-
-@contextmanager
-def _scratch(here: store.Store) -> Iterator[str]:
-    """A directory for blobs on their way, locked while it is used; those that nobody has locked are removed.
-
-    The lock is a descriptor's: it ends with us.
-    """
-    parent = f"{here.path}/pulls"
-    try:
-        os.makedirs(parent, 0o700, exist_ok=True)
-        _tidy(parent)
-        directory, lock = _make(parent)
-    except OSError as error:
-        raise HostError(f"cannot make a directory in {parent}: {error.strerror}", code="no-dir") from error
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-
-
-def _make(parent: str) -> tuple[str, int]:
-    while True:
-        directory = tempfile.mkdtemp(dir=parent)
-        try:
-            lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # somebody tidied it away before it was locked
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.isdir(directory):
-            return directory, lock
-        os.close(lock)
-
-
-def _tidy(parent: str) -> None:
-    for name in os.listdir(parent):
-        path = os.path.join(parent, name)
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue  # gone
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            pass  # somebody pulls into it
-        finally:
-            os.close(lock)

@@ -74,9 +74,9 @@ def start(arguments: Arguments) -> int:
     os.umask(0o077)
     bundle = arguments.bundle or os.getcwd()
     path = address.socket_path(arguments, bundle)
+    address.record(bundle, path)
     pool = None if address.answers(path) else PoolStart(arguments, bundle)
     if pool is None or pool.take(path):
-        address.record(bundle, path)
         return _say(caller.answer(path))
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -89,7 +89,6 @@ def start(arguments: Arguments) -> int:
     if handshake.others_in(line, b"ready") is None:
         raise handshake.error_from(line) if line else _silent_death()
     pool.begin_pool()
-    address.record(bundle, path)
     return _say(caller.answer(path))
 
 

@@ -13,8 +13,9 @@ import shutil
 from contextlib import contextmanager
 
 from bufferzone import jsontext, oci, state
-from bufferzone.client import checkpoint, create, fork, scratch
+from bufferzone.client import checkpoint, create, fork
 from bufferzone.errors import ExistsError, HostError, NotFoundError, StateError, UsageError
+from bufferzone.linux import scratch
 from bufferzone.workload import config_json, idle, place
 
 TYPE_CHECKING = False

@@ -6,12 +6,17 @@ import os
 
 from bufferzone import state
 from bufferzone.cli.bz import roots
+from bufferzone.client import container
 from bufferzone.errors import UsageError
 from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
     from bufferzone.library.sandbox import Sandbox
+    from bufferzone.wire.proto import Message
 
 
 def directory(root: str, name: str) -> str:
@@ -28,6 +33,15 @@ def directory(root: str, name: str) -> str:
     if not begins:
         raise state.no_container(state.check_id(name))
     return begins[0]
+
+
+def answers(
+    root: str, names: Sequence[str], method: str, request: Callable[..., Message], doing: str
+) -> Iterator[tuple[str, Any]]:
+    """Ask the shim of each container; its name, and the answer. `doing` is what a refusal says."""
+    for name in names:
+        place = directory(root, name)
+        yield name, container.ask(place, method, request(id=os.path.basename(place)), doing)
 
 
 def sandbox(root: str, name: str) -> Sandbox:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 
 from bufferzone.cli import output
 from bufferzone.cli.bz import chosen
 from bufferzone.cli.flags import Flag
-from bufferzone.client import container, signals
+from bufferzone.client import signals
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -24,9 +24,7 @@ INTERSPERSED = True
 def run(options: Options, words: list[str]) -> int:
     """Send it; the names are printed."""
     number = signals.number_of(options.signal)
-    for name in words:
-        directory = chosen.directory(options.root, name)
-        request = task.KillRequest(id=os.path.basename(directory), signal=number)
-        container.ask(directory, "Kill", request, "kill")
+    request = partial(task.KillRequest, signal=number)
+    for name, _ in chosen.answers(options.root, words, "Kill", request, "kill"):
         output.print_text(f"{name}\n")
     return 0

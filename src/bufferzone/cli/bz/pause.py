@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from bufferzone.cli import output
 from bufferzone.cli.bz import chosen
-from bufferzone.client import container
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -22,9 +19,6 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Do what the verb says; the names are printed."""
-    for name in words:
-        directory = chosen.directory(options.root, name)
-        request = task.PauseRequest(id=os.path.basename(directory))
-        container.ask(directory, "Pause", request, "pause")
+    for name, _ in chosen.answers(options.root, words, "Pause", task.PauseRequest, "pause"):
         output.print_text(f"{name}\n")
     return 0

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from bufferzone.cli import output
 from bufferzone.cli.bz import chosen
-from bufferzone.client import container
 from bufferzone.wire import task
 
 TYPE_CHECKING = False
@@ -22,9 +19,6 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Wait."""
-    for name in words:
-        directory = chosen.directory(options.root, name)
-        request = task.WaitRequest(id=os.path.basename(directory))
-        answer = container.ask(directory, "Wait", request, "wait for")
+    for _, answer in chosen.answers(options.root, words, "Wait", task.WaitRequest, "wait for"):
         output.print_text(f"{answer.exit_status}\n")
     return 0

@@ -1,7 +1,8 @@
-"""A directory on the disk for what `bz fork` saves, locked while used; a killed fork's goes at the next.
+"""A directory on the disk for what is to be kept or handed on, locked while it is used; that of a process
+which was killed goes at the next.
 
-Memory of a VM does not belong into the state root, which is memory itself. The lock is a file's, by fcntl(2):
-processes that are forked from us do not have it, and it ends with us.
+The lock is a file's, by fcntl(2): processes that are forked from us do not have it, and it ends with us. Our
+own other threads would get it, too: their directories are told by our pid in the name.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PREFIX = "fork-"
+_PREFIX = "scratch-"
 _LOCK = "lock"
 
 
 def beside(image_store: str) -> str:
-    """Where they lie: beside the guest images and the templates."""
+    """Where `bz fork` has them: beside the guest images and the templates. Memory of a VM does not belong
+    into the state root, which is memory itself.
+    """
     return os.path.join(os.path.dirname(image_store.rstrip("/")), "forks")
 
 
@@ -45,7 +48,7 @@ def scratch(parent: str) -> Iterator[str]:
 
 def _make(parent: str) -> tuple[str, int]:
     while True:
-        directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        directory = tempfile.mkdtemp(prefix=_ours(), dir=parent)
         path = os.path.join(directory, _LOCK)
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -57,9 +60,11 @@ def _make(parent: str) -> tuple[str, int]:
 
 
 def tidy(parent: str) -> None:
-    """Remove the directories that nobody has locked."""
+    """Remove the directories that no other process has locked, but for ours."""
     for name in os.listdir(parent):
         directory = os.path.join(parent, name)
+        if name.startswith(_ours()):
+            continue
         if not name.startswith(_PREFIX) or os.path.islink(directory) or not os.path.isdir(directory):
             continue
         try:
@@ -73,6 +78,11 @@ def tidy(parent: str) -> None:
                 shutil.rmtree(directory, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _ours() -> str:
+    """What the names of this process' directories begin with."""
+    return f"{_PREFIX}{os.getpid()}-"
 
 
 def _try_lock(fd: int) -> bool:
