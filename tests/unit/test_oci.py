@@ -85,7 +85,7 @@ def test_the_default_spec_loads_and_tells_its_properties(bundle, tmp_path):
         ("process.args.0", "a\0", "process.args[0]: contains a NUL character"),
         ("process.cwd", "tmp", "process.cwd: expected an absolute path, got 'tmp'"),
         ("process.env.0", {}, "process.env[0]: expected a string, got object"),
-        ("process.user.uid", -1, "process.user.uid: expected 0 to 4294967295, got -1"),
+        ("process.user.uid", -1, "process.user.uid: expected 0 to 4294967294, got -1"),
         ("process.user.uid", 1.5, "process.user.uid: expected a whole number, got 1.5"),
         ("process.user.uid", True, "process.user.uid: expected a whole number, got boolean"),
         (
@@ -137,6 +137,12 @@ def test_the_default_spec_loads_and_tells_its_properties(bundle, tmp_path):
             [{"path": "/x", "type": "z"}],
             "linux.devices[0].type: expected b, c, u or p, got 'z'",
         ),
+        ("linux.personality", {"domain": "BSD"}, "linux.personality.domain: unknown: 'BSD'"),
+        ("linux.personality", {"flags": ["x"]}, "linux.personality.flags: none is known"),
+        ("hostname", "h" * 65, "hostname: longer than 64 bytes"),
+        ("domainname", "\u00fc" * 33, "domainname: longer than 64 bytes"),
+        ("process.user.uid", (1 << 32) - 1, "process.user.uid: expected 0 to 4294967294, got 4294967295"),
+        ("process.user.additionalGids", [-1], "process.user.additionalGids[0]: expected 0 to 4294967294"),
         ("annotations", {"bufferzone.what": "1"}, "annotations.bufferzone.what: unknown annotation"),
         ("annotations", {"a": 1}, "annotations.a: expected a string, got number"),
         ("vm", {"hwConfig": {"vcpus": "2"}}, "vm.hwConfig.vcpus: expected a whole number, got string"),
@@ -163,8 +169,10 @@ def test_a_value_that_does_not_fit_is_named_by_its_path(bundle, path, value, mes
         ('{"a":' * 80 + "{}" + "}" * 80, "config.json: nested deeper than 64 levels"),
         ('{"ociVersion": "1.0.0"}', "config.json: root.path: is missing"),
         ("{}", "config.json: ociVersion: is missing"),
+        (r'{"a": ["\ud800"]}', "config.json: a string has half of a surrogate pair"),
+        (r'{"\uDFFF": 1}', "config.json: a string has half of a surrogate pair"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_is_not_a_config_is_refused_with_its_place(bundle, content, message):
     with pytest.raises(SpecError) as caught:
@@ -213,6 +221,12 @@ def test_a_key_that_is_there_twice_is_tolerated_as_go_does(bundle):
     text = json.dumps(default_spec(rootless=False))
     text = text.replace('"hostname": "bufferzone"', '"hostname": "a", "hostname": "b"')
     assert oci.load(bundle(text)).hostname == "b"
+
+
+def test_a_whole_surrogate_pair_is_one_character(bundle):
+    text = json.dumps(changed("hostname", "\U0001f600"))
+    assert r"\ud83d\ude00" in text
+    assert oci.load(bundle(text)).hostname == "\U0001f600"
 
 
 def test_limits_of_64_bits_are_numbers(bundle):

@@ -18,6 +18,7 @@ from bufferzone.oci.rules import (
     check_hooks,
     check_linux,
     check_mounts,
+    check_names,
     check_process,
     check_version,
 )
@@ -170,15 +171,27 @@ def parse_object(data: bytes, name: str = "config.json") -> dict[str, Any]:
 
     try:
         value = jsontext.loads(data.decode("utf-8"), refuse)
+        broken = (b"\\ud" in data or b"\\uD" in data) and _has_half_a_pair(value)
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise SpecError(f"{name}: nested too deeply") from error
     except ValueError as error:
         raise SpecError(f"{name}: {_json_fault(error)}", code="bad-json") from error
+    if broken:
+        raise SpecError(f"{name}: a string has half of a surrogate pair", code="bad-json")
     if not isinstance(value, dict):
         raise SpecError(f"{name}: expected an object, got {type_name(value)}")
     return value
+
+
+def _has_half_a_pair(value: Any) -> bool:
+    """Whether a text in it is none in UTF-8: JSON can spell \\ud800, and no program can be given that."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(_has_half_a_pair(part) for item in value.items() for part in item)
+    return isinstance(value, list) and any(_has_half_a_pair(item) for item in value)
 
 
 def _json_fault(error: ValueError) -> str:
@@ -205,6 +218,7 @@ def validate(raw: dict[str, Any]) -> None:
         raise fail("root.path", "is missing")
     if "process" not in raw:
         raise fail("process", "is missing")
+    check_names(raw)
     check_process(raw["process"])
     check_mounts(raw.get("mounts", []))
     check_hooks(raw.get("hooks", {}))

@@ -26,6 +26,8 @@ _PROPAGATIONS = ("", *(p + s for p in ("", "r") for s in ("shared", "slave", "pr
 _LEAST_US, _MOST_PERIOD_US = 1000, 1_000_000
 #: with less no container came as far as its program: the kernel kills it while it is made
 _LEAST_BYTES = 1 << 19
+_MOST_NAME = 64
+_DOMAINS = ("", "LINUX", "LINUX32")
 _DEVICE_TYPES = ("b", "c", "u", "p")
 _IDMAPS = frozenset(("idmap", "ridmap"))
 _IDMAP_HINT = "make the id-mapped mount on the host and bind that"
@@ -44,6 +46,13 @@ def check_version(version: str) -> None:
         raise fail("ociVersion", f"expected a version like 1.2.0, got {version[:40]!r}")
     if parts[0] != "1":
         raise fail("ociVersion", f"unknown version {version[:40]}", "1.0 to 1.3 are supported")
+
+
+def check_names(spec: dict[str, Any]) -> None:
+    """What the kernel takes for hostname and domainname, see uname(2)."""
+    for key in ("hostname", "domainname"):
+        if len(spec.get(key, "").encode()) > _MOST_NAME:
+            raise fail(key, f"longer than {_MOST_NAME} bytes")
 
 
 def check_process(process: dict[str, Any], path: str = "process") -> None:
@@ -168,8 +177,18 @@ def check_linux(linux: dict[str, Any]) -> None:
     propagation = linux.get("rootfsPropagation", "")
     if propagation not in _PROPAGATIONS:
         raise fail("linux.rootfsPropagation", f"unknown: {propagation!r}")
+    _check_personality(linux.get("personality", {}))
     if "seccomp" in linux and not linux["seccomp"].get("defaultAction"):
         raise fail("linux.seccomp.defaultAction", "is missing")
+
+
+def _check_personality(personality: dict[str, Any]) -> None:
+    """Source: config-linux.md, "Personality"; no version has a flag."""
+    domain = personality.get("domain", "")
+    if domain not in _DOMAINS:
+        raise fail("linux.personality.domain", f"unknown: {domain[:60]!r}", "known: LINUX, LINUX32")
+    if personality.get("flags"):
+        raise fail("linux.personality.flags", "none is known", "leave it out")
 
 
 def check_resources(resources: Any, path: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer", 
 PROCESS = {
     "terminal": "bool",
     "consoleSize": {"height": "u64", "width": "u64"},
-    "user": {"uid": "u32", "gid": "u32", "umask": "u32", "additionalGids": ["u32"], "username": "string"},
+    "user": {"uid": "id", "gid": "id", "umask": "u32", "additionalGids": ["id"], "username": "string"},
     "args": _STRINGS,
     "env": _STRINGS,
     "cwd": "string",
