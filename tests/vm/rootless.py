@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vm.podman import DROP_IN, ROOT, TIMEOUT_S, Done, remove_tree
 
@@ -124,13 +125,24 @@ class User:
             **more,
         }
 
-    def run(self, *words: object, env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> Done:
-        """A command as the user, without any privilege of ours."""
+    def argv(self, *words: object) -> list[str]:
+        """A command line of the user's, without any privilege of ours."""
         become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
         if self._tun is not None:
             become = ["nsenter", f"--mount=/proc/{self._tun.pid}/ns/mnt", f"--wd={self.home}", *become]
+        return [*become, *(str(word) for word in words)]
+
+    def start(
+        self, *words: object, env: dict[str, str] | None = None, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        """A command as the user, running; the caller waits for it."""
+        env = self.environment() if env is None else env
+        return subprocess.Popen(self.argv(*words), env=env, cwd=self.home, **more)
+
+    def run(self, *words: object, env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> Done:
+        """A command as the user, whatever its exit status."""
         done = subprocess.run(
-            [*become, *(str(word) for word in words)],
+            self.argv(*words),
             env=self.environment() if env is None else env,
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -166,12 +178,20 @@ class RootlessPodman:
         self.user = user
         self.image = ""
 
+    def _words(self, *words: object) -> list[object]:
+        options = ("--runtime", self.user.programs / "bufferzone", "--cgroup-manager", "cgroupfs")
+        return ["podman", *options, "--events-backend", "file", *words]
+
+    def _environment(self) -> dict[str, str]:
+        return self.user.environment(CONTAINERS_CONF=str(self.drop_in()))
+
+    def start(self, *words: object, **more: Any) -> subprocess.Popen[bytes]:
+        """The command, running; the caller waits for it."""
+        return self.user.start(*self._words(*words), env=self._environment(), **more)
+
     def any(self, *words: object, timeout_s: float = TIMEOUT_S) -> Done:
         """The command, whatever its exit status."""
-        options = ("--runtime", self.user.programs / "bufferzone", "--cgroup-manager", "cgroupfs")
-        options += ("--events-backend", "file")
-        env = self.user.environment(CONTAINERS_CONF=str(self.drop_in()))
-        return self.user.run("podman", *options, *words, env=env, timeout_s=timeout_s)
+        return self.user.run(*self._words(*words), env=self._environment(), timeout_s=timeout_s)
 
     def __call__(self, *words: object, status: int = 0, timeout_s: float = TIMEOUT_S) -> Done:
         """The same, and the exit status has to be `status`."""
