@@ -63,6 +63,12 @@ sys.exit(main(sys.argv[1:]))
 _namespaces: dict[str, int] = {}
 
 
+def vm_cgroups(shim: int) -> list[str]:
+    """Those of the VMs of the shim with this pid."""
+    root = cgroup.unified()
+    return [f"{root}/{name}" for name in os.listdir(root) if name.startswith(f"bufferzone-host-{shim}-")]
+
+
 def _namespace(settings: str) -> str:
     """A mount namespace in which these settings are the machine's, for as long as the tests run."""
     if settings not in _namespaces:

@@ -5,6 +5,7 @@ All of it through the real shim and verbs, with the VMM that needs no VM; odd ag
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import select
@@ -15,7 +16,7 @@ import pytest
 
 from bufferzone import state
 from bufferzone.vmm.host import cgroup
-from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read
+from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read, vm_cgroups
 
 pytestmark = needs_host
 
@@ -142,8 +143,7 @@ def test_a_shim_killed_while_the_container_runs_takes_the_vm_with_it(bz):
 def test_what_a_killed_shim_left_of_its_cgroup_goes_with_the_next_start(bz):
     bz.create("one", bz.bundle("pause"))
     shim = state.owner_pid(str(bz.root / "one"))
-    path = f"{cgroup.unified()}/bufferzone-host-{shim}"
-    assert os.path.isdir(path)
+    (path,) = vm_cgroups(shim)
     ends = [os.pidfd_open(pid) for pid in (shim, bz.helper("one"))]
     os.kill(shim, signal.SIGKILL)
     for end in ends:
@@ -155,12 +155,28 @@ def test_what_a_killed_shim_left_of_its_cgroup_goes_with_the_next_start(bz):
     bz("delete", "two")
 
 
+def test_the_cgroup_of_a_shim_that_is_not_seen_from_here_stays(bz):
+    foreign = f"{cgroup.unified()}/bufferzone-host-4194304-0"  # no pid is as high: another PID namespace's
+    os.mkdir(foreign)
+    try:
+        lock = os.open(foreign, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        bz.create("one", bz.bundle("pause"))
+        assert os.path.isdir(foreign)
+        os.close(lock)
+        bz.create("two", bz.bundle("pause", name="second"))
+        assert not os.path.exists(foreign)
+    finally:
+        if os.path.isdir(foreign):
+            os.rmdir(foreign)
+
+
 def test_a_container_that_ends_leaves_no_cgroup_and_no_process(bz):
     bz.create("one", bz.bundle("pause"))
     shim, agent = state.owner_pid(str(bz.root / "one")), bz.helper("one")
     bz("delete", "--force", "one")
     assert bz.left() == []
-    assert not os.path.exists(f"{cgroup.unified()}/bufferzone-host-{shim}")
+    assert vm_cgroups(shim) == []
     assert not os.path.exists(f"/proc/{agent}")
 
 

@@ -13,8 +13,7 @@ from bufferzone import oci, state
 from bufferzone.cli import durations
 from bufferzone.cli.oci import VERBS
 from bufferzone.errors import UsageError
-from bufferzone.vmm.host import cgroup
-from flow.cli import DEADLINE_S, ROOT, Cli, needs_host
+from flow.cli import DEADLINE_S, ROOT, Cli, needs_host, vm_cgroups
 
 pytestmark = needs_host
 
@@ -139,7 +138,7 @@ def test_other_durations_are_refused(text):
 def descendants(bz):
     """What the agent's cgroup of the container is limited to."""
     pid = state.owner_pid(str(bz.root / "one"))
-    path = f"{cgroup.unified()}/bufferzone-host-{pid}/containers/one/cgroup.max.descendants"
+    path = f"{vm_cgroups(pid)[0]}/containers/one/cgroup.max.descendants"
     with open(path) as file:
         return file.read().strip()
 

@@ -1,11 +1,13 @@
 """The cgroup of a VM that is none: one for the agent, one for its containers, in the unified hierarchy.
 
-Named after the shim's pid, so that one that a killed shim left is found, and removed by the next start.
+The shim has it locked as long as it lives (flock(2), on the directory): one that a killed shim left is
+nobody's, and the next start removes it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 from bufferzone.errors import HostError
@@ -36,17 +38,16 @@ class VmCgroup:
                 "no writable cgroup v2 hierarchy is mounted, which the agent on the host needs", code="cgroup"
             )
         _sweep(root)
-        self._path = os.path.join(root, f"{_NAME}{os.getpid()}")
-        self._agent, self.containers = (os.path.join(self._path, name) for name in ("agent", "containers"))
         try:
-            os.mkdir(self._path, 0o755)
+            self._path, self._lock = _make(root)
+            self._agent, self.containers = (
+                os.path.join(self._path, name) for name in ("agent", "containers")
+            )
             _enable_controllers(self._path)
             for path in (self._agent, self.containers):
                 os.mkdir(path, 0o755)
         except OSError as error:
-            raise HostError(
-                f"cannot make the cgroup {self._path}: {error.strerror}", code="cgroup"
-            ) from error
+            raise HostError(f"cannot make a cgroup in {root}: {error.strerror}", code="cgroup") from error
 
     def join(self) -> None:
         """Move this process to the agent's; raises OSError."""
@@ -57,24 +58,52 @@ class VmCgroup:
         _write(f"{self._path}/cgroup.freeze", "1" if frozen else "0")
 
     def remove(self) -> None:
-        """Remove it, once all that was in it has ended."""
+        """Remove it, once all that was in it has ended. May be called twice."""
         _remove(self._path)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _make(root: str) -> tuple[str, int]:
+    """A new one and the lock on it, which ends with us. Its name has our pid, for people: that of a process
+    says nothing to those who look from another PID namespace, and they share this directory.
+    """
+    while True:
+        path = os.path.join(root, f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}")
+        os.mkdir(path, 0o755)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # somebody swept it away before it was locked
+        if _try_lock(lock) and os.path.exists(path):
+            return path, lock
+        os.close(lock)
 
 
 def _sweep(root: str) -> None:
+    """Remove what nobody has locked."""
     for name in os.listdir(root):
-        pid = name.removeprefix(_NAME)
-        if name != pid and pid.isdigit() and not _is_alive(pid):
-            _remove(os.path.join(root, name))
+        if not name.startswith(_NAME):
+            continue
+        path = os.path.join(root, name)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone
+        try:
+            if _try_lock(lock):
+                _remove(path)
+        finally:
+            os.close(lock)
 
 
-def _is_alive(pid: str) -> bool:
-    """Whether the process runs; one that has ended may be waiting for its parent."""
+def _try_lock(fd: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    return True
 
 
 def _remove(top: str) -> None:
