@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bufferzone.container.cgroup import Cgroup
+from bufferzone.container.loop import Loop
 from bufferzone.errors import GuestError, SpecError, StateError
 from bufferzone.wire import agent as wire
 from unit.guest_harness import Guest, cgroup2_mount, make_rootfs, make_spec, needs_root, running_guest
@@ -163,3 +166,27 @@ def test_cgroups_that_the_container_makes_are_removed_with_it(guest: Guest, root
 def test_a_cgroup_left_behind_empty_does_not_stop_a_new_container(guest: Guest, rootfs: Path) -> None:
     os.makedirs(f"{guest.cgroup_root}/c")
     assert guest.run(make_spec(rootfs, "true"))[0] == 0
+
+
+def test_a_container_whose_cgroup_somebody_removed_is_deleted(guest: Guest, rootfs: Path) -> None:
+    guest.create("c", make_spec(rootfs, "true"))
+    guest.start("c")
+    guest.wait("c")
+    os.rmdir(f"{guest.cgroup_root}/c")
+    guest.delete("c")
+    assert guest.run(make_spec(rootfs, "true"))[0] == 0
+
+
+def test_a_cgroup_that_was_emptied_and_removed_before_anybody_looked_is_empty() -> None:
+    path = f"{cgroup2_mount()}/bufferzone-test-removed-{os.getpid()}"
+    loop, seen = Loop(lambda: None), []
+    cgroup = Cgroup(loop, path)
+    with subprocess.Popen(["sleep", "1000"]) as sleeper:
+        Path(path, "cgroup.procs").write_text(str(sleeper.pid))
+        cgroup.when("populated", "0", lambda: seen.append("empty"))
+        assert not seen
+        sleeper.kill()
+    os.rmdir(path)
+    while not seen:
+        loop.run_once()
+    assert seen == ["empty"]

@@ -294,12 +294,18 @@ class Cgroup:
         write(self.file("cgroup.freeze"), "1" if frozen else "0")
 
     def when(self, key: str, value: str, callback: Callable[[], None]) -> None:
-        """Call `callback` once, as soon as `key` of cgroup.events has `value` (populated, frozen; 0 or 1)."""
-        fd = os.open(self.file("cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        """Call `callback` once, as soon as `key` of cgroup.events has `value` (populated, frozen; 0 or 1), or
+        somebody has removed the cgroup: nothing is in it then. Other errors raise OSError.
+        """
+        try:
+            fd = os.open(self.file("cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            callback()
+            return
         self._watched.append(fd)
 
         def look(events: int) -> None:
-            if dict(_pairs(os.pread(fd, 4096, 0).decode())).get(key) == value:
+            if _event(fd, key) in (value, ""):
                 self._unwatch(fd)
                 callback()
 
@@ -373,6 +379,16 @@ class Cgroup:
                 os.rmdir(directory)
             except FileNotFoundError:
                 pass
+
+
+def _event(fd: int, key: str) -> str:
+    """What an open cgroup.events says of `key`; empty when its cgroup was removed."""
+    try:
+        return dict(_pairs(os.pread(fd, 4096, 0).decode())).get(key, "")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return ""
+        raise
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
