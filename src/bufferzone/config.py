@@ -29,8 +29,24 @@ DIRECTORY = "/etc/bufferzone"
 #: that is there; what the containers of a VM reach, given to it with the first; nothing of a VM
 VM, ORIGIN, GATE, HOST = "vm", "origin", "gate", "host"
 
-#: weakest first: an annotation may only move to the right
+#: weakest first
 KVM_POLICIES = ("allow", "warn", "require")
+
+
+def _weaker_kvm(host: str, wanted: str) -> str:
+    weaker = KVM_POLICIES.index(wanted) < KVM_POLICIES.index(host)
+    return f"{wanted} is weaker than this host's policy: {host}" if weaker else ""
+
+
+def _weaker_accelerator(host: str, wanted: str) -> str:
+    # an image carries annotations too: it must not talk its way out of the hardware's wall
+    return f"tcg is weaker than this host's: {host}" if wanted == "tcg" != host else ""
+
+
+def _weaker_egress(host: list[str], wanted: list[str]) -> str:
+    beyond = egress.beyond(wanted, host) if host else ""
+    return f"{beyond} lies in none of this host's rules" if beyond else ""
+
 
 TABLE: tuple[Setting, ...] = (
     Setting(
@@ -64,6 +80,7 @@ TABLE: tuple[Setting, ...] = (
         choices=KVM_POLICIES,
         annotation="kvm",
         open=True,
+        weaker=_weaker_kvm,
     ),
     Setting(
         "accelerator",
@@ -74,6 +91,8 @@ TABLE: tuple[Setting, ...] = (
         choices=("auto", "kvm", "tcg"),
         annotation="accelerator",
         open=True,
+        weaker=_weaker_accelerator,
+        by_request=True,
     ),
     Setting(
         "guest",
@@ -161,6 +180,7 @@ TABLE: tuple[Setting, ...] = (
         "an annotation may only be stricter",
         annotation="egress",
         open=True,
+        weaker=_weaker_egress,
         check=egress.fault,
     ),
     Setting(

@@ -14,12 +14,15 @@ class Setting:
     """One row: key, kind (int, str, bool, path, list), what it decides (`VM`, `ORIGIN`, `GATE`, `HOST`),
     default, limits, the annotation that may set it, help.
 
-    `open` says whether the annotation works without being listed in `allow_annotations`. `name` is the key as
-    an attribute of `Settings`. `check` says what is wrong with a value of the right kind; empty: nothing.
+    `open` says whether the annotation works without being listed in `allow_annotations`. `weaker(host's,
+    annotation's)` says what makes the second value weaker, empty where it is not: it is refused, unless
+    `by_request` lets that list allow it. `name` is the key as an attribute of `Settings`. `check` says what
+    is wrong with a value of the right kind; empty: nothing.
     """
 
     __slots__ = (
         "annotation",
+        "by_request",
         "check",
         "choices",
         "decides",
@@ -31,6 +34,7 @@ class Setting:
         "minimum",
         "name",
         "open",
+        "weaker",
     )
 
     def __init__(
@@ -46,6 +50,8 @@ class Setting:
         annotation: str = "",
         open: bool = False,
         check: Callable[[Any], str] | None = None,
+        weaker: Callable[[Any, Any], str] | None = None,
+        by_request: bool = False,
     ) -> None:
         self.key, self.kind, self.decides, self.default, self.help = key, kind, decides, default, help
         self.name = key.replace(".", "_")
@@ -54,6 +60,8 @@ class Setting:
         self.annotation = PREFIX + annotation if annotation else ""
         self.open = open
         self.check = check
+        self.weaker = weaker
+        self.by_request = by_request
 
 
 def fault(row: Setting, value: Any) -> str:

@@ -140,6 +140,14 @@ def test_an_annotation_can_make_the_kvm_policy_stricter_but_not_weaker():
         overrides.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
 
 
+def test_what_any_image_may_set_is_harmless_or_knows_what_is_weaker():
+    harmless = {"vcpus", "memory_mib"}  # bounded by annotation_vcpus and annotation_memory_mib
+    harmless |= {"templates", "rootfs"}  # how it starts, and where its files lie: the wall is the same
+    unchecked = {row.key for row in config.TABLE if row.open and row.weaker is None}
+    assert unchecked == harmless
+    assert all(row.open for row in config.TABLE if row.weaker or row.by_request)
+
+
 def test_an_annotation_does_not_talk_the_host_out_of_its_hardware():
     with pytest.raises(SpecError, match="tcg is weaker than this host's: auto"):
         overrides.apply_annotations(config.load([]), {"bufferzone.accelerator": "tcg"})

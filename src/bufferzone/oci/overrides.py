@@ -88,50 +88,44 @@ def apply_annotations(settings: config.Settings, annotations: Mapping[str, str])
     for key in wanted:
         row = config.ROWS[key]
         _check_allowed(settings, row, f"annotations.{row.annotation}")
-    return _narrow(settings, wanted, "annotations")
+    return _narrow(settings, wanted)
 
 
 def _check_allowed(settings: config.Settings, row: Setting, where: str) -> None:
-    name = row.annotation.removeprefix(PREFIX)
-    if (
-        not row.open
-        and name not in settings.allow_annotations
-        and row.annotation not in settings.allow_annotations
-    ):
-        hint = f'allow_annotations = ["{name}"] in {config.DIRECTORY}/config.toml'
+    if not row.open and not _is_listed(settings, row):
         raise SpecError(
-            f"config.json: {where}: not allowed on this host", hint=hint, code="annotation-refused"
+            f"config.json: {where}: not allowed on this host", hint=_listing(row), code="annotation-refused"
         )
 
 
-def _narrow(settings: config.Settings, wanted: Mapping[str, Any], where: str) -> config.Settings:
-    kvm = wanted.get("kvm", settings.kvm)
-    if config.KVM_POLICIES.index(kvm) < config.KVM_POLICIES.index(settings.kvm):
-        reason = f"{kvm} is weaker than this host's policy: {settings.kvm}"
-        raise SpecError(f"config.json: {where}.bufferzone.kvm: {reason}", code="annotation-refused")
+def _is_listed(settings: config.Settings, row: Setting) -> bool:
+    return not {row.annotation, row.annotation.removeprefix(PREFIX)}.isdisjoint(settings.allow_annotations)
+
+
+def _listing(row: Setting) -> str:
+    name = row.annotation.removeprefix(PREFIX)
+    return f'allow_annotations = ["{name}"] in {config.DIRECTORY}/config.toml'
+
+
+def _narrow(settings: config.Settings, wanted: Mapping[str, Any]) -> config.Settings:
     _check_bounds(settings, wanted)
     result = settings.with_values(**wanted)
-    if result.kvm == "require" and result.accelerator == "tcg":
+    if settings.kvm == result.kvm == "require" and result.accelerator == "tcg":
         raise SpecError(
-            f"config.json: {where}.bufferzone.accelerator: tcg is refused where kvm is required",
+            "config.json: annotations.bufferzone.accelerator: tcg is refused where kvm is required",
             code="annotation-refused",
         )
-    accelerator = wanted.get("accelerator", settings.accelerator)
-    if accelerator == "tcg" != settings.accelerator and "accelerator" not in settings.allow_annotations:
-        # an image carries annotations too: it must not talk its way out of the hardware's wall
-        reason = f"tcg is weaker than this host's: {settings.accelerator}"
-        raise SpecError(
-            f"config.json: {where}.bufferzone.accelerator: {reason}",
-            hint=f'allow_annotations = ["accelerator"] in {config.DIRECTORY}/config.toml',
-            code="annotation-refused",
-        )
-    beyond = egress.beyond(result.egress, settings.egress) if settings.egress else ""
-    if beyond:
-        raise SpecError(
-            f"config.json: {where}.bufferzone.egress: {beyond} lies in none of this host's rules",
-            hint=f"this host has: {' '.join(settings.egress)}",
-            code="annotation-refused",
-        )
+    for key, value in wanted.items():
+        row = config.ROWS[key]
+        host = getattr(settings, row.name)
+        reason = row.weaker(host, value) if row.weaker else ""
+        if reason and not (row.by_request and _is_listed(settings, row)):
+            has = f"this host has: {' '.join(host)}" if isinstance(host, list) else ""
+            raise SpecError(
+                f"config.json: annotations.{row.annotation}: {reason}",
+                hint=_listing(row) if row.by_request else has,
+                code="annotation-refused",
+            )
     return result
 
 
