@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 DIRECTORY = "/etc/bufferzone"
 
 
-#: what a setting decides: what a VM is, from its start to its end; where a VM comes from, and nothing of one
-#: that is there; what the containers of a VM reach, given to it with the first; nothing of a VM
+#: what a setting decides. VM: what a VM is, from its start to its end. ORIGIN: where a VM comes from, nothing
+#: of one that runs. GATE: what the containers of a VM may reach, set with the first. HOST: nothing of a VM
 VM, ORIGIN, GATE, HOST = "vm", "origin", "gate", "host"
 
 #: weakest first

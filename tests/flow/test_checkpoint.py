@@ -491,7 +491,7 @@ def test_a_manifest_that_does_not_fit_is_one_line(bz, image, saved):
     shape = good["shape"]
     for change, words in (
         ({"version": "0.0.1"}, "was made by version 0.0.1"),
-        ({"key": "0" * 32}, "was made with another QEMU, firmware or CPU"),
+        ({"key": "0" * 32}, "was made with another VMM, firmware or CPU"),
         ({"shape": {**shape, "memory_mib": 1 << 19}}, "its memory_mib is 524288, wanted is 512"),
         ({"shape": {**shape, "vcpus": 64}}, "its vcpus is 64, wanted is 1"),
         ({"shape": {**shape, "vcpus": 0}}, "shape.vcpus: must be 1 to"),

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from bufferzone.cli.bz import VERBS
 from style.source import PACKAGE, ROOT, report
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -26,6 +27,11 @@ def test_the_page_of_the_settings_is_printed_from_their_table():
     described.loader.exec_module(printer)
     printed = (ROOT / "docs" / "settings.md").read_text()
     assert printed == printer.page(), "run: scripts/settings_page.py >docs/settings.md"
+
+
+def test_every_command_of_bz_is_on_its_page():
+    page = (ROOT / "docs" / "bz.md").read_text()
+    assert [verb for verb in VERBS if not re.search(rf"`bz {verb}\b", page)] == []
 
 
 def test_every_link_between_pages_leads_to_a_file():

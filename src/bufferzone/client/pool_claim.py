@@ -125,7 +125,7 @@ def shape(spec: Spec, settings: Settings) -> dict[str, Any]:
         name: {key: value for key, value in (resources.get(name) or {}).items() if key in keys}
         for name, keys in (("memory", ("limit",)), ("cpu", ("quota", "period", "cpus")))
     }
-    notes = {key: value for key, value in spec.pod.items() if key.startswith(cri.SIZES)}
+    notes = {key: value for key, value in spec.pod.items() if key in cri.POD_LIMITS}
     sizes = {"linux": {"resources": limits}, "annotations": notes}
     return {"settings": config.shape_of(settings), "spec": sizes}
 

@@ -1,6 +1,6 @@
 """The waiter: the process whose pid is in the pid file. It stands for one process in the VM and ends with it.
 
-conmon and containerd reap it as their orphan; how it comes to be is in `client.detach`. While its connection
+conmon reaps it as its orphan; how it comes to be is in `client.detach`. While its connection
 to the shim lives, so does the process it stands for. Of whoever started it, it keeps nothing but the stderr
 that its process was given, to say there that the VM was lost, until nobody in the VM has that open any more;
 with a terminal not even that.

@@ -49,8 +49,8 @@ def boot(
     """Start the VM for `spec`'s sandbox and yield it, booting still; on leaving, nothing of it is left.
 
     With `checkpoint` the VM is that one's, with its container. `directory` is the state directory. `systemd`:
-    see `group_of`. Raises `CallerError` for wishes that cannot be met, else `HostError` or `VmmError`. One
-    thread only.
+    see `vm.group.group_of`. Raises `CallerError` for wishes that cannot be met, else `HostError` or
+    `VmmError`. One thread only.
     """
     timeline, left = Timeline(), Leftovers(directory)
     settings = host.settings_of(spec)

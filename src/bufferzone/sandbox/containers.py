@@ -275,7 +275,7 @@ class Containers:
         see: See,
     ) -> None:
         """Root file system and volumes: shared, or on the disk with copies of single files."""
-        disk, share = self._sandbox.disk, self._sandbox.share
+        disk, share = self._sandbox.disk, self._sandbox.tree
         if disk is not None:
             disk.give_to(container_id)
             rootdisk.take_mounts(disk, rootfs)

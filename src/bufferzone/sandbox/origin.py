@@ -15,7 +15,7 @@ from bufferzone.guestimage import template_store
 from bufferzone.sandbox import plan, rootdisk, sources, user_network
 from bufferzone.sandbox.facts import NO_WALL
 from bufferzone.sandbox.sandbox import Start
-from bufferzone.snapshot import restore, template
+from bufferzone.snapshot import fits, template
 from bufferzone.vm import nic
 from bufferzone.vm.shape import describe, template_key
 from bufferzone.vm.size import size_for
@@ -118,7 +118,7 @@ class RestoredVm:
 
     def plan(self, stack: ExitStack, root: str, tap: Tap | None) -> PlannedRestoredVm:
         """Find out whether it can be had here; raises `HostError`."""
-        shape = restore.shape_of(
+        shape = fits.shape_of(
             self._checkpoint,
             self.settings,
             self._spec,

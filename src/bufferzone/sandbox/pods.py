@@ -131,7 +131,7 @@ class Pod:
         with self._lock:
             self._directories.remove(directory)
             self._sandbox.left.drop_directory(directory)
-            tree = self._sandbox.share
+            tree = self._sandbox.tree
             if tree is None or not self._directories or os.path.dirname(tree.path) != directory:
                 return
             path = os.path.join(self._directories[0], "share")

@@ -78,7 +78,7 @@ class Sandbox:
         self.id = sandbox_id
         self.vm = vm
         self.start = start
-        self.agent, self.share = vm.agent, vm.tree
+        self.agent, self.tree = vm.agent, vm.tree
         self.network, self.disk, self.cgroup = host.network, host.disk, host.cgroup
         self.left, self.log = host.left, host.log
         self.failure: VmmError | None = None
@@ -118,7 +118,7 @@ class Sandbox:
         timeout_s = self.start.settings.boot_timeout_s
         try:
             answer = self._greet(timeout_s)
-            if self.share is not None and not self.vm.share_mounted:
+            if self.tree is not None and not self.vm.share_mounted:
                 self._timeline.enter("mount the share")
                 mount_share(self.agent, timeout_s, plugged=self.vm.awake)
             self._timeline.finish()
@@ -169,9 +169,9 @@ class Sandbox:
         """Hold locks of files in the share for the guest from now on; a second call changes nothing."""
         with self._lock:
             begun, self._locks_served = self._locks_served, True
-        if not begun and self.share is not None:
+        if not begun and self.tree is not None:
             threading.Thread(
-                target=locks.serve, args=(self.agent, self.share), name="locks", daemon=True
+                target=locks.serve, args=(self.agent, self.tree), name="locks", daemon=True
             ).start()
 
     @property

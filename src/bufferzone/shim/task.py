@@ -59,7 +59,7 @@ class TaskService:
         """
         self._stand_ins = stand_ins
         self._single = single
-        self._sandbox = containers
+        self._containers = containers
         self._state_files = state_files
         self._events = publisher
         self._ended = ended
@@ -114,7 +114,7 @@ class TaskService:
             self._table.reserve(process)
             if not attended and self._stand_ins is not None:
                 self._give_stand_in(self._stand_ins, process, *stand_ins.of_container(request.bundle))
-            container, pending = self._sandbox.create(
+            container, pending = self._containers.create(
                 request.id,
                 request.bundle,
                 request.rootfs,
@@ -130,7 +130,7 @@ class TaskService:
             raise
         self._table.add_container(container)
         with process.transition:
-            process.attend(self._sandbox.agent, pending, self._finished)
+            process.attend(self._containers.agent, pending, self._finished)
             self._state_files.changed(process, container)
             self._events.publish(events.created(request, process.pid))
         if attended:
@@ -145,11 +145,11 @@ class TaskService:
         container = self._container(request.id)
         with process.transition:  # the exit, however fast, is told after the start
             process.require("start")
-            self._sandbox.start(container)
+            self._containers.start(container)
             process.status = task.RUNNING
             self._state_files.changed(process, container)
             self._events.publish(task.TaskStart(container_id=request.id, pid=process.pid))
-        self._sandbox.run_hooks(container, "poststart", self._state_files.text(container, "running"))
+        self._containers.run_hooks(container, "poststart", self._state_files.text(container, "running"))
         return task.StartResponse(pid=process.pid)
 
     def delete(self, peer: Peer, request: task.DeleteRequest) -> task.DeleteResponse:
@@ -157,7 +157,7 @@ class TaskService:
         process = self._table.find(request.id, request.exec_id)
         process.require("delete")
         if process.status == task.CREATED and not process.spec:
-            process.signal(self._sandbox.agent, _SIGKILL, everyone=False)
+            process.signal(self._containers.agent, _SIGKILL, everyone=False)
             process.exited.wait()
         self._free(process)
         if not request.exec_id:
@@ -185,7 +185,7 @@ class TaskService:
         if request.signal == _SIGKILL:
             self._enforce_kill(process)
         try:
-            process.signal(self._sandbox.agent, request.signal, everyone=request.all)
+            process.signal(self._containers.agent, request.signal, everyone=request.all)
         except VmmError:
             if request.signal != _SIGKILL or not process.exited.wait(_KILL_S):
                 raise  # else it went down with its VM, which is what was asked for
@@ -198,7 +198,7 @@ class TaskService:
 
     def _await_kill(self, process: Process) -> None:
         if not process.killed(_KILL_S):
-            self._sandbox.give_up(f"the guest did not end the container within {_KILL_S:g} s of SIGKILL")
+            self._containers.give_up(f"the guest did not end the container within {_KILL_S:g} s of SIGKILL")
 
     def wait(self, peer: Peer, request: task.WaitRequest) -> task.WaitResponse:
         """Block until the process ended and its output is delivered."""
@@ -243,7 +243,7 @@ class TaskService:
         try:
             if self._stand_ins is not None and process.pid == os.getpid() and task.HELD not in process.wishes:
                 self._give_stand_in(self._stand_ins, process, None, process.words())
-            pending = self._sandbox.exec(
+            pending = self._containers.exec(
                 process.ref, process.spec, process.pid, process.first_requests(), wishes=process.wishes
             )
         except BaseException:
@@ -256,7 +256,7 @@ class TaskService:
             container_id=process.ref.id, exec_id=process.ref.exec_id, pid=process.pid
         )
         self._events.publish(started)
-        process.attend(self._sandbox.agent, pending, self._finished)
+        process.attend(self._containers.agent, pending, self._finished)
         return task.StartResponse(pid=process.pid)
 
     # ---- the smaller verbs
@@ -267,7 +267,7 @@ class TaskService:
             id=request.id, exec_id=request.exec_id, width=request.width, height=request.height
         )
         if process.status != task.STOPPED and not process.spec:
-            self._sandbox.agent.call("Resize", size, Empty)
+            self._containers.agent.call("Resize", size, Empty)
         return Empty()
 
     def close_io(self, peer: Peer, request: task.CloseIORequest) -> Empty:
@@ -282,7 +282,7 @@ class TaskService:
         process.require("update")
         changes = parse_resources(request.resources.value if request.resources else b"{}")
         with process.transition:
-            self._sandbox.update(self._container(request.id), changes)
+            self._containers.update(self._container(request.id), changes)
         return Empty()
 
     def shutdown(self, peer: Peer | None, request: task.ShutdownRequest) -> Empty:
@@ -336,13 +336,13 @@ class TaskService:
         if process.status != task.STOPPED:
             self._enforce_kill(process)
             with passing_over("kill what nobody stands for", BufferzoneError):  # it has just ended
-                process.signal(self._sandbox.agent, _SIGKILL, everyone=True)
+                process.signal(self._containers.agent, _SIGKILL, everyone=True)
 
     def _free(self, process: Process) -> None:
         """Forget the process, and have the guest forget it. Raises what the guest says that still has it."""
         try:
             with if_alive():
-                self._sandbox.agent.call("Delete", process.ref, Empty)
+                self._containers.agent.call("Delete", process.ref, Empty)
         except NotFoundError:
             pass  # an exec that was never started
         self._table.forget(process)
@@ -358,12 +358,12 @@ class TaskService:
                 self._state_files.ended(process, container)
         self._events.publish(events.exited(process))
         if not ref.exec_id:
-            self._sandbox.stopped(self._single and self._table.all_stopped())
+            self._containers.stopped(self._single and self._table.all_stopped())
 
     def _end_if_done(self) -> None:
         """A container that was to join the last one was not made: that may have ended meanwhile."""
         if self._single and not self._table.is_empty() and self._table.all_stopped():
-            self._sandbox.stopped(True)
+            self._containers.stopped(True)
 
     def _exec_refused(self, process: Process, failure: str) -> None:
         """An exec that never ran has no exit event."""
@@ -377,6 +377,6 @@ class TaskService:
     def _delete_container(self, process: Process) -> None:
         container = self._table.take_container(process.ref.id)
         if container is not None:
-            self._sandbox.delete(container)
+            self._containers.delete(container)
             self.oom.forget(container.id)
-            self._sandbox.run_hooks(container, "poststop", self._state_files.text(container, "stopped"))
+            self._containers.run_hooks(container, "poststop", self._state_files.text(container, "stopped"))

@@ -99,7 +99,7 @@ def _open(directory: str, manifest: dict[str, Any]) -> Checkpoint:
         saved = Checkpoint(directory, manifest, fds)
         if saved_key(saved.shape) != manifest["key"]:
             raise HostError(
-                f"the checkpoint {directory} was made with another QEMU, firmware or CPU than this host has",
+                f"the checkpoint {directory} was made with another VMM, firmware or CPU than this host has",
                 code="checkpoint-mismatch",
             )
         stack.pop_all()

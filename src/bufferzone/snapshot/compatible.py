@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_PROCESS_FREE = ("terminal", "consoleSize", "selinuxLabel", "apparmorProfile")  # terminal: see `restore`
+_PROCESS_FREE = ("terminal", "consoleSize", "selinuxLabel", "apparmorProfile")  # terminal: see `fits`
 _LINUX_FREE = ("cgroupsPath", "resources", "namespaces", "intelRdt", "mountLabel")
 _IMAGE = "bufferzone.rootfs_image"
 _PROPAGATION = {way + kind for way in ("", "r") for kind in ("private", "shared", "slave", "unbindable")}

@@ -207,7 +207,7 @@ def _boot_and_save(
             _boot_once(shape, directory, run_directory, boot_timeout_s, carries=True)
             return True
         except VmmError as error:
-            progress(f"this QEMU and virtiofsd cannot save a share, it will be plugged: {error.line()}")
+            progress(f"VMM and virtiofsd cannot save a share, it will be plugged: {error.line()}")
     _boot_once(shape, directory, run_directory, boot_timeout_s, carries=False)
     return False
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 #: what the guest needs for itself (kernel, agent, page tables) on top of what its containers may use
 OVERHEAD_MIB = 192
 _MIB = 1 << 20
-_POD_LIMITS = ("memory", "cpu-quota", "cpu-period")
 
 
 class VmSize(Record):
@@ -66,15 +65,15 @@ def step(mib: int) -> int:
 
 def _limits(spec: dict[str, Any], notes: Mapping[str, str]) -> tuple[int, float]:
     """(memory in bytes, CPUs) that the VM's containers may use, 0 without a limit: those of `spec`, or of its
-    pod where it is a pod's first. Source of the annotations: containerd pkg/cri/annotations.
+    pod where it is a pod's first. Source of the annotations: containerd internal/cri/annotations.
     """
     resources = (spec.get("linux") or {}).get("resources") or {}
     memory = int((resources.get("memory") or {}).get("limit") or 0)
     allowed = [cpus_of(resources), float(count_of((resources.get("cpu") or {}).get("cpus") or ""))]
-    pod = {key: _whole(notes.get(f"{cri.SIZES}{key}")) for key in _POD_LIMITS}
+    pod = {key: _whole(notes.get(key)) for key in cri.POD_LIMITS}
     if any(pod.values()):
-        memory = pod["memory"]
-        allowed = [cpus_of({"cpu": {"quota": pod["cpu-quota"], "period": pod["cpu-period"]}})]
+        memory = pod[cri.POD_MEMORY]
+        allowed = [cpus_of({"cpu": {"quota": pod[cri.POD_CPU_QUOTA], "period": pod[cri.POD_CPU_PERIOD]}})]
     return memory, min((cpus for cpus in allowed if cpus > 0), default=0.0)
 
 

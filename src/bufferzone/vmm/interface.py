@@ -1,7 +1,8 @@
 """What a VMM must be able to do, as two protocols: `Driver` makes VMs, `Vmm` is one of them.
 
-Everything above knows these and no VMM's name. What one cannot do is in its `Features`, which `sandbox/plan`
-reads before a boot, and others where there is another way. Imported for types alone. Refuses: anything that
+What makes, runs and saves sandboxes knows these and no VMM's name; `audit` and `bench`, which look at
+processes from outside, do. What one cannot do is in its `Features`, which `sandbox/plan` reads before a boot,
+and others where there is another way. Imported for types alone. Refuses: anything that
 one VMM alone could mean.
 """
 

@@ -1,4 +1,4 @@
-"""The verbs of `bz`, the command for people, one per file, in the form of `cli.oci`'s."""
+"""The verbs of `bz`, the command for people, one per file; the other modules are what several of them use."""
 
 from __future__ import annotations
 
