@@ -116,6 +116,29 @@ def test_a_rewritten_file_is_not_used(store: str, name: str) -> None:
     assert "was changed after it was written" in assert_unused(store)
 
 
+@pytest.mark.parametrize("name", [template_store.MEMORY, template_store.STATE])
+def test_a_rewritten_file_whose_time_was_put_back_is_not_used(store: str, name: str) -> None:
+    path = make(store) / name
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"M")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert "was changed after it was written" in assert_unused(store)
+
+
+def test_a_device_state_that_rotted_on_the_disk_is_not_used(store: str) -> None:
+    made = make(store)
+    path = made / template_store.STATE
+    path.write_bytes(b"stale")
+    found = path.stat()
+    meta = json.loads((made / template_store.META).read_text())
+    seen = [found.st_size, found.st_blocks, found.st_mtime_ns, found.st_ctime_ns]
+    meta["files"][template_store.STATE] = seen  # as if nobody had written
+    (made / template_store.META).write_text(json.dumps(meta))
+    assert "state is not what was written" in assert_unused(store)
+
+
 @pytest.mark.parametrize("name", [template_store.MEMORY, template_store.STATE, template_store.META])
 def test_a_missing_file_is_damage(store: str, name: str) -> None:
     (make(store) / name).unlink()

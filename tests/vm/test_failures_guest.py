@@ -164,19 +164,26 @@ def damaged_store(directory: Path, damage: str) -> Path:
     (directory / "index.json").write_text(json.dumps({"current": image.digest}))
     if damage == "cut":
         os.truncate(copy / "initrd", 1000)
+    elif damage == "flipped":
+        with (copy / "initrd").open("r+b") as file:  # of the same size
+            file.seek(-100, os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(-100, os.SEEK_END)
+            file.write(bytes([byte ^ 1]))
     else:
         (copy / damage).unlink()
     return copy
 
 
-@pytest.mark.parametrize("damage", ["cut", "vmlinux", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "vmlinux", "manifest.json"])
 def test_a_damaged_image_is_told_before_anything_starts(
     damage: str, runtime: Runtime, watch: Watch, tmp_path: Path
 ) -> None:
     copy = damaged_store(tmp_path / "store", damage)
-    runtime.before = settings(tmp_path / "c.toml", image_store=str(tmp_path / "store"))
+    chosen = {"image": str(copy)} if damage == "flipped" else {}  # else a store would repair itself
+    runtime.before = settings(tmp_path / "c.toml", image_store=str(tmp_path / "store"), **chosen)
     line = refused(runtime, watch, bundle(tmp_path / "bundle"))
-    file = copy / ("initrd" if damage == "cut" else damage)
+    file = copy / ("initrd" if damage in ("cut", "flipped") else damage)
     assert line == f"bufferzone: the guest image is damaged: {file} (hint: run: bz setup)"
 
 

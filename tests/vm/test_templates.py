@@ -262,7 +262,7 @@ def test_a_template_that_finds_no_room_is_one_line_and_leaves_nothing(pages: int
 def test_of_an_image_that_rotted_no_template_is_made(tmp_path: Path, guest_image: ImageRef) -> None:
     copy = tmp_path / "images" / guest_image.digest
     shutil.copytree(guest_image.directory, copy)
-    with (copy / "initrd").open("r+b") as file:  # of the same size, which is all that a start looks at
+    with (copy / "initrd").open("r+b") as file:  # of the same size
         file.seek(-100, os.SEEK_END)
         file.write(bytes([file.read(1)[0] ^ 1]))
     warm = Warm(tmp_path / "warm", replace(guest_image, directory=str(copy)))

@@ -107,7 +107,7 @@ def _run(verb: str, words: list[str], options: Options) -> int:
     told = {name: getattr(options, name) for name in ("root", "shim", "systemd_cgroup")}
     own.take(**told, verb=verb, note=_note(options), warn=_note(options, "warning"))
     check_words(verb, rest, *module.WORDS)
-    log.debug(f"{verb} begins: {shown(' '.join(rest))}")
+    log.debug(f"{verb} begins: {shown(' '.join(rest[:1]))}")  # more may be a secret, and the log is for all
     status = int(module.run(own, rest))
     log.debug(f"{verb} ends with {status}")
     return status

@@ -7,8 +7,9 @@
     STORE/KEY.lock       flock(2) of whoever makes this one: the others boot cold and do not wait
     STORE/tmp-*/         a template under way
 
-A template is memory that will be executed: it is used only when directory and files belong to us alone, and
-have the sizes and times that meta.json says. Anything else is no template. `snapshot/template.py` makes them.
+A template is memory that will be executed: it is used only when directory and files belong to us alone, have
+the sizes and times that meta.json says, and the device state, which QEMU parses, has its SHA-256. Anything
+else is no template. `snapshot/template.py` makes them.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def _read_meta(directory: str, fd: int) -> dict[str, Any]:
             meta = json.loads(file.read(1 << 16))
         return {
             "files": {name: tuple(meta["files"][name]) for name in (MEMORY, STATE)},
+            "sha256": str(meta["sha256"]),
             **meta.get("facts", {}),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,15 +144,27 @@ def _open_checked(directory: str, fd: int, name: str, meta: Mapping[str, Any]) -
         _check_private(directory, found)
         if _fingerprint(found) != meta["files"][name]:
             raise _damaged(directory, f"{name} was changed after it was written")
+        if name == STATE and _sha256(number, found.st_size) != meta["sha256"]:
+            raise _damaged(directory, f"{name} is not what was written")
     except BaseException:
         os.close(number)
         raise
     return number
 
 
-def _fingerprint(found: os.stat_result) -> tuple[int, int, int]:
-    """Size, allocated blocks, time of the last write: a truncated, replaced or rewritten file differs."""
-    return found.st_size, found.st_blocks, found.st_mtime_ns
+def _fingerprint(found: os.stat_result) -> tuple[int, int, int, int]:
+    """Size, allocated blocks, times of the last write and change: a truncated, replaced or rewritten file
+    differs. The time of a change cannot be set (utimensat(2)), but with the clock.
+    """
+    return found.st_size, found.st_blocks, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _sha256(fd: int, size: int) -> str:
+    """Of a file of less than a MiB, as all device states are; the memory is too large for a warm start."""
+    total = hashlib.sha256()
+    for offset in range(0, size, 1 << 20):
+        total.update(os.pread(fd, 1 << 20, offset))
+    return total.hexdigest()
 
 
 def _check_private(directory: str, found: os.stat_result) -> None:
@@ -209,10 +223,14 @@ def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> N
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)  # delayed allocation settles: st_blocks is final
-            files[name] = _fingerprint(os.fstat(fd))
+            found = os.fstat(fd)
+            files[name] = _fingerprint(found)
+            digest = _sha256(fd, found.st_size) if name == STATE else ""
         finally:
             os.close(fd)
-    meta = json.dumps({"files": files, "facts": dict(facts)}, indent=1, sort_keys=True).encode()
+    meta = json.dumps(
+        {"files": files, "sha256": digest, "facts": dict(facts)}, indent=1, sort_keys=True
+    ).encode()
     with open(os.path.join(directory, META), "xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(meta)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from bufferzone import state
 from bufferzone.errors import HostError, VmmError
-from bufferzone.guestimage import template_store
+from bufferzone.guestimage import store, template_store
 from bufferzone.sandbox import plan, rootdisk, sources, user_network
 from bufferzone.sandbox.facts import NO_WALL
 from bufferzone.sandbox.sandbox import Start
@@ -79,6 +79,8 @@ class PlannedVm:
         """Start it; a template that fails is worth one warning."""
         vm = self._restore(stack, launcher)
         kind = "cold" if vm is None else "warm"
+        if vm is None and self.shape.image.directory:
+            store.verify(self.shape.image)  # a template was made of one that was
         vm = vm or launcher.boot(stack, in_file=self.shape.block)  # a file can be saved
         self._warm.let_go()
         return vm, Start(kind=kind, settings=self._settings, came_up=self._warm.boot_ended)

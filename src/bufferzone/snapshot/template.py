@@ -176,7 +176,7 @@ def _make(
         except BufferzoneError as error:
             progress(error.line())  # damaged: it is replaced
         began = time.monotonic()
-        images.verify(shape.image)  # here nobody waits: a start looks at sizes alone
+        images.verify(shape.image)
         carries = _boot_and_save(shape, directory, run_directory, boot_timeout_s, progress)
         facts = {
             "image": shape.image.digest,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from bufferzone import state
-from bufferzone.cli import durations
+from bufferzone.cli import discretion, durations
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import CallerError, UsageError
 from bufferzone.log import shown
@@ -138,7 +138,11 @@ def seconds(flag: str, text: str) -> float:
 
 
 def environment(files: list[str], words: list[str]) -> list[str]:
-    """K=V of the files and then of the words; a K alone is taken from our own environment, if it is there."""
+    """K=V of the files and then of the words; a K alone is taken from our own environment, if it is there.
+
+    `ps` shows no value of the words from now on.
+    """
+    discretion.hide_values(words)
     lines = list(words)
     for path in reversed(files):
         try:

@@ -124,6 +124,10 @@ def _process(options: Options, command: list[str], directory: str) -> dict[str, 
         raise UsageError("exec needs a command, or --process FILE")
     process = execution.own_process(directory)
     process["args"], process["terminal"] = command, options.tty
+    if options.env:
+        from bufferzone.cli import discretion  # most have none
+
+        discretion.hide_values(options.env)
     process.setdefault("env", []).extend(options.env)
     if options.cwd:
         process["cwd"] = options.cwd
