@@ -201,7 +201,7 @@ def test_make_is_followed_with_an_estimate(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).write_text(text)
     names = "0 T __x64_sys_read\n0 T __x64_sys_write\n0 t __se_sys_write\n0 W __x64_sys_ni_syscall\n"
     monkeypatch.setattr(apt, "run", lambda argv, **_: names if argv[0] == "nm" else "gcc 12\nmore\n")
-    monkeypatch.setattr(apt, "lines", lambda *_, **__: iter(["  CC      a.o\n", "  LD      b.o\n"] * 3))
+    monkeypatch.setattr(apt, "lines", lambda *_, **__: iter(["  CC      a.o\n", "  LD      b.o\n"] * 40))
     monkeypatch.setattr(compiler, "_EVERY_S", 0.0)
     told: list[str] = []
     made = compiler.compile_kernel(str(tmp_path), "CONFIG_X=y\n", told.append)
@@ -209,7 +209,8 @@ def test_make_is_followed_with_an_estimate(tmp_path: Path, monkeypatch: pytest.M
     assert made.builtin == {"fuse", "virtio_pci"}
     assert made.facts == {"symbols": 4, "system_calls": 2, "compiler": "gcc 12"}
     assert made.release == "6.12.1-bufferzone"
-    assert any(re.search(r"3 of about \d+ files, \d+ s left", line) for line in told)
+    assert any(re.search(r"40 of about \d+ files, \d+ s left", line) for line in told)
+    assert any(re.search(r" 3 of about \d+ files$", line) for line in told), "an estimate by three files"
 
 
 def test_lines_of_a_program_come_as_it_says_them_and_its_error_is_the_first_it_told(tmp_path: Path) -> None:

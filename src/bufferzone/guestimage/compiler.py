@@ -93,8 +93,9 @@ def _follow(lines: apt.Lines, progress: apt.Progress) -> None:
         done += line.lstrip().startswith(("CC ", "AS "))
         now = time.monotonic()
         if now - told >= _EVERY_S and done:
-            left = max(0, _OBJECTS - done) * (now - started) / done
-            progress(f"compiling the kernel: {done} of about {_OBJECTS} files, {left:.0f} s left")
+            left = f", {max(0, _OBJECTS - done) * (now - started) / done:.0f} s left"
+            few = done * 50 < _OBJECTS  # make's own preparation is most of the time until then
+            progress(f"compiling the kernel: {done} of about {_OBJECTS} files{'' if few else left}")
             told = now
 
 
