@@ -335,6 +335,15 @@ def test_the_default_devices_and_links_are_there_and_work(guest: Guest, rootfs: 
     ]
 
 
+def test_what_the_image_has_where_a_device_is_to_be_stays_as_by_runc(guest: Guest, rootfs: Path) -> None:
+    (rootfs / "file").write_text("the image's\n")
+    spec = make_spec(rootfs, "sh", "-c", "stat -c %F /etc; cat /file")
+    spec["linux"]["devices"] = [
+        {"path": path, "type": "c", "major": 1, "minor": 3} for path in ("/etc", "/file")
+    ]
+    assert guest.run(spec)[1].splitlines() == ["directory", "the image's"]
+
+
 def test_devices_of_the_spec_have_their_mode_and_owner(guest: Guest, rootfs: Path) -> None:
     spec = make_spec(rootfs, "stat", "-c", "%F %a %u:%g %t:%T", "/dev/fuse", "/dev/deep/block", "/pipe")
     spec["linux"]["devices"] = [
