@@ -48,6 +48,10 @@ def _weaker_egress(host: list[str], wanted: list[str]) -> str:
     return f"{beyond} lies in none of this host's rules" if beyond else ""
 
 
+def _unrecorded(host: bool, wanted: bool) -> str:
+    return "this host records what becomes of its containers" if host and not wanted else ""
+
+
 TABLE: tuple[Setting, ...] = (
     Setting(
         "vcpus",
@@ -215,6 +219,16 @@ TABLE: tuple[Setting, ...] = (
         "memory in MiB that an annotation may ask for; 0: half of what the host has",
         limits=(0, 1 << 20),
     ),
+    Setting(
+        "recorder",
+        "bool",
+        HOST,
+        False,
+        "write a line for each event of a container, which cannot be changed unseen: `bz log`",
+        annotation="recorder",
+        open=True,
+        weaker=_unrecorded,
+    ),
     Setting("allow_annotations", "list", HOST, [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
@@ -246,6 +260,7 @@ class Settings:
     image_store: str
     annotation_vcpus: int
     annotation_memory_mib: int
+    recorder: bool
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:

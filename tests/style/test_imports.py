@@ -22,7 +22,7 @@ LAYERS = (
         "setting",
         "settings_file",
     ),
-    ("wire", "oci", "config", "spawn", "systemd"),
+    ("wire", "oci", "config", "recorder", "spawn", "systemd"),
     ("allowlists", "jail", "state", "container"),
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload", "audit"),

@@ -12,7 +12,7 @@ import select
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from bufferzone import jail, state
+from bufferzone import jail, recorder, state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import template_store
 from bufferzone.linux import process
@@ -187,8 +187,10 @@ class WaitingVm:
             os.rename(os.path.join(self._directory, name), os.path.join(directory, name))
         state.remove(self._directory)
         timeline.enter("wake the guest")
+        records = recorder.of(settings, container_id)
         resources = HostSide(
-            network=connect(self._before, self._vm, left, settings, self._tap),
+            network=connect(self._before, self._vm, left, settings, self._tap, records=records),
+            recorder=records,
             disk=None,
             cgroup=cgroup,
             left=left,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 
-from bufferzone import egress, jail, state
+from bufferzone import egress, jail, recorder, state
 from bufferzone.oci import host
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.facts import facts_of
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from bufferzone.config import Settings
     from bufferzone.network.tcfilter import Tap
     from bufferzone.oci import Spec
+    from bufferzone.recorder.journal import Journal
     from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.sandbox import Start
     from bufferzone.snapshot.checkpoint_dir import Checkpoint
     from bufferzone.vm.group import Group
     from bufferzone.vm.launch import RunningVm
+
+_SILENT = recorder.Silent()
 
 
 @contextmanager
@@ -79,8 +82,17 @@ def boot(
             record=left.add_process,
         )
         vm, start = planned.launch(stack, launcher)
-        network = connect(stack, vm, left, wish.settings, tap, link)
-        resources = HostSide(network=network, disk=disk, cgroup=cgroup, left=left, timeline=timeline, log=log)
+        records = recorder.of(wish.settings, container_id)
+        network = connect(stack, vm, left, wish.settings, tap, link, records)
+        resources = HostSide(
+            network=network,
+            disk=disk,
+            cgroup=cgroup,
+            left=left,
+            timeline=timeline,
+            log=log,
+            recorder=records,
+        )
         yield assemble(stack, container_id, vm, resources, start)
 
 
@@ -97,10 +109,13 @@ def connect(
     settings: Settings,
     tap: Tap | None,
     link: Link | None = None,
+    records: Journal | recorder.Silent = _SILENT,
 ) -> Network:
-    """The network behind the back end of the VM's NIC, which is one of both; `stack` closes it."""
+    """The network behind the back end of the VM's NIC, which is one of both; `stack` closes it, `records` is
+    told what changes.
+    """
     rules = None if link else egress.policy(settings.egress)  # passt knows no policy
-    taps = TapNetwork(tap, vm.vmm, vm.agent, left.add_network, rules)
+    taps = TapNetwork(tap, vm.vmm, vm.agent, left.add_network, rules, records)
     network = UserNetwork(link, vm.agent, taps) if link else taps
     stack.callback(network.close)
     return network

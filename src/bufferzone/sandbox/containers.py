@@ -281,6 +281,9 @@ class Containers:
             rootdisk.take_mounts(disk, rootfs)
             self._sandbox.mount_root(disk)
             copies.give(decided.files, self._give_file, undo)
+        if decided.binds and self._sandbox.recorder.on:
+            shown = [f"{bind.source} {'ro' if bind.read_only else 'rw'}" for bind in decided.binds]
+            self._sandbox.recorder.note("volumes", container_id, sources=shown)
         for bind in decided.binds:
             if share is None:
                 raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
@@ -362,6 +365,9 @@ class Containers:
         before that it raises `HostError`.
         """
         wanted = container.hooks.get(name, ())
+        if wanted and self._sandbox.recorder.on:
+            paths = [hook.path for hook in wanted]
+            self._sandbox.recorder.note("hooks", container.id, stage=name, paths=paths)
         if name in ("poststart", "poststop"):
             hooks.run_all(name, wanted, state, container.bundle, self._sandbox.log)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from bufferzone import log
 from bufferzone.errors import BufferzoneError, GuestError, HostError, SpecError
 from bufferzone.network import interfaces, namespace, ruleset, tcfilter, watch
 from bufferzone.oci import host
+from bufferzone.recorder import Silent
 from bufferzone.sandbox.nics import Nics
 from bufferzone.vm.agent_client import if_alive
 from bufferzone.wire import network as messages
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from bufferzone.egress import Rule
     from bufferzone.network.interfaces import Interface
+    from bufferzone.recorder.journal import Journal
     from bufferzone.vm.agent_client import AgentClient
     from bufferzone.vmm.interface import Vmm
 
@@ -65,6 +68,10 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
     return -1
 
 
+_SILENT = Silent()
+_FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+
 class TapNetwork:
     """The taps of a sandbox and what they are joined with. `record(identity, path, taps)` notes what a killed
     shim would leave.
@@ -72,7 +79,7 @@ class TapNetwork:
     The first namespace with an interface in it is the sandbox's. What is in there at `attach` counts, and
     from then on what changes.
     `tap` (None: this machine has none) is owned; `close` gives everything back. `rules` are the egress
-    policy, None: none. Thread-safe.
+    policy, None: none; `recorder` is told of changes. Thread-safe.
     """
 
     def __init__(
@@ -82,9 +89,10 @@ class TapNetwork:
         agent_client: AgentClient,
         record: Callable[[list[int], str, list[str]], None],
         rules: tuple[Rule, ...] | None,
+        recorder: Journal | Silent = _SILENT,
     ) -> None:
         self._nics = Nics(tap, vmm, rules)
-        self._agent, self._record = agent_client, record
+        self._agent, self._record, self._recorder = agent_client, record, recorder
         self._lock = threading.Lock()
         self._namespace, self._path = -1, ""
         self._watch: watch.Watch | None = None
@@ -305,11 +313,22 @@ class TapNetwork:
             try:
                 self._agent.call("SetNetwork", request, Empty)
                 self._configured = request
+                self._recorder.note("network", interfaces=[_described(each) for each in found])
                 return
             except GuestError as error:
                 if error.code != "no-nic" or time.monotonic() > end:
                     raise
                 select.select([], [], [], _AGAIN_S)
+
+
+def _described(interface: Interface) -> str:
+    """Name, MAC address and addresses, for a record."""
+    addresses = [
+        f"{socket.inet_ntop(_FAMILIES[len(each.local)], each.local)}/{each.prefix}"
+        for each in interface.addresses
+        if len(each.local) in _FAMILIES
+    ]
+    return " ".join([interface.name, interface.mac.hex(":"), *addresses])
 
 
 def _scan() -> tuple[Interface, ...]:

@@ -13,6 +13,7 @@ import time
 
 from bufferzone.errors import BufferzoneError, VmmError
 from bufferzone.record import Record, replace
+from bufferzone.recorder import Silent
 from bufferzone.sandbox import locks
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
 from bufferzone.wire import agent
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.config import Settings
+    from bufferzone.recorder.journal import Journal
     from bufferzone.sandbox.facts import Facts
     from bufferzone.sandbox.networks import Network
     from bufferzone.sandbox.rootdisk import RootDisk
@@ -46,6 +48,7 @@ class HostSide(Record):
     """What a sandbox has of the host beside its VM. Owned by whoever made it.
 
     `disk`: what the root file system is on, None: it is shared. `cgroup`: what its processes are in.
+    `recorder` is told what becomes of it.
     """
 
     network: Network
@@ -54,6 +57,7 @@ class HostSide(Record):
     left: Leftovers
     timeline: Timeline
     log: Callable[[str], None]
+    recorder: Journal | Silent = Silent()
 
 
 class Start(Record):
@@ -81,6 +85,7 @@ class Sandbox:
         self.agent, self.tree = vm.agent, vm.tree
         self.network, self.disk, self.cgroup = host.network, host.disk, host.cgroup
         self.left, self.log = host.left, host.log
+        self.recorder = host.recorder
         self.failure: VmmError | None = None
         self._vmm, self._timeline, self._facts = vm.vmm, host.timeline, facts
         self._ready, self._finished = threading.Event(), threading.Event()
@@ -318,6 +323,7 @@ class Sandbox:
             if self.failure is None and not self._stopping:
                 self.failure = error
                 self.log(error.line())
+                self.recorder.note("failure", reason=error.line(), code=error.code)
         self._ready.set()
         self.agent.lose(self.failure or error)
         self.vm.kill()

@@ -20,7 +20,7 @@ from bufferzone.linux import process
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
-from bufferzone.shim import address, cleanup, rights, termination
+from bufferzone.shim import address, cleanup, records, rights, termination
 from bufferzone.shim.bootstrap import Caller
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
@@ -60,10 +60,10 @@ def serve(arguments: Arguments) -> int:
         state.write_owner(directory, os.getpid())
         _run(arguments, directory, listener, ready, cli=True)
     except BufferzoneError as error:
-        _report(ready, error)
+        _report(ready, error, arguments.id)
         return 1
     except OSError as error:
-        _report(ready, HostError(f"cannot start the shim: {error}"))
+        _report(ready, HostError(f"cannot start the shim: {error}"), arguments.id)
         return 1
     return 0
 
@@ -117,9 +117,9 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready
             cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
         return 0
     except BufferzoneError as error:
-        _report(ready, error)
+        _report(ready, error, arguments.id)
     except OSError as error:
-        _report(ready, HostError(f"cannot start the shim: {error}"))
+        _report(ready, HostError(f"cannot start the shim: {error}"), arguments.id)
     return 1
 
 
@@ -170,7 +170,7 @@ def run_sandbox(
     _lift_descriptor_limit()  # not before: helpers get the caller's
     rights.give_up(hooks=hooks)
     sandbox.start_threads()
-    publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log)
+    publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log, sandbox.recorder)
     socket_path = "" if cli else listener.getsockname()
     state_files = StateFiles(arguments.state_root, sandbox.annotations, socket_path)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
@@ -178,10 +178,11 @@ def run_sandbox(
     tasks = TaskService(containers, state_files, publisher, sandbox.end, single=cli, stand_ins=stand_ins)
     if stand_ins is not None:
         stand_ins.start()
-    server = Server(listener, _services(tasks, sandbox), log)
+    server = Server(listener, _services(tasks, sandbox), records.telling(sandbox, log))
     server.start()
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
     termination.be_told(sandbox, tasks)
+    records.begin(sandbox)
     on_serving()
     sandbox.finish_start()
     sandbox.wait_end(tasks.is_unused, _UNUSED_S)
@@ -190,6 +191,7 @@ def run_sandbox(
     server.stop_accepting()
     server.drain(2.0)
     publisher.close()
+    records.end(sandbox)
     if stand_ins is not None:
         stand_ins.close()
 
@@ -228,9 +230,10 @@ def _log_to(fd: int) -> None:
     os.dup2(fd, 2)
 
 
-def _report(ready: handshake.Ready, error: BufferzoneError) -> None:
+def _report(ready: handshake.Ready, error: BufferzoneError, id: str) -> None:
     """Hand an error to whoever waits for `ready`, unless that was said."""
     log(error.line())
+    records.start_failed(error, id)
     with ignoring(errno.EPIPE):  # the verb is gone
         ready.say(handshake.error_line(error))
 

@@ -12,6 +12,7 @@ import time
 
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError
+from bufferzone.recorder import Silent
 from bufferzone.wire import task
 from bufferzone.wire.proto import Any_, Message, Timestamp
 
@@ -19,16 +20,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bufferzone.recorder.journal import Journal
     from bufferzone.shim.process import Process
 
 _TRIES = 5
 _TIMEOUT_S = 5.0
+#: of an event, what the flight recorder gets
+_RECORDED = ("exec_id", "pid", "bundle", "exit_status", "checkpoint")
+
+
+_SILENT = Silent()
 
 
 class Publisher:
     """A queue and one thread; `close` waits until the queue is empty (bounded by the tries)."""
 
-    def __init__(self, address: str, namespace: str, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        namespace: str,
+        log: Callable[[str], None],
+        recorder: Journal | Silent = _SILENT,
+    ) -> None:
+        """`recorder` is told of every event, whether there is an address or not."""
+        self._recorder = recorder
         self._path = address.removeprefix("unix://")
         self.namespace = namespace
         self._log = log
@@ -39,6 +54,8 @@ class Publisher:
 
     def publish(self, event: Message) -> None:
         """Queue `event`; returns at once."""
+        if self._recorder.on:
+            self._record(event)
         if not self._path:
             return
         kind = type(event)
@@ -47,6 +64,17 @@ class Publisher:
         self._queue.put(
             task.Envelope(timestamp=now, namespace=self.namespace, topic=task.TOPICS[kind], event=any_)
         )
+
+    def _record(self, event: Message) -> None:
+        """Its numbers and names; not its stdio, nor times that the line has."""
+        id = str(getattr(event, "container_id", ""))
+        known = {name: getattr(event, name, "") for name in _RECORDED}
+        facts = {name: value for name, value in known.items() if value or name == "exit_status"}
+        if not hasattr(event, "exit_status"):
+            facts.pop("exit_status", None)
+        if getattr(event, "id", id) != id:
+            facts["exec_id"] = event.id  # type: ignore[attr-defined]
+        self._recorder.note(task.TOPICS[type(event)].rpartition("/")[2], id, **facts)
 
     def close(self) -> None:
         """Send what is queued and end the thread."""

@@ -23,6 +23,7 @@ VERBS = {
     "images": "list the images that are here",
     "image": "ls, rm, prune, df or inspect images",
     "rm": "remove containers, and what they wrote",
+    "log": "show what the flight recorder has, or verify it",
     "doctor": "boot sandboxes and say whether all works here, and what to do about what does not",
     "setup": "build the guest image if it is missing or its inputs changed",
     "template": "list, make or remove the templates that VMs start from",
