@@ -5,6 +5,7 @@ What Podman does to firewall, bridges and sysctls it does in there, and all of i
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from vm import netns
-from vm.conftest import Clean, load_image
+from vm.conftest import TEMPLATE_S, Clean, load_image
 from vm.netns import World, ip
 from vm.podman import DROP_IN, Podman, remove_tree
 from vm.verbs import await_true
+from vm.warm import makers
 
 #: what each needs in place
 BACKENDS = {
@@ -150,6 +152,12 @@ def _shim_log(net: Networked, name: str) -> str:
     return (net.podman.state / net.podman.inspect(name)["Id"] / "shim.log").read_text()
 
 
+def _start(net: Networked, name: str) -> str:
+    """Its kind, `cold` or `warm`."""
+    file = net.podman.state / net.podman.inspect(name)["Id"] / "state.json"
+    return str(json.loads(file.read_text())["annotations"]["bufferzone.start"])
+
+
 def _pings(net: Networked, name: str, address: str) -> bool:
     return "1 packets received" in net.podman.any("exec", name, "ping", "-c", "1", "-W", "5", address).text
 
@@ -176,6 +184,26 @@ def test_a_network_connected_to_a_running_container_is_there_until_it_is_disconn
     finally:
         for name in ("joined", "web"):
             net.podman("rm", "--force", "--time", "0", name)
+
+
+def test_a_network_is_connected_to_a_vm_that_was_restored_from_a_template_too(net):
+    words = ("--name", "restored", "--network", "one", net.podman.image, "sleep", "1000")
+    net.podman("run", "--detach", *words)
+    try:
+        while _start(net, "restored") == "cold":  # its template is in the making, unless another test made it
+            await_true(lambda: not makers(), "the maker's end", TEMPLATE_S)
+            net.podman("rm", "--force", "--time", "0", "restored")
+            net.podman("run", "--detach", *words)
+        for _ in range(2):
+            net.podman("network", "connect", "two", "restored")
+            await_true(lambda: _pings(net, "restored", "10.213.41.1"), "the network two")
+            net.podman("network", "disconnect", "two", "restored")
+            links = ("exec", "restored", "ls", "/sys/class/net")
+            await_true(lambda words=links: net.podman(*words).lines == ["eth0", "lo"], "eth1 to go")
+            assert _pings(net, "restored", GATEWAY)
+        assert "not followed" not in _shim_log(net, "restored")
+    finally:
+        net.podman("rm", "--force", "--time", "0", "restored")
 
 
 def test_a_network_that_is_reloaded_is_the_containers_again(net):
