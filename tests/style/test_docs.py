@@ -29,6 +29,15 @@ def test_the_page_of_the_settings_is_printed_from_their_table():
     assert printed == printer.page(), "run: scripts/settings_page.py >docs/settings.md"
 
 
+def test_the_table_of_the_jails_is_written_from_the_code_that_makes_them():
+    described = importlib.util.spec_from_file_location("jail_table", ROOT / "scripts" / "jail_table.py")
+    printer = importlib.util.module_from_spec(described)
+    described.loader.exec_module(printer)
+    page = (ROOT / "SECURITY.md").read_text()
+    assert len(printer.table().splitlines()) == 8
+    assert page == printer.page(page), "run: scripts/jail_table.py"
+
+
 def test_every_command_of_bz_is_on_its_page():
     page = (ROOT / "docs" / "bz.md").read_text()
     assert [verb for verb in VERBS if not re.search(rf"`bz {verb}\b", page)] == []
