@@ -137,6 +137,17 @@ def test_the_default_spec_loads_and_tells_its_properties(bundle, tmp_path):
             [{"path": "/x", "type": "z"}],
             "linux.devices[0].type: expected b, c, u or p, got 'z'",
         ),
+        (
+            "linux.devices",
+            [{"path": "/x", "type": "c", "major": 4096}],
+            "linux.devices[0].major: expected 0 to 4095, got 4096",
+        ),
+        (
+            "linux.devices",
+            [{"path": "/x", "type": "b", "minor": -1}],
+            "linux.devices[0].minor: expected 0 to 1048575, got -1",
+        ),
+        ("linux.maskedPaths.0", "x" * 5000, "linux.maskedPaths[0]: expected an absolute path, got 'xxxx"),
         ("linux.personality", {"domain": "BSD"}, "linux.personality.domain: unknown: 'BSD'"),
         ("linux.personality", {"flags": ["x"]}, "linux.personality.flags: none is known"),
         ("hostname", "h" * 65, "hostname: longer than 64 bytes"),
@@ -153,6 +164,7 @@ def test_a_value_that_does_not_fit_is_named_by_its_path(bundle, path, value, mes
     with pytest.raises(SpecError) as caught:
         oci.load(where)
     assert caught.value.message.startswith("config.json: " + message.format(bundle=where))
+    assert len(caught.value.message) < 400
 
 
 @pytest.mark.parametrize(

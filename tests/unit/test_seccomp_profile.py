@@ -106,6 +106,10 @@ def test_podmans_default_profile_compiles_for_several_architectures_and_holds() 
             {"defaultAction": "SCMP_ACT_MAYBE"},
             "linux.seccomp.defaultAction: unknown action: 'SCMP_ACT_MAYBE'",
         ),
+        (
+            {"defaultAction": "x" * 5000},
+            f"linux.seccomp.defaultAction: unknown action: '{'x' * 79}",
+        ),
         ({"defaultAction": None}, "linux.seccomp.defaultAction: unknown action: None"),
         ({"architectures": ["x86"]}, "linux.seccomp.architectures[0]: unknown architecture: 'x86'"),
         ({"flags": ["SECCOMP_X"]}, "linux.seccomp.flags[0]: unknown or unsupported flag: 'SECCOMP_X'"),

@@ -165,7 +165,7 @@ def _action(name: Any, number: Any, where: str) -> int:
     if name == "SCMP_ACT_NOTIFY":
         raise SpecError(f"{where}: SCMP_ACT_NOTIFY is not supported")
     if not isinstance(name, str) or name not in _ACTIONS:
-        raise SpecError(f"{where}: unknown action: {name!r}")
+        raise SpecError(f"{where}: unknown action: {name!r:.80}")
     action = _ACTIONS[name]
     if action not in (_ERRNO, _TRACE):
         return action  # an errno given with it is ignored, as in runc
@@ -180,7 +180,7 @@ def _flags(names: Any, where: str) -> int:
     flags = 0
     for index, name in enumerate(_list(names, where)):
         if not isinstance(name, str) or name not in _FLAGS:
-            raise SpecError(f"{where}[{index}]: unknown or unsupported flag: {name!r}")
+            raise SpecError(f"{where}[{index}]: unknown or unsupported flag: {name!r:.80}")
         flags |= _FLAGS[name]
     return flags
 
@@ -189,7 +189,7 @@ def _add_architectures(library: ctypes.CDLL, context: int, names: Any, where: st
     for index, name in enumerate(_list(names, where)):
         short = name.removeprefix("SCMP_ARCH_") if isinstance(name, str) else ""
         if short not in _ARCHITECTURES or not name.startswith("SCMP_ARCH_"):
-            raise SpecError(f"{where}[{index}]: unknown architecture: {name!r}")
+            raise SpecError(f"{where}[{index}]: unknown architecture: {name!r:.80}")
         token = library.seccomp_arch_resolve_name(short.lower().encode())
         result = library.seccomp_arch_add(context, token) if token else 0
         # an architecture of other byte order cannot share a filter with ours, and never runs here
@@ -209,7 +209,7 @@ def _add_entry(library: ctypes.CDLL, context: int, entry: Any, default: int, whe
     newest = 0
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name or "\0" in name:
-            raise SpecError(f"{where}.names[{index}]: not a name: {name!r}")
+            raise SpecError(f"{where}.names[{index}]: not a name: {name!r:.80}")
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number == _UNKNOWN_SYSCALL:
             continue
@@ -226,7 +226,7 @@ def _comparisons(args: Any, where: str) -> Iterator[_Compare]:
             raise SpecError(f"{here}: not an object")
         operator = _OPERATORS.get(arg.get("op", ""))
         if operator is None:
-            raise SpecError(f"{here}.op: unknown operator: {arg.get('op')!r}")
+            raise SpecError(f"{here}.op: unknown operator: {arg.get('op')!r:.80}")
         position = arg.get("index")
         if not isinstance(position, int) or not 0 <= position <= 5:
             raise SpecError(f"{here}.index: not 0 to 5: {position!r}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_DEPTH = 64
+_MOST_REASON = 300
 
 _INTEGERS = {
     "u16": (0, (1 << 16) - 1),
@@ -35,7 +36,9 @@ class Map:
 
 
 def fail(path: str, reason: str, hint: str = "") -> SpecError:
-    """The error for `path`; raise what this returns."""
+    """The error for `path`; raise what this returns. A long value is cut."""
+    if len(reason) > _MOST_REASON:
+        reason = reason[:_MOST_REASON] + "..."
     return SpecError(f"config.json: {path}: {reason}" if path else f"config.json: {reason}", hint=hint)
 
 

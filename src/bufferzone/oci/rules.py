@@ -28,6 +28,8 @@ _LEAST_US, _MOST_PERIOD_US = 1000, 1_000_000
 _LEAST_BYTES = 1 << 19
 _MOST_NAME = 64
 _DOMAINS = ("", "LINUX", "LINUX32")
+#: a device's numbers, see makedev(3) and MINORBITS in linux/kdev_t.h
+_NUMBERS = {"major": (1 << 12) - 1, "minor": (1 << 20) - 1}
 _DEVICE_TYPES = ("b", "c", "u", "p")
 _IDMAPS = frozenset(("idmap", "ridmap"))
 _IDMAP_HINT = "make the id-mapped mount on the host and bind that"
@@ -132,6 +134,19 @@ def _check_cpu(resources: dict[str, Any], path: str) -> None:
         raise fail(f"{path}.cpu.period", reason, "it is in microseconds; 0 means 100000")
 
 
+def _check_devices(devices: list[dict[str, Any]]) -> None:
+    """Where each is to be, of which kind, and numbers that the kernel has."""
+    for index, device in enumerate(devices):
+        where = f"linux.devices[{index}]"
+        if not device.get("path", "").startswith("/"):
+            raise fail(f"{where}.path", f"expected an absolute path, got {device.get('path', '')!r}")
+        if device.get("type", "") not in _DEVICE_TYPES:
+            raise fail(f"{where}.type", f"expected b, c, u or p, got {device.get('type', '')!r}")
+        for key, most in _NUMBERS.items():
+            if not 0 <= device.get(key, 0) <= most:
+                raise fail(f"{where}.{key}", f"expected 0 to {most}, got {device[key]}")
+
+
 def check_linux(linux: dict[str, Any]) -> None:
     """Namespaces, devices, limits, paths and propagation."""
     resources = linux.get("resources", {})
@@ -152,15 +167,7 @@ def check_linux(linux: dict[str, Any]) -> None:
             raise fail(
                 where, reason, "containers of one VM can share network, ipc, uts, pid, user and cgroup"
             )
-    for index, device in enumerate(linux.get("devices", [])):
-        if not device.get("path", "").startswith("/"):
-            raise fail(
-                f"linux.devices[{index}].path", f"expected an absolute path, got {device.get('path', '')!r}"
-            )
-        if device.get("type", "") not in _DEVICE_TYPES:
-            raise fail(
-                f"linux.devices[{index}].type", f"expected b, c, u or p, got {device.get('type', '')!r}"
-            )
+    _check_devices(linux.get("devices", []))
     for key, reason in _NOT_IN_A_VM.items():
         if linux.get(key):
             raise fail(f"linux.{key}", reason, "leave it out")
