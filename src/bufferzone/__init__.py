@@ -17,6 +17,8 @@ _EXPORTS = {
     "Process": "library.process",
     "Result": "library.values",
     "Sandbox": "library.sandbox",
+    "Reseed": "workload.snapshots",
+    "Snapshot": "library.snapshot",
     "Stats": "library.values",
     "Timings": "library.values",
     "BufferzoneError": "errors",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from bufferzone.library.files import Files as Files
     from bufferzone.library.process import Process as Process
     from bufferzone.library.sandbox import Sandbox as Sandbox
+    from bufferzone.library.snapshot import Snapshot as Snapshot
     from bufferzone.library.values import (
         Change as Change,
     )
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from bufferzone.library.values import (
         Timings as Timings,
     )
+    from bufferzone.workload.snapshots import Reseed as Reseed
 
 
 def __getattr__(name: str) -> object:

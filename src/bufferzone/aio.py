@@ -144,13 +144,13 @@ class Sandbox(_Derived):
         return cls._of(await _in_thread(_Sandbox.attach, name, root=root))
 
     @classmethod
-    async def from_snapshot(cls, snapshot: str, *, name: str = "", root: str = "") -> Self:
+    async def from_snapshot(cls, snapshot: str, **options: Any) -> Self:
         """One that goes on where `snapshot` was saved."""
-        return cls._of(await _in_thread(_Sandbox.from_snapshot, snapshot, name=name, root=root))
+        return cls._of(await _in_thread(_Sandbox.from_snapshot, snapshot, **options))
 
-    async def fork(self, count: int = 1) -> tuple[Self, ...]:
+    async def fork(self, count: int = 1, **options: Any) -> tuple[Self, ...]:
         """So many running copies of it."""
-        return tuple(type(self)._of(core) for core in await _in_thread(self._core.fork, count))
+        return tuple(type(self)._of(core) for core in await _in_thread(self._core.fork, count, **options))
 
     @staticmethod
     async def list(*, root: str = "") -> list[Any]:

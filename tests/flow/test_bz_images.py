@@ -156,3 +156,61 @@ def test_what_ignores_the_signal_is_killed(bz, image):
     bz.bz("stop", "-t", "0", id)
     assert bz.state(id)["status"] == "stopped"
     bz.bz("rm", id)
+
+
+def test_an_image_on_a_disk_is_packed_once(bz, store, image):
+    script = "echo mine >/tmp/x; cat /etc/layer /tmp/x /etc/hostname; test -e /etc/gone || echo gone"
+    first = run(bz, "--disk", "-u", "0", "--hostname", "one", image, "sh", "-c", script)
+    assert first.stdout == "top\nmine\none\ngone\n"
+    disks = os.listdir(store / "disks")
+    assert [name.endswith(".erofs") for name in disks] == [True]
+    made = os.stat(store / "disks" / disks[0]).st_ino
+    assert run(bz, "--disk", image).stdout == "top\n"
+    assert os.stat(store / "disks" / disks[0]).st_ino == made
+    assert os.listdir(store / "sandboxes") == []
+
+
+def test_what_was_saved_at_a_terminal_goes_on_as_often_as_wanted(bz, store, image):
+    run(bz, "-d", "--disk", "-u", "0", "--name", "box", image, "sleep", "1000")
+    bz.bz("exec", "box", "sh", "-c", "echo ready >/tmp/ready")
+    assert bz.bz("snapshot", "--reseed-file", "/tmp/seed", "box", "ready").stdout == "ready\n"
+    refused = bz.bz("snapshot", "box", "ready", check=None)
+    assert refused.stderr == "bz: a snapshot with that name exists: ready (hint: bz snapshots rm ready)\n"
+    bz.bz("snapshot", "--replace", "--reseed-file", "/tmp/seed", "box", "ready")
+    bz.bz("rm", "-f", "box")
+    for name in ("one", "two"):
+        assert bz.bz("restore", "--name", name, "ready").stdout == f"{name}\n"
+        told = bz.bz("exec", name, "sh", "-c", "cat /tmp/ready; id -u; wc -c </tmp/seed").stdout
+        assert told == "ready\n0\n64\n"
+    assert bz.bz("exec", "-u", "app", "one", "id", "-g").stdout == "1001\n"
+    assert bz.bz("snapshots", "-q").stdout == "ready\n"
+    assert bz.bz("snapshots", "rm", "ready").stdout == "ready\n"
+    bz.bz("rm", "-f", "one", "two")
+    assert bz.left() == []
+    assert os.listdir(store / "sandboxes") == os.listdir(store / "snapshots") == []
+
+
+def test_what_cannot_be_saved_is_one_line_with_what_to_do(bz, store, image):
+    run(bz, "-d", "--name", "box", image, "sleep", "1000")
+    refused = bz.bz("snapshot", "box", "ready", check=None)
+    assert refused.returncode == 1
+    assert "shared with this host" in refused.stderr
+    assert "bz run --disk" in refused.stderr
+    assert bz.bz("snapshots", "--json").stdout == "[]\n"
+    refused = bz.bz("run", "--disk", "--", "true", check=125)
+    assert refused.stderr.startswith("bz: --disk: the host's own programs are not packed")
+    bz.bz("rm", "-f", "box")
+
+
+def test_a_disk_that_cannot_be_packed_leaves_nothing(bz, store, image, tmp_path):
+    run(bz, image)
+    for name in os.listdir(store / "disks"):
+        os.unlink(store / "disks" / name)
+    bz.host("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(store / "disks"))
+    try:
+        failed = run(bz, "--disk", image, check=125)
+    finally:
+        bz.host("umount", str(store / "disks"))
+    assert failed.stderr.startswith("bz: cannot make a disk of the image: ")
+    assert failed.stderr.count("\n") == 1
+    assert os.listdir(store / "sandboxes") == os.listdir(store / "disks") == []

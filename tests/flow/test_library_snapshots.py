@@ -13,6 +13,8 @@ from flow.test_library import World
 
 pytestmark = needs_host
 
+FAILS = ["sh", "-c", "exit 1"]
+
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
@@ -62,3 +64,82 @@ def test_without_an_image_there_is_nothing_to_save(world):
             box.snapshot("ready")
         assert caught.value.code == "not-saveable"
     assert snapshots.names() == []
+
+
+def test_a_snapshot_is_prepared_in_one_call_and_told_that_it_goes_on(world, tmp_path):
+    """What a process holds of randomness is told to it: a file, a signal, a program."""
+    script = "trap 'cat /seed | wc -c >/told' USR1; echo up >/ready; while :; do sleep 0.05; done"
+    hook = ("sh", "-c", "while ! grep -q 64 /told; do sleep 0.05; done; echo hook >/hook")
+    ready = bufferzone.Snapshot.prepare(
+        "ready",
+        tmp_path / "rootfs",
+        command=["sh", "-c", script],
+        setup=[["sh", "-c", "echo set up >/setup"]],
+        ready=["grep", "-q", "up", "/ready"],
+        reseed=bufferzone.Reseed(file="/seed", signal="USR1", hook=hook),
+        root=world.root,
+    )
+    assert [each.name for each in bufferzone.Snapshot.list()] == ["ready"]
+    assert ready.size_mib > 0
+    assert ready.created.endswith("Z")
+    with ready.start(root=world.root) as one, ready.start(root=world.root) as two:
+        assert one.files.read("/seed") != two.files.read("/seed")
+        assert [one.files.read_text(path) for path in ("/setup", "/hook")] == ["set up\n", "hook\n"]
+    ready.remove()
+    with pytest.raises(bufferzone.NotFoundError):
+        ready.remove()
+
+
+@pytest.mark.parametrize(
+    ("wish", "code"),
+    [
+        ({"setup": [FAILS]}, "setup-failed"),
+        ({"ready": FAILS, "ready_timeout_s": 0.5}, "not-ready"),
+        ({"ready": FAILS, "command": ["sh", "-c", ":"]}, "not-ready"),
+    ],
+)
+def test_what_cannot_be_prepared_is_an_exception_and_leaves_nothing(world, tmp_path, wish, code):
+    with pytest.raises(bufferzone.BufferzoneError) as caught:
+        bufferzone.Snapshot.prepare("ready", tmp_path / "rootfs", root=world.root, **wish)
+    assert caught.value.code == code
+    assert snapshots.names() == []
+
+
+def test_a_wish_that_makes_no_sense_is_refused_before_anything_starts():
+    for wish in (
+        {"reseed": bufferzone.Reseed(signal="NONE")},
+        {"reseed": bufferzone.Reseed(file="seed")},
+        {"detached": True},
+    ):
+        with pytest.raises(bufferzone.UsageError):
+            bufferzone.Snapshot.prepare("ready", "/nowhere", **wish)
+    with pytest.raises(bufferzone.UsageError):
+        bufferzone.Sandbox(disk=True)
+
+
+def test_a_hook_that_fails_ends_the_sandbox(world, tmp_path):
+    reseed = bufferzone.Reseed(hook=tuple(FAILS))
+    ready = bufferzone.Snapshot.prepare("ready", tmp_path / "rootfs", reseed=reseed, root=world.root)
+    with pytest.raises(bufferzone.GuestError) as caught:
+        ready.start(root=world.root)
+    assert caught.value.code == "hook-failed"
+    ready.remove()
+
+
+def test_an_older_one_is_replaced_once_the_new_one_is_whole(world, tmp_path):
+    def prepare(word, **more):
+        setup = [["sh", "-c", f"echo {word} >/word"]]
+        return bufferzone.Snapshot.prepare("ready", tmp_path / "rootfs", setup=setup, root=world.root, **more)
+
+    prepare("old")
+    with pytest.raises(bufferzone.ExistsError):
+        prepare("new")
+    with pytest.raises(bufferzone.GuestError):
+        prepare("new", ready=FAILS, ready_timeout_s=0.2, replace=True)
+    with bufferzone.Sandbox.from_snapshot("ready", root=world.root) as box:
+        assert box.files.read_text("/word") == "old\n"
+    prepare("new", replace=True)
+    with bufferzone.Sandbox.from_snapshot("ready", root=world.root) as box:
+        assert box.files.read_text("/word") == "new\n"
+    assert snapshots.names() == ["ready"]
+    snapshots.remove("ready")

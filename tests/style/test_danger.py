@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import re
 
-from style.source import dotted, everything, names_used, package, report
+from style.source import dotted, everything, imports, names_used, package, report
 
 #: module -> why it starts a program or forks, instead of leaving it to spawn.py
 STARTS_PROGRAMS = {
     "spawn.py": "the one way to start a helper of the host",
+    "adapters/executor.py": "starts none: concurrent.futures, whose face it has",
     "aio.py": "starts none: concurrent.futures, for its threads",
     "snapshot/template.py": "the maker outlives the sandbox whose shim starts it; posix_spawn only",
     "snapshot/copier.py": "writes a checkpoint outside of the container's cgroup; posix_spawn only",
@@ -18,6 +19,7 @@ STARTS_PROGRAMS = {
     "guestimage/apt.py": "apt and dpkg-deb while an image is built; nothing of a sandbox is running",
     "images/skopeo.py": "skopeo with the caller's rights, credentials and proxies; posix_spawn only",
     "client/start.py": "`create` starts the shim and the pool's keeper as itself, detached; posix_spawn only",
+    "client/imagedisk.py": "`bz run --disk` runs the shim's program, which has one thread and may mount",
     "client/template.py": "`make` runs the shim's program, which alone boots VMs",
     "cli/bz/engine_check.py": "ctr, docker, systemctl, as a person calls them, for a container of the engine",
     "cli/bz/bench.py": "becomes the program that measures, which is above the commands",
@@ -90,13 +92,31 @@ def test_there_is_no_shell():
     report(findings)
 
 
+#: programs that run in a sandbox, as text; nobody imports them
+IN_SANDBOXES = "adapters/inside/"
+#: what goes into a sandbox may be a pickle; what comes out of one never is
+PICKLES = {("adapters/executor.py", name) for name in ("pickle", "pickle.dumps", "pickle.PicklingError")}
+
+
+def test_programs_for_sandboxes_are_imported_by_nobody():
+    found = [
+        source.at(each.node, f"imports {each.target}")
+        for source in package()
+        for each in imports(source)
+        if each.target.startswith("bufferzone.adapters.inside.")
+    ]
+    report(found)
+
+
 def test_nothing_is_evaluated_or_unpickled():
     findings = []
     for source in package():
         for node in ast.walk(source.tree):
-            if isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec", "compile"):
+            text = isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec", "compile")
+            if text and not source.within(IN_SANDBOXES):
                 findings.append(source.at(node, f"{dotted(node.func)}: text never becomes code"))
         for node, name in names_used(source):
-            if name.split(".")[0] in ("pickle", "marshal", "shelve") and not source.within("guestimage/"):
+            ours = source.within("guestimage/", IN_SANDBOXES) or (source.module, name) in PICKLES
+            if name.split(".")[0] in ("pickle", "marshal", "shelve") and not ours:
                 findings.append(source.at(node, f"{name}: loads code, not data"))
     report(findings)

@@ -84,11 +84,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Ite
     warm.runtime.close()
 
 
-def python(warm: Warm, program: str) -> str:
+def python(warm: Warm, program: str, cwd: Path | None = None) -> str:
     """What a Python program with this checkout's library prints; nothing may be left of its sandboxes."""
     head = HEAD.format(source=str(ROOT / "src"), root=str(warm.runtime.root))
     words = [*warm.before, "/usr/bin/python3", "-IS", "-c", head + program]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in warm.runtime.root.iterdir() if path.is_dir()] == []
     assert os.listdir(warm.store.parent / "sandboxes") == []
@@ -126,5 +126,5 @@ def test_what_was_saved_goes_on_in_vms_of_its_own_with_other_random_numbers(warm
 
 
 @pytest.mark.parametrize("number", range(len(BLOCK.findall(PAGE.read_text()))))
-def test_a_block_of_the_page_runs_as_it_stands(warm: Warm, number: int):
-    assert python(warm, BLOCK.findall(PAGE.read_text())[number]) == ""
+def test_a_block_of_the_page_runs_as_it_stands(warm: Warm, tmp_path: Path, number: int):
+    assert python(warm, BLOCK.findall(PAGE.read_text())[number], tmp_path) == ""

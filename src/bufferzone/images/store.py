@@ -110,6 +110,10 @@ class Store:
         short = f"{self.path}/overlay/l/{link}"
         return short if link.isalnum() and os.path.isdir(short) else f"{self.path}/overlay/{id}/diff"
 
+    def disk(self, id: str) -> str:
+        """The file that holds all of an image; it need not be there: see `workload.image_root`."""
+        return os.path.join(os.path.dirname(self.path), "disks", f"{id}.erofs")
+
     def configuration(self, id: str) -> Any:
         """The configuration blob of an image, parsed. Raises `HostError`."""
         name = base64.b64encode(f"sha256:{id}".encode()).decode()

@@ -8,8 +8,8 @@ import threading
 import weakref
 
 from bufferzone import oci, state
-from bufferzone.client import container
-from bufferzone.errors import NotFoundError, UsageError
+from bufferzone.client import container, signals
+from bufferzone.errors import GuestError, NotFoundError, UsageError
 from bufferzone.library import listing, wishes
 from bufferzone.library.connections import Connections
 from bufferzone.library.files import Files
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bufferzone.library.wishes import Stdin
 
 _MIB = 1 << 20
+_SEED_BYTES = 64
 #: bytes of output that are kept where nobody says: output without end must not end the caller
 OUTPUT_LIMIT = 64 << 20
 _ours: weakref.WeakSet[Sandbox] = weakref.WeakSet()
@@ -48,9 +49,10 @@ class Sandbox:
     `cpus`, `pids`: limits, 0: none. `network`: none, or passt, behind this host's addresses. `ports`, with
     passt: {host: guest}, or as `bz run -p` has them. `volumes`: {directory or file of the host: place inside,
     with :ro for read-only}. `egress`: rules, see docs/egress.md. `env`, `user`, `cwd`: of every program that
-    says nothing else. `timeout_s`: it is ended then. `labels`: annotations. `kvm`: require, warn or allow.
-    `progress` is told the steps of pulling, and where the guest image is built first. `root`: another state
-    root.
+    says nothing else. `disk`: the root file system is a disk, packed once for all sandboxes of an image;
+    what is written lies in memory, and the sandbox can be saved. `timeout_s`: it is ended then. `labels`:
+    annotations. `kvm`: require, warn or allow. `progress` is told the steps of pulling, and where the guest
+    image is built first. `root`: another state root.
 
     Raises `UsageError`, `CallerError` for an image that cannot be had, `ExistsError` for a name that is
     taken, `HostError`, `VmmError`, `GuestError`.
@@ -77,6 +79,7 @@ class Sandbox:
         user: str = "",
         cwd: str = "",
         read_only: bool = False,
+        disk: bool = False,
         timeout_s: float | None = None,
         detached: bool = False,
         labels: Mapping[str, str] | None = None,
@@ -90,8 +93,8 @@ class Sandbox:
             raise UsageError("a detached sandbox has no timeout_s: nobody is there to end it")
         wish = wishes.wish_of(
             image, command, memory_mib=memory_mib, cpus=cpus, pids=pids, network=network, ports=ports,
-            volumes=volumes, egress=egress, env=env, user=user, cwd=cwd, read_only=read_only, labels=labels,
-            kvm=kvm, pull=pull, progress=progress,
+            volumes=volumes, egress=egress, env=env, user=user, cwd=cwd, read_only=read_only, disk=disk,
+            labels=labels, kvm=kvm, pull=pull, progress=progress,
         )  # fmt: skip
         begun = launch.Launch(wish, state.runtime_root(root), name or launch.new_id(), transient=not detached)
         client = _begin(begun, progress, detached=detached)
@@ -126,22 +129,46 @@ class Sandbox:
         return found
 
     @classmethod
-    def from_snapshot(cls, snapshot: str, *, name: str = "", root: str = "") -> Self:
+    def from_snapshot(cls, snapshot: str, *, name: str = "", detached: bool = False, root: str = "") -> Self:
         """One that goes on where `snapshot` was saved: with fresh random numbers, clock and host name, and
-        what its processes remember. It is ours. Raises `NotFoundError`, and as the class says.
+        what its processes remember. It is ours, unless it is `detached`. Raises `NotFoundError`, and as the
+        class says.
         """
-        return cls._restored(snapshots.find(snapshot), state.runtime_root(root), name)
+        return cls._restored(snapshots.find(snapshot), state.runtime_root(root), name, detached=detached)
 
     @classmethod
-    def _restored(cls, saved: str, root: str, name: str) -> Self:
-        begun = snapshots.Restore(saved, root, name or launch.new_id(), transient=True)
+    def _restored(cls, saved: str, root: str, name: str, *, detached: bool = False) -> Self:
+        begun = snapshots.Restore(saved, root, name or launch.new_id(), transient=not detached)
+        client = None
         with wishes.stdio(begun.place) as fds:
-            client = begun.run_held(fds)
+            if detached:
+                begun.run_detached(fds, forked=False)
+            else:
+                client = begun.run_held(fds)
         found = cls.__new__(cls)
         found._set(root, begun.id, Connections(os.path.join(root, begun.id), client))
-        found._place = begun.place
-        _ours.add(found)
+        if client is not None:
+            found._place = begun.place
+            _ours.add(found)
+        try:
+            found._reseed(begun.reseed)
+        except BaseException:
+            found.remove()
+            raise
         return found
+
+    def _reseed(self, wanted: snapshots.Reseed) -> None:
+        """Tell it that it is another one now."""
+        if wanted.file:
+            self.files.write(wanted.file, os.urandom(_SEED_BYTES), mode=0o600)
+        if wanted.signal:
+            number = signals.number_of(wanted.signal)
+            self._connections.call("Kill", task.KillRequest(id=self.name, signal=number))
+        if wanted.hook and not (done := self.run(wanted.hook)).ok:
+            said = (done.stderr.splitlines() or [""])[-1][:200]
+            raise GuestError(
+                f"the hook of the snapshot failed: {done.verdict}", hint=said, code="hook-failed"
+            )
 
     @staticmethod
     def list(*, root: str = "") -> builtins.list[Info]:
@@ -245,16 +272,19 @@ class Sandbox:
         """Let it go on."""
         self._connections.call("Resume", task.ResumeRequest(id=self.name))
 
-    def snapshot(self, name: str) -> None:
-        """Save it under a name, for `from_snapshot`; it goes on. docs/checkpoint.md says what can be saved:
-        an image of its own, no volumes, no network, and no program of `run` or `start` meanwhile.
+    def snapshot(
+        self, name: str, *, reseed: snapshots.Reseed = snapshots.NOTHING, replace: bool = False
+    ) -> None:
+        """Save it under a name, for `from_snapshot`; it goes on. docs/library.md says what can be saved: one
+        on a disk, no volumes, no network, and no program of `run` or `start` meanwhile. `reseed`: how each
+        that goes on is told that it is another one. `replace`: an older one of that name is taken away.
         """
-        snapshots.save(self._directory, name)
+        snapshots.save(self._directory, name, reseed, replace=replace)
 
-    def fork(self, count: int = 1) -> builtins.list[Self]:
+    def fork(self, count: int = 1, *, reseed: snapshots.Reseed = snapshots.NOTHING) -> builtins.list[Self]:
         """So many running copies of it, which are ours; it goes on. Raises as `snapshot`; then none is."""
         made: builtins.list[Self] = []
-        with snapshots.unnamed(self._directory, snapshots.parent()) as saved:
+        with snapshots.unnamed(self._directory, snapshots.parent(), reseed) as saved:
             try:
                 for _ in range(count):
                     made.append(type(self)._restored(saved, self._root, ""))

@@ -37,6 +37,7 @@ def wish_of(
     user: str,
     cwd: str,
     read_only: bool,
+    disk: bool,
     labels: Mapping[str, str] | None,
     kvm: str,
     pull: str,
@@ -53,6 +54,8 @@ def wish_of(
         raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
     if any(name.startswith("bufferzone.") for name in labels or {}):
         raise UsageError("labels: names that begin with bufferzone. are reserved")
+    if disk and image is None:
+        raise UsageError("disk: the host's own programs are not packed", hint="name an image or a directory")
     found = Wish(
         command or (),
         idle=not command,
@@ -68,6 +71,7 @@ def wish_of(
         user=user,
         cwd=cwd,
         read_only=read_only,
+        disk=disk,
         annotations={**(labels or {}), **({"bufferzone.kvm": kvm} if kvm else {})},
     )
     if image is not None and not found.rootfs:

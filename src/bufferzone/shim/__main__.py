@@ -4,6 +4,7 @@ serve    called by `bufferzone create`: boot, listen on ROOT/ID/shim.sock, say `
 start    called by containerd: the same as a daemon; prints the socket's address
 template called by a shim after a cold boot: make the template that its standard input describes
 saver    called by a shim that saves its VM: write the checkpoint, outside of the container's cgroup
+pack     called by `bz run --disk`: make one file of the image that standard input describes
 delete   called by containerd or `bufferzone delete`: clean up after a shim that is gone
 """
 
@@ -47,6 +48,10 @@ def main(argv: list[str]) -> int:
             from bufferzone.snapshot import copier
 
             return copier.run_saver(0)
+        if parsed.action == "pack":
+            from bufferzone.sandbox import imagedisk
+
+            return imagedisk.run_packer(0)
         if not parsed.id:
             raise UsageError("flag needs a value: -id")
         if parsed.action == "delete":

@@ -30,7 +30,7 @@ SWITCHES = {
     "info": "print what containerd asks of a runtime",
     "version": "print the version",
 }
-ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver")
+ACTIONS = ("serve", "start", "delete", "info", "version", "template", "saver", "pack")
 
 
 class Arguments:

@@ -53,9 +53,11 @@ def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: s
     return spec
 
 
-def chosen(wish: Wish) -> dict[str, Any]:
-    """The settings of this one sandbox: see `oci.Spec`."""
+def chosen(wish: Wish, disk: str = "") -> dict[str, Any]:
+    """The settings of this one sandbox: see `oci.Spec`. `disk`: the file that its root file system is in."""
     found: dict[str, Any] = {"rootfs": "block"} if wish.rootfs else {}
+    if disk:
+        found["rootfs_image"] = disk
     if wish.egress is not None:
         found["egress"] = wish.egress
     if wish.network == "passt":

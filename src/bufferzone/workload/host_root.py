@@ -131,23 +131,40 @@ def _may_overlay(place: str) -> bool:
         os.close(fd)
 
 
-def overlay_place(place: str, lower: Sequence[str]) -> list[Any]:
-    """Type, source and options of an overlay on `lower` (topmost first), what is written lying in `place`.
+def overlay_place(place: str, layers: Sequence[str]) -> list[Any]:
+    """Type, source and options of an overlay on `layers` (topmost first), what is written lying in `place`.
 
     Raises `HostError` where no overlay can be written, or for more layers than one mount can name.
     """
     if not _may_overlay(place):
-        hint = "image_store on a disk: the containers lie beside it"
+        hint = "image_store on a file system of its own, or bz run --disk"
         raise HostError(f"no overlay can be written in {place}", hint=hint, code="no-overlay")
-    lowers = ":".join(_escaped(path) for path in lower)
-    options = [f"lowerdir={lowers}", f"upperdir={_escaped(place)}/upper", f"workdir={_escaped(place)}/work"]
+    options = [
+        f"lowerdir={lower(layers)}",
+        f"upperdir={_escaped(place)}/upper",
+        f"workdir={_escaped(place)}/work",
+    ]
     if identity.is_namespace_root():
         options.append("userxattr")
     if len(",".join(options)) >= _MOST_DATA:  # mount(2): a page
-        raise HostError(f"the image has more layers than can be mounted: {len(lower)}", code="many-layers")
+        raise _too_many(layers)
     for name in ("upper", "work"):
         os.mkdir(f"{place}/{name}", 0o755)
     return ["overlay", "overlay", options]
+
+
+def lower(layers: Sequence[str]) -> str:
+    """The directories of an overlay as its option has them, topmost first. Raises `HostError` for more than
+    one mount can name.
+    """
+    text = ":".join(_escaped(path) for path in layers)
+    if len(text) >= _MOST_DATA - len("lowerdir=") - 1:
+        raise _too_many(layers)
+    return text
+
+
+def _too_many(layers: Sequence[str]) -> HostError:
+    return HostError(f"the image has more layers than can be mounted: {len(layers)}", code="many-layers")
 
 
 def _escaped(path: str) -> str:

@@ -10,6 +10,7 @@ import os
 from bufferzone import log, oci, state
 from bufferzone.client import container, create, removal, signals
 from bufferzone.errors import BufferzoneError, CallerError, ExistsError, HostError
+from bufferzone.images import store
 from bufferzone.oci.host import check_host
 from bufferzone.wire import task
 from bufferzone.workload import config_json, host_root, idle, image_root, place, users
@@ -44,12 +45,19 @@ class Launch:
         wish.hostname = wish.hostname or id[:63]
         if os.path.exists(os.path.join(root, id)):
             raise ExistsError(f"a container with that name exists: {id}", hint=f"bz rm {id}")
-        chosen = config_json.chosen(wish)
+        if wish.disk and wish.image is not None and not wish.image.id:
+            wish.rootfs, wish.image = (
+                wish.image.layers[0],
+                None,
+            )  # a directory: no other has it, nothing is kept
+        disk = store.ours().disk(wish.image.id) if wish.disk and wish.image else ""
+        chosen = config_json.chosen(wish, disk)
         init = config_json.find_init() if wish.init and not wish.idle else ""
         self.place = place.Place(root, id, transient=transient)
         self._rootfs: list[list[Any]] = []
+        self._shim = shim
         try:
-            mounts, user = self._make_root(wish)
+            mounts, user = self._make_root(wish, disk)
             init = idle.write(self.place.path) if wish.idle else init
             self.place.write_config(config_json.config_json(wish, user=user, mounts=mounts, init=init))
             self.place.write_ports(wish.publish)
@@ -58,9 +66,8 @@ class Launch:
         except BaseException:
             self.place.remove()
             raise
-        self._shim = shim
 
-    def _make_root(self, wish: Wish) -> tuple[list[dict[str, Any]], users.User]:
+    def _make_root(self, wish: Wish, disk: str) -> tuple[list[dict[str, Any]], users.User]:
         """The mounts that belong to the root file system, and the wish's user as it knows him."""
         path, network = self.place.path, wish.network == "passt"
         if wish.rootfs:
@@ -70,8 +77,13 @@ class Launch:
         if wish.image is None:
             mounts = host_root.make(path, network=network, hostname=wish.hostname, read_only=wish.read_only)
             return mounts, users.find(os.path.join(path, "rootfs"), wish.user)
-        mounts, self._rootfs = image_root.make(path, wish.image, network=network, hostname=wish.hostname)
         self.place.note_image(wish.image.id)
+        if disk:
+            image_root.make_disk(path, wish.image, disk, shim=self._shim)
+            mounts = image_root.etc(path, network=network, hostname=wish.hostname)
+        else:
+            made = image_root.make(path, wish.image, network=network, hostname=wish.hostname)
+            mounts, self._rootfs = made
         return mounts, users.find_in_layers(wish.image.layers, wish.user)
 
     def _order(self) -> create.Order:

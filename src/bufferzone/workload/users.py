@@ -17,7 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
+#: where the root file system says who there is
+FILES = ("etc/passwd", "etc/group")
 _MOST_ID = (1 << 32) - 2
 
 
@@ -55,7 +57,7 @@ def find_in_container(directory: str, rootfs: str, text: str) -> User:
 
 def find_in_layers(layers: Sequence[str], text: str) -> User:
     """The same in an image's layers, topmost first."""
-    return _look_up(lambda path: layered.read(layers, path, _MOST_BYTES), text)
+    return _look_up(lambda path: layered.read(layers, path, MOST_BYTES), text)
 
 
 def _look_up(read: Callable[[str], bytes], text: str) -> User:
@@ -95,7 +97,7 @@ def _content(root: int, path: str) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(fd, _MOST_BYTES)
+        return os.read(fd, MOST_BYTES)
     except OSError:
         return b""  # not a file
     finally:

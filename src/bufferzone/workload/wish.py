@@ -17,7 +17,8 @@ class Wish:
 
     `args`: the command; `idle`: none, its process 1 waits until somebody ends it. `image`: what its root file
     system is made of (`images.fetch.get`); what that asks for is in the wish once `from_image.fill` has put
-    it there. `rootfs`: a directory instead, of which nothing is changed. Neither: the host's programs, see
+    it there. `disk`: it is packed into a disk, so that the sandbox can be saved. `rootfs`: a directory
+    instead, of which nothing is changed, and always such a disk. Neither: the host's programs, see
     `host_root`. `egress`: rules, see docs/egress.md, None: those of the settings. `env`: K=V. `cwd` and
     `user` (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
     `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`: names with or without CAP_, or ALL.
@@ -49,9 +50,10 @@ class Wish:
         idle: bool = False,
         rootfs: str = "",
         image: Image | None = None,
+        disk: bool = False,
         egress: Sequence[str] | None = None,
     ) -> None:
-        self.idle, self.rootfs, self.image = idle, rootfs, image
+        self.idle, self.rootfs, self.image, self.disk = idle, rootfs, image, disk
         self.egress = None if egress is None else list(egress)
         self.args, self.env, self.cwd, self.user = list(args), list(env), cwd, user
         self.hostname, self.mounts = hostname, list(mounts)

@@ -48,6 +48,7 @@ FLAGS = (
     ),
     Flag("publish p", "[IP:]HOST:GUEST[/udp]", "a port of the host that leads into the sandbox", kind="list"),
     Flag("read-only", "", "the root file system is read-only"),
+    Flag("disk", "", "the root file system is a disk, what is written lies in memory: it can be saved"),
     Flag("cap-add", "NAME", "one more capability, or ALL", kind="list"),
     Flag("cap-drop", "NAME", "one capability less, or ALL", kind="list"),
     Flag("init", "", "a process 1 that reaps and passes on signals"),
@@ -76,6 +77,8 @@ def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image |
     annotations = dict(_pair("--label", text) for text in options.label)
     if options.kvm:
         annotations["bufferzone.kvm"] = options.kvm
+    if options.disk and image is None:
+        raise UsageError("--disk: the host's own programs are not packed", hint="bz run --disk IMAGE")
     args = [*([options.entrypoint] if options.entrypoint else []), *args]
     wish = Wish(
         args,
@@ -90,6 +93,7 @@ def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image |
         network=options.network,
         publish=options.publish,
         read_only=options.read_only,
+        disk=options.disk,
         cap_add=options.cap_add,
         cap_drop=options.cap_drop,
         init=options.init,

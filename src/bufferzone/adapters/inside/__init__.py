@@ -1,0 +1,1 @@
+"""Programs that the adapters run in sandboxes, as text: whatever Python is there. Never imported here."""
