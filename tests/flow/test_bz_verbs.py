@@ -3,10 +3,13 @@ refuses."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import select
 import subprocess
+import tarfile
 
 import pytest
 
@@ -47,7 +50,6 @@ def test_files_go_in_and_come_out(bz, tmp_path):
         (("/no/such", "box:/tmp"), "cannot read '/no/such'"),
         (("box:/a", "box:/b"), "expected NAME:PATH TARGET"),
         (("/a", "/b"), "expected NAME:PATH TARGET"),
-        (("-", "box:/b"), "expected NAME:PATH TARGET"),
         (("nobody:/a", "/tmp/x-of-bz"), "does not exist"),
         (("box:", "/tmp/x-of-bz"), "expected NAME:PATH, got box:"),
     ],
@@ -57,6 +59,72 @@ def test_what_cannot_be_copied_is_one_line(bz, words, says):
     assert says in done.stderr
     assert len(done.stderr.splitlines()) <= 2
     assert not os.path.exists("/tmp/x-of-bz")
+
+
+def tar(members) -> bytes:
+    """(name, type, content or target) each."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = kind, 0o640
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = content.decode()
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def cp(bz, *words, stdin=b""):
+    return subprocess.run(bz.command("cp", *words, program=BZ), input=stdin, capture_output=True, timeout=60)
+
+
+def test_a_tar_goes_in_and_comes_out_as_with_docker(bz):
+    bz.bz("exec", "box", "sh", "-c", "mkdir -p /srv/tar && chmod 1777 /srv/tar")
+    members = [
+        ("a/b/c", tarfile.REGTYPE, b"text"),
+        ("./l", tarfile.SYMTYPE, b"/etc/passwd"),
+        ("d", b"5", b""),
+    ]
+    for packed in (tar(members), gzip.compress(tar(members))):
+        done = cp(bz, "-", "box:/srv/tar", stdin=packed)
+        assert (done.returncode, done.stderr) == (0, b"")
+        script = "cd /srv/tar; cat a/b/c; readlink l; stat -c '%a' . a/b/c d; rm -r a l d"
+        assert bz.bz("exec", "box", "sh", "-c", script).stdout == "text/etc/passwd\n1777\n640\n640\n"
+    cp(bz, "-", "box:/srv/tar", stdin=tar(members))
+    done = cp(bz, "box:/srv/tar", "-")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        found = {info.name: info for info in archive}
+        assert set(found) == {"tar", "tar/a", "tar/a/b", "tar/a/b/c", "tar/l", "tar/d"}
+        assert archive.extractfile("tar/a/b/c").read() == b"text"
+        assert found["tar/l"].linkname == "/etc/passwd"
+        assert found["tar/a/b/c"].mode == 0o640
+    with tarfile.open(fileobj=io.BytesIO(cp(bz, "box:/srv/tar/a/b/c", "-").stdout)) as archive:
+        assert archive.getnames() == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "says"),
+    [
+        (("-", "box:/srv"), b"no tar at all", "not a tar"),
+        (("-", "box:/srv"), tar([("../x", tarfile.REGTYPE, b"x")]), "leads out of it"),
+        (("-", "box:/srv"), tar([("/x", tarfile.REGTYPE, b"x")]), "leads out of it"),
+        (("-", "box:/srv"), tar([("x", tarfile.LNKTYPE, b"y")]), "a hard link in the tar"),
+        (("-", "box:/srv"), tar([("cut", tarfile.REGTYPE, b"x" * 4096)])[:2000], "not a tar"),
+        (("-", "box:/etc/passwd"), tar([]), "not a directory"),
+        (("-", "box:/no/such"), tar([]), "no such file or directory"),
+        (("box:/no/such", "-"), b"", "no such file or directory"),
+        (("-", "-"), b"", "expected NAME:PATH TARGET"),
+    ],
+)
+def test_a_tar_that_cannot_be_is_one_line(bz, words, stdin, says):
+    done = cp(bz, *words, stdin=stdin)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert says in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert bz.bz("exec", "box", "sh", "-c", "test ! -e /x; test ! -e /srv/x").returncode == 0
 
 
 def test_a_link_that_leads_out_is_not_copied_out(bz, tmp_path):
@@ -79,6 +147,7 @@ def test_processes_and_counters_are_the_guests(bz):
     (used,) = json.loads(bz.bz("stats", "--json").stdout)
     assert used["id"] == "box"
     assert used["cpu_s"] is None or used["cpu_s"] > 0
+    assert (used["cpu_percent"] is None) == (used["cpu_s"] is None)
     assert bz.bz("stats", "box").stdout.splitlines()[1].split()[0] == "box"
 
 

@@ -21,7 +21,7 @@ from bufferzone.wire.process_keys import FILES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from bufferzone.library.connections import Connections
 
@@ -121,6 +121,36 @@ class Files:
             first = process.stdout.peek(1)  # nothing is made where there is nothing to copy
             if first:
                 trees.receive(process.stdout, os.fspath(target), limit)
+            self._check(process)
+
+    def unpack(self, tar: BinaryIO, target: Path) -> None:
+        """Put what a tar, compressed or not, holds into the directory `target`, which is there.
+
+        Raises `CallerError` `bad-tar` for what is none, for names that lead out, and for hard links.
+        """
+        if self.stat(target).kind != "directory":
+            raise FileError(f"unpack: not a directory: {os.fspath(target)!a:.120}", code="not-a-directory")
+        from bufferzone.library import tars
+
+        with self._start("unpack", target) as process:
+            with process.stdin as stream:
+                try:
+                    tars.send(tar, stream, lambda name: self.mkdir(os.path.join(os.fspath(target), name)))
+                except BrokenPipeError:
+                    pass  # it says why
+            self._check(process)
+
+    def pack(self, source: Path, tar: BinaryIO, *, limit: int = _MOST_TREE) -> None:
+        """Write a file or directory as a tar that has it under its own name. Raises as `copy_out`; links are
+        told as they are.
+        """
+        from bufferzone.library import tars
+
+        with self._start("pack", source) as process:
+            process.stdin.close()
+            if process.stdout.peek(1):
+                top = os.path.basename(os.fspath(source).rstrip("/")) or "root"
+                tars.receive(process.stdout, tar, top, limit)
             self._check(process)
 
     def watch(self, path: Path) -> Iterator[Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from bufferzone.cli.bz import chosen
 from bufferzone.errors import FileError, UsageError
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from bufferzone.library.files import Files
 
 FLAGS = ()
-USAGE = "NAME:PATH TARGET, or SOURCE NAME:PATH"
+USAGE = "NAME:PATH TARGET|-, or SOURCE|- NAME:PATH"
 DESCRIPTION = (
     "As the container's user. Into a directory that is there the source goes under its own name. What comes\n"
-    "out is files, directories, and links that stay among them. A name of ours with a colon in it: ./NAME."
+    "out is files, directories, and links that stay among them. A name of ours with a colon in it: ./NAME.\n"
+    "-: a tar on standard output, or on standard input, for a directory that is there."
 )
 WORDS = (2, 2)
 INTERSPERSED = True
@@ -26,10 +28,12 @@ INTERSPERSED = True
 def run(options: Options, words: list[str]) -> int:
     """Copy."""
     (from_name, source), (to_name, target) = (_split(word) for word in words)
-    if bool(from_name) == bool(to_name) or "-" in words:
+    if bool(from_name) == bool(to_name):
         raise UsageError(f"expected {USAGE}, got {shown(' '.join(words))}")
     with chosen.sandbox(options.root, from_name or to_name) as sandbox:
-        if to_name:
+        if "-" in words:
+            _tar(sandbox.files, source, target)
+        elif to_name:
             if source.endswith("/.") or not _is_directory(sandbox.files, target):
                 sandbox.files.copy_in(source, target)
             else:
@@ -38,6 +42,16 @@ def run(options: Options, words: list[str]) -> int:
             into = os.path.isdir(target) and not source.endswith("/.")
             sandbox.files.copy_out(source, os.path.join(target, _own_name(source)) if into else target)
     return 0
+
+
+def _tar(files: Files, source: str, target: str) -> None:
+    if source == "-":
+        files.unpack(sys.stdin.buffer, target)
+        return
+    if os.isatty(1):
+        raise UsageError("a tar is not for a terminal", hint="redirect standard output")
+    files.pack(source, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import time
 
 from bufferzone import state
 from bufferzone.cli import output
@@ -24,26 +25,36 @@ FLAGS = (
     Flag("json", "", "as JSON, once"),
 )
 USAGE = "[options] [NAME...]"
-DESCRIPTION = "Without a name: of all that run. CPU is the time used so far; what the guest cannot tell is -."
+DESCRIPTION = (
+    "Without a name: of all that run. CPU is the time used so far, and a part of one CPU at the moment;\n"
+    "what the guest cannot tell is -."
+)
 WORDS = (0, -1)
 INTERSPERSED = True
 
 _EVERY_MS = 2000
+_AT_ONCE_S = 0.5
 _HOME = "\x1b[H\x1b[J"
 
 
 def run(options: Options, words: list[str]) -> int:
     """Print them, on a terminal again and again."""
+    used = _Used()
+    found = _all(options, words)
+    used.note(found)
+    time.sleep(_AT_ONCE_S)
     if options.json:
-        forms = [{"id": id, **_fields(stats)} for id, stats in _all(options, words)]
+        forms = [{"id": id, **used.fields(id, stats)} for id, stats in _all(options, words)]
         output.print_text(json.dumps(forms, indent=2) + "\n")
         return 0
     if options.no_stream or not os.isatty(1):
-        output.print_table(_rows(_all(options, words)))
+        output.print_table(_rows(_all(options, words), used))
         return 0
     while True:
+        found = _all(options, words)
         output.print_text(_HOME)
-        output.print_table(_rows(_all(options, words)))
+        output.print_table(_rows(found, used))
+        used.note(found)
         select.select([], [], [], _EVERY_MS / 1000)
 
 
@@ -65,15 +76,36 @@ def _one(root: str, name: str) -> tuple[str, Stats]:
         return sandbox.name, sandbox.stats()
 
 
-def _fields(stats: Stats) -> dict[str, Any]:
-    return {name: getattr(stats, name) for name in ("cpu_s", "memory_mib", "peak_memory_mib", "processes")}
+class _Used:
+    """The CPU time that each had used when it was last noted, and when that was."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, float]] = {}
+
+    def note(self, found: list[tuple[str, Stats]]) -> None:
+        """Remember it."""
+        now = time.monotonic()
+        self._before = {id: (now, stats.cpu_s) for id, stats in found if stats.cpu_s is not None}
+
+    def fields(self, id: str, stats: Stats) -> dict[str, Any]:
+        """What is told of one."""
+        percent = None
+        if id in self._before and stats.cpu_s is not None:
+            at, used_s = self._before[id]
+            percent = round(100 * max(0.0, stats.cpu_s - used_s) / (time.monotonic() - at), 1)
+        names = ("memory_mib", "peak_memory_mib", "processes")
+        return {
+            "cpu_percent": percent,
+            "cpu_s": stats.cpu_s,
+            **{name: getattr(stats, name) for name in names},
+        }
 
 
-def _rows(found: list[tuple[str, Stats]]) -> list[list[str]]:
-    rows = [["ID", "CPU S", "MEMORY MIB", "PEAK MIB", "PROCESSES"]]
+def _rows(found: list[tuple[str, Stats]], used: _Used) -> list[list[str]]:
+    rows = [["ID", "CPU %", "CPU S", "MEMORY MIB", "PEAK MIB", "PROCESSES"]]
     for id, stats in found:
         row = [id]
-        for value in _fields(stats).values():
+        for value in used.fields(id, stats).values():
             row.append("-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value))
         rows.append(row)
     return rows
