@@ -48,6 +48,7 @@ def test_a_pods_log_is_the_kubelets_newest(tmp_path, monkeypatch, uid, there):
         "root": {"path": "rootfs"},
         "annotations": annotations,
     }
+    (tmp_path / "rootfs").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(spec))
     log = engine_logs.find("/run/x/box", str(tmp_path), "k8s.io")
     assert (log is not None) == there
