@@ -16,17 +16,32 @@ from vm.test_podman_volumes import PYTHON
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
 
 LONG_S = 900.0
-#: PATH TIMES HOW: adds one TIMES times, under a lock; says done
+#: these say `ready` and wait for a line, so that they run at once however long a start takes, and pause now
+#: and then, or the fast ones would be done before the slow ones come in between: those try every 0.1 s
+BEGIN = """
+import sys, time
+path, times = sys.argv[1], int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+def turns():
+    for turn in range(times):
+        if turn % max(1, min(100, times // 10)) == 0:
+            time.sleep(0.1)
+        yield turn
+"""
+#: PATH TIMES HOW: adds one TIMES times, under a lock; says `done` and how often others had come between
 COUNT = """
-import fcntl, os, sys
-path, times, lock = sys.argv[1], int(sys.argv[2]), getattr(fcntl, sys.argv[3])
-for _ in range(times):
+import fcntl, os
+lock, met, last = getattr(fcntl, sys.argv[3]), 0, None
+for _ in turns():
     fd = os.open(path, os.O_RDWR)
     lock(fd, fcntl.LOCK_EX)
     value = int(os.pread(fd, 100, 0)) + 1
     os.pwrite(fd, b"%d" % value, 0)
     os.close(fd)
-print("done")
+    met += last not in (None, value - 1)
+    last = value
+print("done", met)
 """
 #: PATH TIMES: adds one TIMES times, in a transaction each; says how often, and what else the database says.
 #: Nothing is flushed to the disk: that is for a host that loses power, and took most of the test's time
@@ -45,24 +60,34 @@ try:
 except sqlite3.OperationalError as error:
     print(count, error)
 """
+#: `ofd`: a lock of the open file description, see fcntl(2)
+LOCK = """
+import errno, fcntl, struct, sys
+def lock(file, how, wait):
+    if how == "ofd":
+        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        fcntl.fcntl(file, command, struct.pack("=hhxxxxqqixxxx", fcntl.F_WRLCK, 0, 0, 0, 0))
+    else:
+        getattr(fcntl, how)(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+"""
 #: PATH HOW: holds a lock until its input ends
-HOLD = """
-import fcntl, sys
+HOLD = f"""{LOCK}
 file = open(sys.argv[1], "r+")
-getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX)
+lock(file, sys.argv[2], True)
 print("held", flush=True)
 sys.stdin.read()
 """
 #: PATH HOW: tries for a lock, says got it or the errno's name
-TRY = """
-import errno, fcntl, sys
+TRY = f"""{LOCK}
 file = open(sys.argv[1], "r+")
 try:
-    getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock(file, sys.argv[2], False)
     print("got it")
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
+#: how a container locks -> what of the host's is in its way
+ON_HOST = {"flock": "flock", "lockf": "lockf", "ofd": "lockf"}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +131,7 @@ def on_host(program: str, *words: object) -> subprocess.Popen[bytes]:
 def is_free(path: Path, how: str) -> bool:
     with open(path, "r+") as opened:
         try:
-            getattr(fcntl, how)(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            getattr(fcntl, ON_HOST[how])(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
@@ -114,11 +139,11 @@ def is_free(path: Path, how: str) -> bool:
 
 def becomes_free(path: Path, how: str) -> bool:
     """A lock of a process that has ended is given back in a moment: who waits for it gets it."""
-    program = f"import fcntl, sys; fcntl.{how}(open(sys.argv[1], 'r+'), fcntl.LOCK_EX)"
+    program = f"import fcntl, sys; fcntl.{ON_HOST[how]}(open(sys.argv[1], 'r+'), fcntl.LOCK_EX)"
     return subprocess.run([sys.executable, "-ISc", program, path], timeout=60, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("how", ["flock", "lockf"])
+@pytest.mark.parametrize("how", ON_HOST)
 def test_what_one_container_has_locked_neither_the_host_nor_another_gets(podman, boxes, file, how):
     with run(podman, boxes[0], HOLD, "/l/f", how, start=True) as holder:
         read_until(holder.stdout, b"held")
@@ -131,10 +156,10 @@ def test_what_one_container_has_locked_neither_the_host_nor_another_gets(podman,
     assert run(podman, boxes[1], TRY, "/l/f", how) == "got it"
 
 
-@pytest.mark.parametrize("how", ["flock", "lockf"])
+@pytest.mark.parametrize("how", ON_HOST)
 def test_what_the_host_has_locked_no_container_gets_and_who_waits_gets_it_then(podman, boxes, file, how):
     with open(file, "r+") as opened:
-        getattr(fcntl, how)(opened, fcntl.LOCK_EX)
+        getattr(fcntl, ON_HOST[how])(opened, fcntl.LOCK_EX)
         assert run(podman, boxes[0], TRY, "/l/f", how) == "EAGAIN"
         with run(podman, boxes[0], HOLD, "/l/f", how, start=True) as waiting:
             # while it waits, the share serves everybody, the lock's file included
@@ -209,20 +234,37 @@ else:
     assert becomes_free(moved, "flock")
 
 
-def counted(podman, boxes, program: str, path: Path, of_box: int, of_host: int, *words: str) -> list[str]:
-    """Run `program` in both containers and on the host at once; what each says."""
+def together(runs: list[subprocess.Popen[bytes]]) -> list[list[str]]:
+    """Let programs that begin with BEGIN go at once; the words that each says at its end."""
+    for one in runs:
+        read_until(one.stdout, b"ready\n")
+    for one in runs:
+        one.stdin.write(b"go\n")
+        one.stdin.flush()
+    return [one.communicate(timeout=LONG_S)[0].decode().split() for one in runs]
+
+
+def said_by(runs: list[subprocess.Popen[bytes]]) -> list[str]:
+    """What each says to its end."""
+    return [one.communicate(timeout=LONG_S)[0].decode().strip() for one in runs]
+
+
+def counted(podman, boxes, program: str, path: Path, of_box: int, of_host: int, *words: str):
+    """Run `program` in both containers and on the host."""
     runs = [run(podman, box, program, f"/l/{path.name}", of_box, *words, start=True) for box in boxes]
     if of_host:
         runs.append(on_host(program, path, of_host, *words))
-    return [one.communicate(timeout=LONG_S)[0].decode().strip() for one in runs]
+    return runs
 
 
 @pytest.mark.parametrize("how", ["flock", "lockf"])
 def test_increments_of_two_containers_and_the_host_are_all_there(podman, boxes, volume, how):
     counter = volume / f"counter-{how}"
     counter.write_text("0")
-    assert counted(podman, boxes, COUNT, counter, 100, 4800, how) == ["done"] * 3
+    said = together(counted(podman, boxes, BEGIN + COUNT, counter, 50, 4900, how))
+    assert [done for done, _ in said] == ["done"] * 3
     assert int(counter.read_text()) == 5000
+    assert all(int(met) for _, met in said)
 
 
 def database(path: Path, mode: str) -> Path:
@@ -245,7 +287,7 @@ def value_of(path: Path) -> int:
 
 def test_a_database_with_a_rollback_journal_loses_nothing(podman, boxes, volume):
     base = database(volume / "rollback.db", "delete")
-    assert counted(podman, boxes, ADD, base, 100, 9800) == ["100", "100", "9800"]
+    assert said_by(counted(podman, boxes, ADD, base, 100, 9800)) == ["100", "100", "9800"]
     assert value_of(base) == 10_000
 
 
@@ -257,7 +299,7 @@ def test_a_database_with_a_write_ahead_log_is_one_kernels_at_a_time_and_loses_no
     refused = run(podman, boxes[0], short, "/l/wal.db", 1)
     assert refused in ("0 database is locked", "0 locking protocol")
     kept.close()
-    said = counted(podman, boxes, ADD, base, 50, 0)  # who comes second waits, or is told as above
+    said = said_by(counted(podman, boxes, ADD, base, 50, 0))  # who comes second waits, or is told as above
     done = sum(int(words.split()[0]) for words in said)
     assert "50" in said
     assert value_of(base) == done
