@@ -70,13 +70,15 @@ class Jail(Record):
     """What a helper keeps.
 
     `calls` are the system calls that it may make. `writes`, unless it is None, are paths in its root: where
-    the kernel has Landlock, it opens nothing else to write, and makes and removes nothing.
+    the kernel has Landlock, it opens nothing else to write, and makes and removes nothing, but sockets of its
+    own in the directories `sockets`.
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
     names below /proc that stay visible (`self/fd`). `keep_fds` keep their numbers, 3 or above; `log_fd`
-    becomes stdout and stderr. `limits`, beside those that all have, are (resource, value) pairs, lowered if
-    higher. `cgroups` are descriptors of `cgroup.procs` files to join.
+    becomes stdout and stderr. `network` is a descriptor of the network namespace to be in, -1: a new one, if
+    `namespaces` has `net`. `heeds` are signals that it uses itself. `limits`, beside those that all have, are
+    (resource, value) pairs, lowered if higher. `cgroups` are descriptors of `cgroup.procs` files to join.
     """
 
     name: str
@@ -93,9 +95,12 @@ class Jail(Record):
     owned_devices: tuple[str, ...] = ()
     proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
+    network: int = -1
+    heeds: tuple[int, ...] = ()
     cgroups: tuple[int, ...] = ()
     limits: tuple[tuple[int, int], ...] = ()
     writes: tuple[str, ...] | None = None
+    sockets: tuple[str, ...] = ()
 
 
 class UidLease:
@@ -176,7 +181,9 @@ def start(argv: Sequence[str], jail: Jail) -> spawn.Child:
         return _confine(argv, jail, talk)
 
     separate = rights.root and "pid" in jail.namespaces
-    return spawn.start(jail.name, argv, enter, pid_namespace=separate, deaf=True, attend=_attend)
+    return spawn.start(
+        jail.name, argv, enter, pid_namespace=separate, deaf=True, heeds=jail.heeds, attend=_attend
+    )
 
 
 class _Rights:
@@ -216,6 +223,9 @@ def _enter(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
     if rights.root:
         talk.step = "create namespaces"
         process.unshare(flags)
+    if jail.network >= 0:
+        talk.step = "join the network namespace"
+        process.setns(jail.network, process.CLONE_NEWNET)
     talk.step = "make the mounts private"
     mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
     talk.step = "build the root"
@@ -326,7 +336,7 @@ def _confine(argv: Sequence[str], jail: Jail, talk: spawn.Conversation) -> Calla
     """Load the filters; what is returned becomes the program, which none of its successors can."""
     if jail.writes is not None:
         talk.step = "give up files (Landlock)"
-        landlock.restrict(jail.writes)
+        landlock.restrict(jail.writes, jail.sockets)
     talk.step = "load the system call filter"
     execution = process.Execution(argv)
     program = allowlist.program(jail.calls, execution.addresses)

@@ -41,6 +41,9 @@ class VmSpec(Record):
     `accelerator` is `kvm` or `tcg`. `kernel`, `initrd` (empty: none) and `memory` are paths on the host, the
     last a file that is the guest's memory (empty: anonymous). `carries_share`: the share is part of what is
     saved, so that it is there from the start in a restored VM too; else such a VM has its shares plugged.
+    `mapped_memory`: an open file that is a saved VM's memory, which this one maps and does not change; -1:
+    none, `memory` is filled with it. `directory`: where the VMM's driver may have what it needs of the
+    host's file system; its parent is the VM's own.
     """
 
     name: str
@@ -55,6 +58,8 @@ class VmSpec(Record):
     nics: tuple[Nic, ...] = ()
     memory: str = ""
     carries_share: bool = False
+    mapped_memory: int = -1
+    directory: str = ""
 
 
 class Confinement(Record):
@@ -69,25 +74,31 @@ class Features(Record):
     """What a VMM can do, as data for `sandbox/plan.py`: an impossible wish is refused before a VM starts.
 
     `label` is its name for people. `wall`: it keeps a container from the host's kernel. `kernel`: it boots a
-    guest image. `virtiofs`: it shares files through a virtiofsd; `tree`: it takes the shared tree itself.
-    `nic`: its VMs have a network. `slot_bytes`: the largest image that a disk slot takes, 0: it has no slots.
-    `snapshot`: it saves and restores a VM; `templates`: one that was saved empty is worth starting from.
-    `share_in_template`: it may save a VM with its share plugged; a version that cannot says so when told to.
-    `balloon`: it can take memory from a guest.
+    guest image; `emulates`: without KVM too. `virtiofs`: it shares files through a virtiofsd; `tree`: it
+    takes the shared tree itself. `nic`: its VMs have a network; `stream_nic`: one behind a stream socket
+    too, which passt serves; `hotplug_nic`: further NICs come while it runs. `slot_bytes`: the largest image
+    that a disk slot takes, 0: it has no slots. `snapshot`: it saves and restores a VM with its container;
+    `templates`: one that was saved empty is worth starting from. `maps_memory`: a template's memory file is
+    mapped by each VM, which has copies of what it changes alone; else it is copied. `share_in_template`: it
+    may save a VM with its share plugged; a version that cannot says so when told to. `balloon`: it can take
+    memory from a guest.
     """
 
     name: str
     label: str
     wall: bool
     kernel: bool
+    emulates: bool
     virtiofs: bool
     tree: bool
     share_in_template: bool
     nic: bool
+    stream_nic: bool
     hotplug_nic: bool
     slot_bytes: int
     snapshot: bool
     templates: bool
+    maps_memory: bool
     balloon: bool
 
 

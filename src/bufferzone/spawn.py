@@ -163,21 +163,24 @@ def start(
     *,
     pid_namespace: bool = False,
     deaf: bool = False,
+    heeds: tuple[int, ...] = (),
     attend: Callable[[str, int], None] | None = None,
 ) -> Child:
     """Start `argv` (argv[0] is the absolute path as the child sees it after `enter`) with an empty
     environment.
 
     `enter` runs in the child and confines it; what it returns is called in place of execve(2). `deaf`:
-    signals that would end it stay pending; what starts it kills it. `attend(topic, pid)` runs here when the
-    child asks for something. Raises HostError naming the step that failed; then nothing is left running.
+    signals that would end it stay pending, but for those that it `heeds`; what starts it kills it.
+    `attend(topic, pid)` runs here when the child asks for something. Raises HostError naming the step that
+    failed; then nothing is left running.
     """
     to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     pid = _fork_into(pid_namespace)
     if pid == 0:
         os.close(to_child[1])
         os.close(to_parent[0])
-        _become(argv, enter, Conversation(to_child[0], to_parent[1]), ENDING if deaf else ())
+        blocked = [number for number in ENDING if number not in heeds] if deaf else []
+        _become(argv, enter, Conversation(to_child[0], to_parent[1]), blocked)
     os.close(to_child[0])
     os.close(to_parent[1])
     child = Child(name, pid, os.pidfd_open(pid))

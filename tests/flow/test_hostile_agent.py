@@ -47,13 +47,13 @@ def later(work):
 
 real = server.Server.__init__
 
-def init(self, loop, fd, handle, *, persistent):
+def init(self, loop, fd, handle, **how):
     def odd(method, request, reply):
         if method == "Start":
             runs.append(True)
         found = trick(method, request, reply) if runs else OURS
         return handle(method, request, reply) if found is OURS else found
-    real(self, loop, fd, odd, persistent=persistent)
+    real(self, loop, fd, odd, **how)
 
 server.Server.__init__ = init
 hosted.main()

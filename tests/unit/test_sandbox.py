@@ -99,7 +99,8 @@ def test_a_vmm_that_does_not_come_up_has_the_time_of_a_boot_and_is_told_as_such(
         raise VmmError(f"did not answer within {timeout_s} s during: start QEMU", code="vm-timeout")
 
     reader, writer = os.pipe()
-    made._vmm = SimpleNamespace(greet=greet, fileno=lambda: reader)
+    made._vmm = SimpleNamespace(fileno=lambda: reader)
+    made.vm.greet = greet
     made.vm.awake = False
     made._come_up()
     os.close(reader)

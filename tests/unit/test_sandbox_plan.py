@@ -317,24 +317,29 @@ QEMU = drivers.find("qemu").FEATURES
 @pytest.mark.parametrize(
     ("lacking", "settings", "asked", "problem"),
     [
-        ({"virtiofs": False}, {}, {"shares": True}, "QEMU cannot share files"),
+        (
+            {"virtiofs": False},
+            {},
+            {"shared": ("/srv/data",)},
+            "cannot share files of the host with a VM: /srv/data",
+        ),
         ({"slot_bytes": 0}, {"rootfs": "block"}, {}, "QEMU has no slot for the image"),
         ({"snapshot": False}, {}, {"restored": True}, "QEMU cannot restore a VM"),
     ],
 )
 def test_a_wish_that_the_vmm_cannot_follow_is_refused_and_one_that_nobody_has_is_not(
-    lacking: dict[str, Any], settings: dict[str, Any], asked: dict[str, bool], problem: str
+    lacking: dict[str, Any], settings: dict[str, Any], asked: dict[str, Any], problem: str
 ) -> None:
-    wishes = {"shares": False, "restored": False, **asked}
+    wishes = {"shared": (), "restored": False, **asked}
     with pytest.raises(HostError, match=problem) as caught:
         plan.within_features(Settings(**settings), replace(QEMU, **lacking), **wishes)
     assert caught.value.code == "vmm-feature"
     plan.within_features(Settings(**settings), QEMU, **wishes)
-    plan.within_features(Settings(), replace(QEMU, **lacking), shares=False, restored=False)
+    plan.within_features(Settings(), replace(QEMU, **lacking), shared=(), restored=False)
 
 
 def test_a_vmm_that_gains_nothing_by_templates_starts_without_them() -> None:
     settings = Settings()
-    kept = plan.within_features(settings, QEMU, shares=True, restored=False)
-    cold = plan.within_features(settings, replace(QEMU, templates=False), shares=True, restored=False)
+    kept = plan.within_features(settings, QEMU, shared=("/b",), restored=False)
+    cold = plan.within_features(settings, replace(QEMU, templates=False), shared=("/b",), restored=False)
     assert (kept.templates, cold.templates) == (True, False)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 
 from bufferzone.container.loop import report, warn
+from bufferzone.guest import vsock
 from bufferzone.guest.agent import Agent
 from bufferzone.guest.boot import CGROUP_ROOT, Phases, boot
 from bufferzone.linux import process as lp
 
-POWER_OFF = 0x4321FEDC
+POWER_OFF, RESTART = 0x4321FEDC, 0x01234567
 
 
 def main() -> None:
@@ -21,12 +22,14 @@ def main() -> None:
     try:
         fd = boot(phases)
         lp.set_dumpable(False)
-        Agent(fd, os.path.join(CGROUP_ROOT, "bufferzone"), phases.rows).serve()
+        reconnect = vsock.connect if vsock.is_chosen() else None
+        Agent(fd, os.path.join(CGROUP_ROOT, "bufferzone"), phases.rows, reconnect=reconnect).serve()
     except BaseException as error:
         _last_words(error)
     finally:
         os.sync()
-        lp.reboot(POWER_OFF)
+        # Firecracker has no power to switch off: a reset is its end
+        lp.reboot(RESTART if vsock.is_chosen() else POWER_OFF)
 
 
 def _last_words(error: BaseException) -> None:

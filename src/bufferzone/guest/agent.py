@@ -40,17 +40,25 @@ _MIN_ENTROPY = 32
 
 class Agent:
     """Serves `fd` until `Shutdown`, or until end of file where it is not `persistent`: in a VM that is the
-    host's pause.
+    host's pause, or the time to `reconnect`.
     """
 
-    def __init__(self, fd: int, cgroup_root: str, phases: Phases, *, persistent: bool = True) -> None:
+    def __init__(
+        self,
+        fd: int,
+        cgroup_root: str,
+        phases: Phases,
+        *,
+        persistent: bool = True,
+        reconnect: Callable[[], int] | None = None,
+    ) -> None:
         self._phases = phases
         self._loop = Loop(self._reap)
         self._containers = Containers(self._loop, cgroup_root, self._oom)
         self._oom_reply: Reply | None = None
         self._oom_ids: list[str] = []
         self._handlers = self._table()
-        self._server = Server(self._loop, fd, self.handle, persistent=persistent)
+        self._server = Server(self._loop, fd, self.handle, persistent=persistent, reconnect=reconnect)
 
     @property
     def methods(self) -> tuple[str, ...]:

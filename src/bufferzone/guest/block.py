@@ -51,7 +51,7 @@ def _find_root_disk() -> str:
     name = find_disk(wire.ROOT_DISK)
     if not name:
         modprobe("virtio_blk")
-        name = find_disk(wire.ROOT_DISK)
+        name = find_disk(wire.ROOT_DISK) or _only_disk()
     if not name:
         raise GuestError(f"no disk with the serial number {wire.ROOT_DISK}", code="no-disk")
     return f"/dev/{name}"
@@ -64,6 +64,15 @@ def find_disk(serial: str) -> str:
     except FileNotFoundError:
         return ""
     return next((name for name in names if read(f"{_BLOCKS}/{name}/serial").strip() == serial), "")
+
+
+def _only_disk() -> str:
+    """The name in /dev of the one virtio disk: a VMM may have serial numbers of its own (Firecracker)."""
+    try:
+        names = [name for name in os.listdir(_BLOCKS) if name.startswith("vd")]
+    except FileNotFoundError:
+        return ""
+    return names[0] if len(names) == 1 else ""
 
 
 def put_file(request: WriteFileRequest) -> None:

@@ -14,7 +14,7 @@ import time
 from bufferzone.container.cgroup import enable_controllers, read
 from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError
-from bufferzone.guest import nic
+from bufferzone.guest import nic, vsock
 from bufferzone.linux import interface
 from bufferzone.linux import mount as lm
 from bufferzone.linux import process as lp
@@ -59,8 +59,8 @@ class Phases:
 
 
 def boot(phases: Phases) -> int:
-    """Bring the guest up and return the open agent port; raises `GuestError` or OSError when that is
-    impossible.
+    """Bring the guest up and return the agent's channel, open: a port, or a vsock where the VMM has no ports;
+    raises `GuestError` or OSError when that is impossible.
     """
     os.umask(0o022)
     os.environ.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -70,6 +70,8 @@ def boot(phases: Phases) -> int:
     open_stdio()
     phases.done("mounts")
     load_modules()
+    if vsock.is_chosen():
+        vsock.load()
     nic.release_all()
     phases.done("modules")
     enable_controllers(CGROUP_ROOT)
@@ -78,7 +80,7 @@ def boot(phases: Phases) -> int:
     except OSError as error:
         warn(f"lo: {error.strerror}")
     phases.done("system")
-    fd = open_port()
+    fd = vsock.connect() if vsock.is_chosen() else open_port()
     phases.done("port")
     return fd
 

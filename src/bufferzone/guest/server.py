@@ -8,6 +8,7 @@ poll says HUP for as long as the host side is not connected, hence edge-triggere
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 BACKLOG = 1 << 20
 READ_SIZE = 1 << 20
 _READ = select.EPOLLIN | select.EPOLLET
+#: of a connection that has ended; a vsock that was reset says that it is not connected
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _AT_ONCE = 32 << 10  # more than the port takes in one write(2)
 
 
@@ -71,7 +74,7 @@ class Reply:
 
 class Server:
     """Requests from `fd` to `handle(method, request, reply)`; replies back. `persistent`: end of file is a
-    pause.
+    pause; or the connection is made anew by `reconnect`, whose descriptor takes the place of `fd`.
 
     `handle` returns the response, or None when it keeps the reply for later; what it raises is sent as the
     error.
@@ -84,8 +87,10 @@ class Server:
         handle: Callable[[str, Message, Reply], Message | None],
         *,
         persistent: bool,
+        reconnect: Callable[[], int] | None = None,
     ) -> None:
         self._loop, self._fd, self._handle, self._persistent = loop, fd, handle, persistent
+        self._reconnect = reconnect
         self._reader = ttrpc.FrameReader()
         self._queue: list[memoryview] = []
         self._queued = 0
@@ -94,8 +99,7 @@ class Server:
         self._later: list[bytes] = []  # replies given while held
         self._receiving = self._stuck = False
         self._finished: Callable[[], None] | None = None
-        os.set_blocking(fd, False)
-        loop.watch(fd, _READ, self._ready)
+        self._watch()
         loop.before_waiting = self.flush
 
     def send(self, session: int, frame: bytes) -> None:
@@ -166,7 +170,9 @@ class Server:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
             return False
-        except ConnectionResetError:
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise
             data = b""
         if not data:
             self._disconnected()
@@ -214,7 +220,9 @@ class Server:
                 self._loop.watch(self._fd, _READ | select.EPOLLOUT, self._ready)
                 self._stuck = True
                 break
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError as error:
+                if error.errno not in _LOST:
+                    raise
                 self._disconnected()
                 break
             self._queued -= count
@@ -231,12 +239,24 @@ class Server:
             self._receive()
 
     def _disconnected(self) -> None:
-        """Forget the connection: half frames, unsent replies. What runs in the VM goes on."""
-        self.session += 1
+        """Forget the connection: half frames, unsent replies. What runs in the VM goes on.
+
+        One that is held goes on with the next connection, where the same host may release it.
+        """
+        self.session += not self.held
         self._reader = ttrpc.FrameReader()
         self._queue.clear()
         self._queued = 0
         self._stuck = False
-        if not self._persistent:
+        if self._reconnect is not None:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = self._reconnect()
+            self._watch()
+        elif not self._persistent:
             self._loop.unwatch(self._fd)
             self._loop.running = False
+
+    def _watch(self) -> None:
+        os.set_blocking(self._fd, False)
+        self._loop.watch(self._fd, _READ, self._ready)

@@ -33,6 +33,7 @@ OPTIONAL_MODULES = (
     "virtio_rng",
     "overlay",
     "erofs",
+    "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "tun",
     "veth",

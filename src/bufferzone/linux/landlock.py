@@ -21,7 +21,7 @@ _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH = 1
 _WRITE_FILE, _REFER, _TRUNCATE = 1 << 1, 1 << 13, 1 << 14
 #: REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM
-_CHANGE = 0x1FF0
+_CHANGE, _MAKE_SOCKET = 0x1FF0, 1 << 9
 _TCP = 0b11  # bind, connect
 _SCOPES = 0b11  # abstract UNIX sockets and signals of others
 
@@ -36,8 +36,9 @@ def version() -> int:
         raise
 
 
-def restrict(writable: Sequence[str]) -> int:
-    """No file is written but at or below `writable`, none is made or removed, no TCP port taken or reached,
+def restrict(writable: Sequence[str], sockets: Sequence[str] = ()) -> int:
+    """No file is written but at or below `writable`, none is made (but UNIX sockets in the directories
+    `sockets`, which have to be writable too) or removed, no TCP port taken or reached,
     nobody outside signalled or found by an abstract name. What is open stays as it is. For this thread and
     what it becomes, for good; needs no_new_privs. Returns the version. Raises OSError.
     """
@@ -52,7 +53,8 @@ def restrict(writable: Sequence[str]) -> int:
         for path in writable:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
-                rule = struct.pack("=Qi", files & (_WRITE_FILE | _TRUNCATE), fd)
+                allowed = _WRITE_FILE | _TRUNCATE | (_MAKE_SOCKET if path in sockets else 0)
+                rule = struct.pack("=Qi", files & allowed, fd)
                 syscall(_ADD, "landlock_add_rule", ruleset, _PATH_BENEATH, rule, 0, path=path)
             finally:
                 os.close(fd)

@@ -68,6 +68,7 @@ def _make(node: Node) -> None:
     Where mknod(2) is refused (in a user namespace) the host's node is bound instead.
     """
     path = f"dev/{node.name}"
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, node.number)
     except PermissionError:

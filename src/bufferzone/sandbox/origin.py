@@ -43,11 +43,12 @@ class NewVm:
 
     def __init__(self, spec: Spec, settings: Settings, log: Callable[[str], None]) -> None:
         settings = rootdisk.choose(settings, spec)
-        self.shares = settings.rootfs != "block" or sources.needs_share(spec)
+        shared = sources.shared(spec) if settings.rootfs == "block" else (spec.rootfs,)
+        self.shares = bool(shared)
         self._features = drivers.find(settings.vmm).FEATURES
         if not self._features.wall:
             log(f"wall: {NO_WALL}")
-        self.settings = plan.within_features(settings, self._features, shares=self.shares, restored=False)
+        self.settings = plan.within_features(settings, self._features, shared=shared, restored=False)
         self.passt = user_network.is_wanted(spec.raw, settings)
         self._spec, self._log = spec, log
 
@@ -81,7 +82,8 @@ class PlannedVm:
         kind = "cold" if vm is None else "warm"
         if vm is None and self.shape.image.directory:
             store.verify(self.shape.image)  # a template was made of one that was
-        vm = vm or launcher.boot(stack, in_file=self.shape.block)  # a file can be saved
+        can_be_saved = self.shape.block and drivers.find(self.shape.vmm).FEATURES.snapshot
+        vm = vm or launcher.boot(stack, in_file=can_be_saved)
         self._warm.let_go()
         return vm, Start(kind=kind, settings=self._settings, came_up=self._warm.boot_ended)
 
@@ -108,10 +110,11 @@ class RestoredVm:
     ) -> None:
         if checkpoint.shape.user_network:
             raise HostError("a checkpoint of a VM behind passt cannot be restored", code="passt")
-        self.shares = sources.needs_share(spec)
+        shared = sources.shared(spec)
+        self.shares = bool(shared)
         features = drivers.find(settings.vmm).FEATURES
         settings = rootdisk.choose(settings, spec)
-        self.settings = plan.within_features(settings, features, shares=self.shares, restored=True)
+        self.settings = plan.within_features(settings, features, shared=shared, restored=True)
         self._checkpoint, self._spec, self._log = checkpoint, spec, log
 
     def park(self) -> Tap | None:

@@ -70,13 +70,16 @@ class ContainerPlan(Record):
     terminal: bool
 
 
-def within_features(settings: Settings, features: Features, *, shares: bool, restored: bool) -> Settings:
+def within_features(
+    settings: Settings, features: Features, *, shared: tuple[str, ...], restored: bool
+) -> Settings:
     """The settings as far as the VMM can follow them; raises `HostError` `vmm-feature` for what it must and
-    cannot. `shares`: something of the host is shared with the guest; `restored`: the VM is a checkpoint's.
+    cannot. `shared` are paths of the host that the guest shares; `restored`: the VM is a checkpoint's.
     """
     lacking, hint = "", "another VMM"
-    if shares and not (features.virtiofs or features.tree):
-        lacking, hint = "cannot share files of the host with a VM", "rootfs = block, and no volumes"
+    if shared and not (features.virtiofs or features.tree):
+        lacking = f"cannot share files of the host with a VM: {shared[0]}"
+        hint = "rootfs = block and no volumes, or vmm = qemu"
     elif settings.rootfs == "block" and not features.slot_bytes:
         lacking = "has no slot for the image of a root file system"
     elif restored and not features.snapshot:

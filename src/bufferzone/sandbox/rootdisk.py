@@ -66,9 +66,19 @@ class RootDisk:
 
 
 def choose(settings: Settings, spec: Spec) -> Settings:
-    """The settings with `rootfs` decided: an image file means block, a pod's sandbox keeps sharing, since its
-    further containers would need a disk each, and the machine has one.
+    """The settings with `rootfs` decided: an image file means block, and so does a VMM that shares nothing; a
+    pod's sandbox keeps sharing, since its further containers would need a disk each, and the machine has one.
     """
+    features = drivers.find(settings.vmm).FEATURES
+    if not (features.virtiofs or features.tree):
+        if cri.is_pod(spec.pod):
+            raise HostError(
+                f"{features.label} cannot share a pod's root file systems, and its VMs have one disk",
+                hint="vmm = qemu",
+                code="vmm-feature",
+            )
+        if spec.annotations.get("bufferzone.rootfs") != "virtiofs":
+            settings = settings.with_values(rootfs="block")
     if settings.rootfs_image and settings.rootfs != "block":
         settings = settings.with_values(rootfs="block")
     if settings.rootfs == "block" and cri.is_pod(spec.pod):

@@ -137,7 +137,7 @@ class Sandbox:
                 error
                 if self._vmm_ended()
                 or self.failure
-                or error.code == "vm-timeout"  # the VMM's own is explained
+                or error.code.startswith("vm")  # the VMM's own: what it refused, or explained
                 else self._vmm.failure(self._timeline.phase, waited_s=waited)
             )
         except BufferzoneError as error:
@@ -153,7 +153,7 @@ class Sandbox:
     def _greet(self, timeout_s: float) -> agent.HelloResponse:
         """The VMM answers, and then the guest."""
         if not self.vm.awake:
-            self._vmm.greet(timeout_s)
+            self.vm.greet(timeout_s)
         begun = self.vm.greeting or begin_hello(self.agent, self.id, timeout_s)
         answer = be_greeted(self.agent, begun, timeout_s)
         if not self.vm.awake:  # else they are the template's

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _MOST_BELOW = 256
 
 
-def needs_share(spec: oci.Spec) -> bool:
-    """Whether a container whose root file system is on a disk has volumes all the same."""
-    return bool(plan_of(spec.raw, "container", spec.bundle, block=True).binds)
+def shared(spec: oci.Spec) -> tuple[str, ...]:
+    """What a container with its root file system on a disk shares with its guest all the same: volumes."""
+    return tuple(bind.source for bind in plan_of(spec.raw, "container", spec.bundle, block=True).binds)
 
 
 def plan_of(

@@ -37,8 +37,9 @@ def is_wanted(spec: dict[str, Any], settings: Settings) -> bool:
     if settings.host_network != "passt" or not host.asks_for_host_network(spec):
         return False
     features = drivers.find(settings.vmm).FEATURES
-    if not features.nic:
-        raise HostError(f"{features.label} has no network for passt", code="vmm-feature")
+    if not features.stream_nic:
+        hint = "" if not features.nic else "host_network = none, or a network of its own"
+        raise HostError(f"{features.label} has no network for passt", hint=hint, code="vmm-feature")
     return True
 
 

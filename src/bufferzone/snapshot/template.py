@@ -238,7 +238,7 @@ def _boot_once(
         vm = launcher.boot(stack, in_file=True, carries_share=carries)
         vm.watch()
         vm.agent.start()
-        vm.vmm.greet(boot_timeout_s)
+        vm.greet(boot_timeout_s)
         try:
             _prepare_and_save(vm, size, directory, boot_timeout_s, stack)
         except VmmError as error:

@@ -49,6 +49,7 @@ class Packing:
                 code="pack",
                 hint=self._child.denied or "rootfs = virtiofs",
             )
+        os.fchmod(self._fd, 0o444)  # it has no name; a VMM of another user may have to open it by one
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _why(self, status: int | None) -> str:

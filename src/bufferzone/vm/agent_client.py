@@ -115,13 +115,13 @@ class Pending:
 
 
 class AgentClient:
-    """Calls the agent over `sock`, which it owns. Thread-safe.
+    """Calls the agent over `sock`, which it owns; None: over one that comes with `attach`. Thread-safe.
 
     After the connection is lost every call, pending or new, raises the same `VmmError`.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket | None) -> None:
+        self._sock = sock or _closed()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._unsent = b""  # the rest of a frame that the guest did not take in time
@@ -130,7 +130,8 @@ class AgentClient:
         self._lost: VmmError | None = None
         self._broken: Callable[[VmmError], None] = self.lose
         self._frames = ttrpc.FrameReader()
-        self._thread = threading.Thread(target=self._read_forever, name="agent", daemon=True)
+        self._started = False
+        self._thread = self._reader()
 
     def when_broken(self, action: Callable[[VmmError], None]) -> None:
         """Call `action` with the reason when the connection breaks, in place of `lose`; it has to call
@@ -142,7 +143,20 @@ class AgentClient:
         """Start reading replies; threads come after the helpers were forked. Until then each call reads for
         itself, and there may be only one at a time. A second call changes nothing.
         """
-        if self._thread.ident is None:
+        self._started = True
+        if self._thread.ident is None and self._sock.fileno() >= 0:
+            self._thread.start()
+
+    def attach(self, sock: socket.socket | None) -> None:
+        """Go on with `sock`, which is owned now: the first connection, or another one after that broke while
+        it was `held`. The one that is there already, and None, change nothing.
+        """
+        if sock is None or sock is self._sock:
+            return
+        self._sock.close()
+        self._sock = sock
+        if self._started:
+            self._thread = self._reader()
             self._thread.start()
 
     def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float = 0) -> Reply:
@@ -289,6 +303,9 @@ class AgentClient:
         poll.register(fd, events)
         return poll
 
+    def _reader(self) -> threading.Thread:
+        return threading.Thread(target=self._read_forever, name="agent", daemon=True)
+
     def _read_forever(self) -> None:
         while self._read_once():
             pass
@@ -331,6 +348,13 @@ class AgentClient:
         if call is not None:  # else it timed out
             call.response, call.arrived_ns = response, time.time_ns()
             call.done.set()
+
+
+def _closed() -> socket.socket:
+    """In place of a connection that is not there yet: whatever is done with it fails."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.close()
+    return sock
 
 
 def _left(end: float | None) -> float | None:

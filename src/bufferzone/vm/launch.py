@@ -65,6 +65,13 @@ class RunningVm(Record):
         """In the same order, what becomes readable when one of them has ended."""
         return (self.vmm.fileno(), *((self.virtiofsd.fileno(),) if self.virtiofsd else ()))
 
+    def greet(self, timeout_s: float) -> None:
+        """Wait until the VMM can be talked to, and the channel to the agent is there; raises the explained
+        `VmmError`.
+        """
+        self.vmm.greet(timeout_s)
+        self.agent.attach(self.vmm.agent)
+
     def watch(self) -> None:
         """Start the threads that drain consoles and logs; nothing may be forked with `jail` from now on."""
         self.vmm.watch()
@@ -118,11 +125,13 @@ class VmLauncher:
     def restore(self, stack: ExitStack, saved: SavedVm) -> RunningVm:
         """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`."""
         daemon, log, shares = self._virtiofsd(stack)
-        memory, memory_fd = self._memory(stack)
-        spec = self._spec(shares, memory, carries_share=saved.carries_share)
+        mapped = saved.memory_fd if self._driver.FEATURES.maps_memory else -1
+        memory, memory_fd = self._memory(stack) if mapped < 0 else ("", -1)
+        spec = self._spec(shares, memory, carries_share=saved.carries_share, mapped_memory=mapped)
         vmm = self._vmm(stack, self._driver.restore, spec)
-        self._timeline.enter("copy memory")  # while the VMM starts
-        ram.copy(saved.memory_fd, memory_fd)
+        if mapped < 0:
+            self._timeline.enter("copy memory")  # while the VMM starts
+            ram.copy(saved.memory_fd, memory_fd)
         phase = f"load the {saved.noun}"
         self._timeline.enter(phase)
         with _watched(vmm, phase):
@@ -133,7 +142,8 @@ class VmLauncher:
             vmm.watch()
             raise vmm.failure(phase) from error
         with _watched(vmm, phase):
-            saved.check_memory(memory_fd)
+            if mapped < 0:
+                saved.check_memory(memory_fd)
             if saved.disk_fd >= 0:
                 vmm.insert_disk(ROOT_DISK, saved.disk_fd)
             for share in () if saved.carries_share else shares:
@@ -142,7 +152,9 @@ class VmLauncher:
         self._timeline.enter("wake the guest")
         return self._running(stack, vmm, daemon, log, memory_fd, awake=True)
 
-    def _spec(self, shares: tuple[Share, ...], memory: str, *, carries_share: bool) -> VmSpec:
+    def _spec(
+        self, shares: tuple[Share, ...], memory: str, *, carries_share: bool, mapped_memory: int = -1
+    ) -> VmSpec:
         return spec_of(
             self._shape,
             self._name,
@@ -150,6 +162,8 @@ class VmLauncher:
             memory=memory,
             carries_share=carries_share,
             nic_fd=self._nic_fd,
+            mapped_memory=mapped_memory,
+            directory=os.path.join(self._directory, "vmm"),
         )
 
     def _running(

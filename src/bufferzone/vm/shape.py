@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from bufferzone.errors import HostError
 from bufferzone.guestimage import current, store, template_store
 from bufferzone.linux import kvm
 from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
@@ -120,6 +121,9 @@ def _image(settings: Settings, log: Callable[[str], None]) -> ImageRef:
 
 def _accelerator(settings: Settings, directory: str, log: Callable[[str], None]) -> accelerator.Accelerator:
     """Probe and choose; what the user should know goes to the log."""
+    features = drivers.find(settings.vmm).FEATURES
+    if not features.emulates:
+        return _kvm_alone(settings, features.label, directory)
     if settings.accelerator == "tcg" and settings.kvm != "require":
         return accelerator.Accelerator(name="tcg", reason="asked for")
     probe = kvm.cached_probe(os.path.join(directory, "kvm-probe.json"))
@@ -127,6 +131,19 @@ def _accelerator(settings: Settings, directory: str, log: Callable[[str], None])
     if chosen.warning:
         log(chosen.warning)
     return chosen
+
+
+def _kvm_alone(settings: Settings, label: str, directory: str) -> accelerator.Accelerator:
+    """For a VMM that does nothing without: whatever the policy is, that is an error."""
+    reason = "accelerator = tcg asks for another"
+    if settings.accelerator != "tcg":
+        probe = kvm.cached_probe(os.path.join(directory, "kvm-probe.json"))
+        if probe.usable:
+            return accelerator.Accelerator(name="kvm")
+        reason = probe.reason
+    raise HostError(
+        f"{label} runs with KVM alone: {reason}", hint="vmm = qemu runs without", code="kvm-required"
+    )
 
 
 def spec_of(
@@ -137,9 +154,11 @@ def spec_of(
     memory: str = "",
     carries_share: bool = False,
     nic_fd: int = -1,
+    mapped_memory: int = -1,
+    directory: str = "",
 ) -> VmSpec:
     """The VM `name` of this shape; `memory` is the file that is its memory (empty: none),
-    `nic_fd` the descriptor of the NIC's tap or stream, if it has one.
+    `nic_fd` the descriptor of the NIC's tap or stream, if it has one, the rest as in `VmSpec`.
     """
     return VmSpec(
         name=name,
@@ -154,6 +173,8 @@ def spec_of(
         disks=(Disk(name=ROOT_DISK),) if shape.block else (),
         memory=memory,
         carries_share=carries_share,
+        mapped_memory=mapped_memory,
+        directory=directory,
     )
 
 

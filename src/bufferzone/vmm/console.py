@@ -51,11 +51,11 @@ class BoundedLog:
             self._size = 0
         self._size += os.pwrite(self._file_fd, data, self._size)
 
-    def tail(self, lines: int = 20) -> list[str]:
-        """The last lines as text that is safe on a terminal; over-long lines are cut to 500 characters."""
+    def tail(self, lines: int = 20, *, most: int = 500) -> list[str]:
+        """The last lines as text that is safe on a terminal; over-long lines are cut to `most` characters."""
         with self._lock:
             text = self._ring.decode("utf-8", "replace")
-        found = [printable(line.rstrip("\r")) for line in text.split("\n") if line.strip()]
+        found = [printable(line.rstrip("\r"), most) for line in text.split("\n") if line.strip()]
         return found[-lines:]
 
     def _close_file(self) -> None:

@@ -31,8 +31,10 @@ class Vmm(Protocol):
         """What it can do: its driver's `FEATURES`."""
 
     @property
-    def agent(self) -> socket.socket:
-        """The channel to the guest's agent: a connected stream socket, whoever made it; closed by `close`."""
+    def agent(self) -> socket.socket | None:
+        """The channel to the guest's agent: a connected stream socket, whoever made it; closed by `close`.
+        None where the guest has to call first: until `greet` of a VM that boots, `resume` of a loaded one.
+        """
 
     @property
     def version(self) -> str:
@@ -64,7 +66,7 @@ class Vmm(Protocol):
         """Plug one more NIC into a running VM, the `number`th after the first; the caller keeps `tap_fd`."""
 
     def resume(self) -> None:
-        """Let the guest run."""
+        """Let the guest run. `agent` may be another one then, where saving and loading end the connection."""
 
     def stop(self) -> None:
         """Let the guest stand still."""

@@ -12,6 +12,8 @@ from bufferzone.wire.proto import Empty, Message, blob, boolean, messages, sint,
 
 SERVICE = "bufferzone.agent.v1.Agent"
 PORT_NAME = "bufferzone.agent.0"  # name of the virtio-serial port
+VSOCK_PORT = 1024  # of the host, where the VMM has a vsock in its place
+CHANNEL_IS_VSOCK = "bufferzone.channel=vsock"  # the kernel argument that says so
 SHARE_TAG = "bufferzone"  # virtiofs tag of the sandbox's share
 SHARE_PATH = "/run/bufferzone/shared"  # where the guest mounts it
 ROOT_DISK = "rootfs"  # serial number of the disk with the root file system

@@ -29,14 +29,17 @@ FEATURES = Features(
     label="the host without a VM",
     wall=False,
     kernel=False,
+    emulates=True,
     virtiofs=False,
     tree=True,
     share_in_template=False,
     nic=False,
+    stream_nic=False,
     hotplug_nic=False,
     slot_bytes=_SLOT_BYTES,
     snapshot=True,
     templates=False,  # it boots as fast as it would restore one
+    maps_memory=False,
     balloon=False,
 )
 _LINES = 20

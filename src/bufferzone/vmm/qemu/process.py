@@ -27,14 +27,17 @@ FEATURES = Features(
     label="QEMU",
     wall=True,
     kernel=True,
+    emulates=True,
     virtiofs=True,
     tree=False,
     share_in_template=True,  # from 8.2 on; an older one says so to who tries
     nic=True,
+    stream_nic=True,
     hotplug_nic=True,
     slot_bytes=SLOT_BYTES,
     snapshot=True,
     templates=True,
+    maps_memory=False,  # virtiofsd maps it too: it has to be shared
     balloon=True,
 )
 #: console lines looked at for an explanation: a panic's call trace and registers come after its one line
