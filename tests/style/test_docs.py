@@ -21,12 +21,24 @@ def test_the_first_pages_are_short(name, least, most):
     assert least <= len((ROOT / name).read_text().splitlines()) <= most
 
 
+def printer(name):
+    """A script that prints a page."""
+    described = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    found = importlib.util.module_from_spec(described)
+    described.loader.exec_module(found)
+    return found
+
+
 def test_the_page_of_the_settings_is_printed_from_their_table():
-    described = importlib.util.spec_from_file_location("settings_page", ROOT / "scripts" / "settings_page.py")
-    printer = importlib.util.module_from_spec(described)
-    described.loader.exec_module(printer)
     printed = (ROOT / "docs" / "settings.md").read_text()
-    assert printed == printer.page(), "run: scripts/settings_page.py >docs/settings.md"
+    assert printed == printer("settings_page").page(), "run: scripts/settings_page.py >docs/settings.md"
+
+
+def test_the_page_of_the_library_is_printed_from_its_docstrings():
+    found = printer("api_page")
+    printed = (ROOT / "docs" / "api.md").read_text()
+    assert printed == found.page(), "run: scripts/api_page.py >docs/api.md"
+    assert {name for name in found.exports() if f"\n## {name}\n" not in printed} == set()
 
 
 def test_the_table_of_the_jails_is_written_from_the_code_that_makes_them():
