@@ -12,9 +12,11 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
 from bufferzone import jail
-from bufferzone.model import Confinement, Nic, Share, VmSpec
+from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
 from bufferzone.network import passt
+from bufferzone.record import replace
 from bufferzone.storage import erofs, virtiofs
+from bufferzone.vmm.firecracker import driver as firecracker
 from bufferzone.vmm.qemu import command_line, driver
 
 PAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "SECURITY.md")
@@ -33,6 +35,17 @@ HEAD = (
     "limits",
 )
 _PROGRAM = "/the/program"
+_SPEC = VmSpec(
+    name="name",
+    vcpus=1,
+    memory_mib=512,
+    accelerator="kvm",
+    kernel="/the/kernel",
+    initrd="/the/initrd",
+    kernel_arguments=(),
+    nics=(Nic(name="first", fd=9, mac="52:54:00:00:00:01"),),
+)
+_CONFINED = Confinement(uid=jail.UID_BASE, gid=jail.UID_BASE)
 _LIMITS = {
     number: name
     for name, number in vars(resource).items()
@@ -46,6 +59,7 @@ def jails() -> list[jail.Jail]:
     found = [
         _qemu(accelerator, restored=restored) for accelerator, restored in (("kvm", True), ("tcg", False))
     ]
+    found.append(_firecracker())
     for kind in ("c", "rust"):
         program = virtiofs.Program(kind=kind, path=_PROGRAM)
         numbers = {"tree_fd": 8, "listen_fd": 9, "log_fd": 2, "open_files": 1 << 18}
@@ -56,21 +70,15 @@ def jails() -> list[jail.Jail]:
 
 
 def _qemu(accelerator: str, *, restored: bool) -> jail.Jail:
-    spec = VmSpec(
-        name="name",
-        vcpus=1,
-        memory_mib=512,
-        accelerator=accelerator,
-        kernel="/the/kernel",
-        initrd="/the/initrd",
-        kernel_arguments=(),
-        shares=(Share(tag="share", fd=8),),
-        nics=(Nic(name="first", fd=9, mac="52:54:00:00:00:01"),),
-        memory="/the/memory" if restored else "",
-    )
+    shares, memory = (Share(tag="share", fd=8),), "/the/memory" if restored else ""
+    spec = replace(_SPEC, accelerator=accelerator, shares=shares, memory=memory)
     ends = command_line.Ends(agent=3, console=4, control=5)
-    confined = Confinement(uid=jail.UID_BASE, gid=jail.UID_BASE)
-    return driver.describe_jail(_PROGRAM, spec, confined, ends, firmware=(), log_fd=2, restored=restored)
+    return driver.describe_jail(_PROGRAM, spec, _CONFINED, ends, firmware=(), log_fd=2, restored=restored)
+
+
+def _firecracker() -> jail.Jail:
+    spec = replace(_SPEC, disks=(Disk(name="rootfs"),))
+    return firecracker.describe_jail(_PROGRAM, spec, _CONFINED, place_fd=8, network=10, log_fd=2)
 
 
 def row(made: jail.Jail) -> tuple[str, ...]:

@@ -129,6 +129,24 @@ VMM_TCG = AllowList(
     quiet=QUIET,
 )
 VMM_KVM = _list("QEMU under KVM", _VMM, **_THREADS, ioctl=(*_KVM, *one_of(1, (*_TAP, _FIONBIO, _TCGETS))))
+#: attaching to a tap by name, and its offloads
+_TAP_BY_NAME = (0x400454CA, 0x400454D0, 0x400454D8)  # TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ
+#: linked statically with musl, which makes the old calls; its own filters, one for each kind of thread, are
+#: tighter (and are loaded by itself). A vsock and an API of sockets by path: it binds, accepts and connects
+FIRECRACKER = _list(
+    "Firecracker",
+    _BASE
+    | _FILTERS
+    | _words(
+        "open stat lstat dup dup2 pipe2 eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait "
+        "timerfd_create timerfd_settime bind listen accept4 connect shutdown getsockopt setsockopt "
+        "recvfrom recvmsg sendto sendmsg preadv pwritev fsync fdatasync ftruncate mincore msync tkill "
+        "memfd_create"  # a ring of a NIC that is mapped twice
+    ),
+    **_THREADS,
+    socket=one_of(0, (1,)),  # AF_UNIX
+    ioctl=(*_KVM, *one_of(1, (*_TAP_BY_NAME, _FIONBIO, _TCGETS, _TIOCGWINSZ))),
+)
 VIRTIOFSD_C = _list(
     "virtiofsd (C)",
     _FILE_SERVER | _NUMA,
@@ -199,4 +217,4 @@ NOT_FOR_A_SHIM = _words(
 )
 
 #: which program has which
-ALL = (VMM_KVM, VMM_TCG, VIRTIOFSD_C, VIRTIOFSD_RUST, PASST, MKFS_EROFS)
+ALL = (VMM_KVM, VMM_TCG, FIRECRACKER, VIRTIOFSD_C, VIRTIOFSD_RUST, PASST, MKFS_EROFS)

@@ -43,6 +43,10 @@ def _weaker_accelerator(host: str, wanted: str) -> str:
     return f"tcg is weaker than this host's: {host}" if wanted == "tcg" != host else ""
 
 
+def _weaker_vmm(host: str, wanted: str) -> str:
+    return "host is no wall, and a settings file's alone to choose" if wanted == "host" else ""
+
+
 def _weaker_egress(host: list[str], wanted: list[str]) -> str:
     beyond = egress.beyond(wanted, host) if host else ""
     return f"{beyond} lies in none of this host's rules" if beyond else ""
@@ -123,8 +127,12 @@ TABLE: tuple[Setting, ...] = (
         "str",
         VM,
         "qemu",
-        "what runs a VM; host: nothing does, the agent runs on the host, which is no wall",
-        choices=("qemu", "host"),
+        "what runs a VM; firecracker: with KVM alone, root file systems on a disk, no volumes, its program "
+        "taken in by `bz setup --vmm`; host: nothing does, the agent runs on the host, which is no wall, and "
+        "no annotation chooses it",
+        choices=("qemu", "firecracker", "host"),
+        annotation="vmm",
+        weaker=_weaker_vmm,
     ),
     Setting("boot_timeout_s", "int", HOST, 120, "seconds a VM may take to boot", limits=(1, 3600)),
     Setting(

@@ -213,8 +213,9 @@ def test_bz_shows_what_runs_each_container(running):
     command = [str(ROOT / "bin" / "bz"), "--root", str(running.root), "ps"]
     done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     header, row = done.stdout.splitlines()
-    assert header.startswith("ID    STATUS    ACCELERATOR")
-    assert row.split()[:3] == ["one", "running", "none"]
+    assert header.startswith("ID    STATUS    VMM")
+    assert row.split()[:3] == ["one", "running", "host"]
+    assert " none " in row
 
 
 def test_bz_tells_what_it_can_do_and_refuses_the_rest(bz):

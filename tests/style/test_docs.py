@@ -29,9 +29,10 @@ def printer(name):
     return found
 
 
-def test_the_page_of_the_settings_is_printed_from_their_table():
-    printed = (ROOT / "docs" / "settings.md").read_text()
-    assert printed == printer("settings_page").page(), "run: scripts/settings_page.py >docs/settings.md"
+@pytest.mark.parametrize("name", ["settings", "vmms"])
+def test_a_page_of_tables_is_printed_from_what_the_code_has(name):
+    printed = (ROOT / "docs" / f"{name}.md").read_text()
+    assert printed == printer(f"{name}_page").page(), f"run: scripts/{name}_page.py >docs/{name}.md"
 
 
 def test_the_page_of_the_library_is_printed_from_its_docstrings():
@@ -46,7 +47,7 @@ def test_the_table_of_the_jails_is_written_from_the_code_that_makes_them():
     printer = importlib.util.module_from_spec(described)
     described.loader.exec_module(printer)
     page = (ROOT / "SECURITY.md").read_text()
-    assert len(printer.table().splitlines()) == 8
+    assert len(printer.table().splitlines()) == 9
     assert page == printer.page(page), "run: scripts/jail_table.py"
 
 

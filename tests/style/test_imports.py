@@ -23,7 +23,8 @@ LAYERS = (
         "settings_file",
     ),
     ("wire", "oci", "config", "recorder", "spawn", "systemd"),
-    ("allowlists", "jail", "state", "counters", "container"),
+    ("allowlists", "jail", "state", "container"),
+    ("vmmstore",),
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload", "audit"),
     ("snapshot",),
@@ -35,7 +36,7 @@ LAYERS = (
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 #: units of one layer that do not know each other
-INDEPENDENT = {*LAYERS[3], "sandbox", "library", "shim", "bench"}
+INDEPENDENT = {*LAYERS[4], "sandbox", "library", "shim", "bench"}
 
 #: unit -> the only units that may import it
 ONLY_IMPORTED_BY = {

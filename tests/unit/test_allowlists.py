@@ -97,11 +97,20 @@ def test_qemu_may_ask_a_tap_what_it_is_and_not_make_it_another() -> None:
         assert run(code, IOCTL, 9, 0x4090AE82) == kvm  # KVM_SET_REGS
 
 
+def test_firecracker_attaches_to_a_tap_by_name_and_changes_no_interface() -> None:
+    code = allowlist.program(allowlists.FIRECRACKER)
+    for request in (0x400454CA, 0x400454D0, 0x400454D8, 0xAE80):  # TUNSETIFF, offloads, KVM_RUN
+        assert run(code, IOCTL, 9, request) == ALLOW
+    for request in (0x400454CB, 0x400454CC, 0x401054D5, 0x800454E0, 0x8914):  # TUNSETPERSIST, SIOCSIFFLAGS
+        assert run(code, IOCTL, 9, request) == ENOSYS
+
+
 def test_only_passt_makes_sockets_and_those_of_the_internet() -> None:
     for allowed in allowlists.ALL:
         both = allowlist.program(allowed), allowlist.quiet_program(allowed)
         passed = [n for n in range(46) if all(run(code, SOCKET, n) == ALLOW for code in both)]
-        assert passed == ([2, 10, 16] if allowed is allowlists.PASST else [])
+        by_path = [1] if allowed is allowlists.FIRECRACKER else []  # its API, and the agent's channel
+        assert passed == ([2, 10, 16] if allowed is allowlists.PASST else by_path)
 
 
 def test_one_execve_goes_through_and_it_is_known_by_three_addresses() -> None:

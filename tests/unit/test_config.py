@@ -140,12 +140,21 @@ def test_an_annotation_can_make_the_kvm_policy_stricter_but_not_weaker():
         overrides.apply_annotations(strict, {"bufferzone.accelerator": "tcg"})
 
 
+def test_no_annotation_takes_the_wall_away_and_another_vmm_is_one_of_those_that_are_listed() -> None:
+    with pytest.raises(SpecError, match="not allowed on this host"):
+        overrides.apply_annotations(config.load([]), {"bufferzone.vmm": "firecracker"})
+    consenting = config.load([]).with_values(allow_annotations=["vmm"])
+    assert overrides.apply_annotations(consenting, {"bufferzone.vmm": "firecracker"}).vmm == "firecracker"
+    with pytest.raises(SpecError, match="host is no wall"):
+        overrides.apply_annotations(consenting, {"bufferzone.vmm": "host"})
+
+
 def test_what_any_image_may_set_is_harmless_or_knows_what_is_weaker():
     harmless = {"vcpus", "memory_mib"}  # bounded by annotation_vcpus and annotation_memory_mib
     harmless |= {"templates", "rootfs"}  # how it starts, and where its files lie: the wall is the same
     unchecked = {row.key for row in config.TABLE if row.open and row.weaker is None}
     assert unchecked == harmless
-    assert all(row.open for row in config.TABLE if row.weaker or row.by_request)
+    assert all(row.open for row in config.TABLE if row.by_request)
 
 
 def test_an_annotation_does_not_talk_the_host_out_of_its_hardware():

@@ -37,8 +37,8 @@ class Rules(Record):
 RULES = {
     "vmm": Rules(
         filters=2,
-        files=("/memory", "/kernel", "/initrd"),
-        writable=("/memory",),
+        files=("/memory", "/kernel", "/initrd", "/boot", "/run"),
+        writable=("/memory", "/run"),  # Firecracker and we meet in /run, a few files in memory
         devices=(_KVM, _TUN, _VHOST_NET),
     ),
     # its root is the shared tree, which it sees as / or as /tree

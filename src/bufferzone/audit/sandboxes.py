@@ -13,7 +13,13 @@ from bufferzone.errors import BufferzoneError
 from bufferzone.record import Record
 
 #: name of a program's file -> what it is in a sandbox
-_ROLES = {"qemu-system-x86_64": "vmm", "virtiofsd": "virtiofsd", "passt": "passt", "passt.avx2": "passt"}
+_ROLES = {
+    "qemu-system-x86_64": "vmm",
+    "firecracker": "vmm",
+    "virtiofsd": "virtiofsd",
+    "passt": "passt",
+    "passt.avx2": "passt",
+}
 SHIM, WAITER, HELPER = "shim", "waiter", "helper"
 
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 
-from bufferzone import counters, oci, state
+from bufferzone import oci, state
 from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
@@ -169,8 +169,6 @@ def run_sandbox(
         stand_ins.be_deaf()
     _lift_descriptor_limit()  # not before: helpers get the caller's
     rights.give_up(hooks=hooks)
-    sandbox.when_up = lambda: _count_start(sandbox)
-    sandbox.when_failed = lambda error: counters.count_failure(state.lease_root(), error.code)
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log, sandbox.recorder)
     socket_path = "" if cli else listener.getsockname()
@@ -198,10 +196,6 @@ def run_sandbox(
         stand_ins.close()
 
 
-def _count_start(sandbox: Sandbox) -> None:
-    counters.count_start(state.lease_root(), sandbox.start.kind, sandbox.phases())
-
-
 def _lift_descriptor_limit() -> None:
     """Every exec holds about ten descriptors, and a login's soft limit may be 64."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -212,13 +206,13 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     def info(peer: Peer, request: Empty) -> shim.InfoResponse:
         return shim.InfoResponse(json=json.dumps(sandbox.info()).encode())
 
-    def metrics(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
+    def counters(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
         return sandbox.agent.call("Stats", request, agent.StatsResponse)
 
     own: dict[str, Handler] = {
         "Processes": tasks.inquiries.processes,
         "Info": info,
-        "Metrics": metrics,
+        "Metrics": counters,
         "WaitOom": tasks.oom.wait,
         "Run": tasks.runs.run,
         "Result": tasks.runs.result,

@@ -34,7 +34,7 @@ WORDS = (0, 0)
 INTERSPERSED = True
 
 _ANSWER_S = 5.0
-_RECORDED = ("accelerator", "start", "guest-kernel")
+_RECORDED = ("vmm", "accelerator", "start", "guest-kernel")
 
 
 def run(options: Options, words: list[str]) -> int:
@@ -45,8 +45,10 @@ def run(options: Options, words: list[str]) -> int:
     elif options.quiet:
         output.print_text("".join(f"{form['id']}\n" for form in found))
     else:
-        shown = ("id", "status", "accelerator", "start", "guest_kernel", "egress_denied", "created")
-        rows = [["ID", "STATUS", "ACCELERATOR", "START", "GUEST KERNEL", "DENIED", "CREATED", "NAMESPACE"]]
+        shown = ("id", "status", "vmm", "accelerator", "start", "guest_kernel", "egress_denied", "created")
+        rows = [
+            ["ID", "STATUS", "VMM", "ACCELERATOR", "START", "GUEST KERNEL", "DENIED", "CREATED", "NAMESPACE"]
+        ]
         rows += [[*(form[key] or "-" for key in shown), form["namespace"] or "-"] for form in found]
         output.print_table(rows)
     return 0

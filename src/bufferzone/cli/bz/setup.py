@@ -1,12 +1,13 @@
-"""`bz setup`: build the guest image, or find that it is there."""
+"""`bz setup`: build the guest image, or find that it is there; or take in the program of a VMM."""
 
 from __future__ import annotations
 
 import time
 
-from bufferzone import config
+from bufferzone import config, vmmstore
 from bufferzone.cli import output
 from bufferzone.cli.flags import Flag
+from bufferzone.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,18 +16,23 @@ if TYPE_CHECKING:
 FLAGS = (
     Flag("guest", "NAME", "stock, the distribution's, or lean, our own; not set: what the settings say"),
     Flag("upgrade", "", "take today's packages even if nothing is missing"),
+    Flag("vmm", "NAME", "take in the program PATH of a VMM that no distribution has: firecracker"),
 )
-USAGE = "[options]"
+USAGE = "[options] | --vmm NAME PATH"
 DESCRIPTION = (
     "Takes the distribution's kernel, or its source, and Python through apt; the store keeps the result "
     "by its digest."
 )
-WORDS = (0, 0)
+WORDS = (0, 1)
 INTERSPERSED = True
 
 
 def run(options: Options, words: list[str]) -> int:
     """Build it, telling each step."""
+    if bool(options.vmm) != bool(words):
+        raise UsageError("a VMM is taken in by name and path: bz setup --vmm firecracker PATH")
+    if options.vmm:
+        return _take(options.vmm, words[0])
     from bufferzone.guestimage import current
     from bufferzone.guestimage.build import ensure_image
 
@@ -42,4 +48,13 @@ def run(options: Options, words: list[str]) -> int:
     output.print_text(f"guest image: {image.directory}\n")
     if guest != settings.guest:
         output.print_text(f'it is used where the settings say: guest = "{guest}"\n')
+    return 0
+
+
+def _take(name: str, path: str) -> int:
+    """Check a VMM's program and keep it."""
+    place, version = vmmstore.take(name, path)
+    output.print_text(f"{vmmstore.KNOWN[name].label} {version}: {place}\n")
+    if config.load().vmm != name:
+        output.print_text(f'it is used where the settings say: vmm = "{name}"\n')
     return 0

@@ -1,0 +1,120 @@
+"""Firecracker under the host's KVM: taken in, then the daily verbs, a template, an end by force.
+
+No distribution packages it: BUFFERZONE_FIRECRACKER names the program, see docs/vmms.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from bufferzone.vmm import drivers
+from host.conftest import TIMEOUT_S, podman, run
+
+PROGRAM = os.environ.get("BUFFERZONE_FIRECRACKER", "")
+pytestmark = pytest.mark.skipif(
+    not PROGRAM or not os.path.exists("/dev/kvm"), reason="needs BUFFERZONE_FIRECRACKER and /dev/kvm"
+)
+ALLOWED = Path("/etc/bufferzone/config.d/firecracker.toml")
+IN_FIRECRACKER = ("--annotation", "bufferzone.vmm=firecracker")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def taken_in():
+    run("bz", "setup", "--vmm", "firecracker", PROGRAM)
+    ALLOWED.parent.mkdir(parents=True, exist_ok=True)
+    ALLOWED.write_text('allow_annotations = ["vmm"]\n')
+    yield
+    ALLOWED.unlink()
+
+
+def start(name: str, image: str, *words: str) -> dict[str, str]:
+    """Start a container; what `state` tells of it."""
+    podman("run", "-d", "--name", name, *IN_FIRECRACKER, *words, image, "sleep", "100000")
+    state = json.loads(run("bufferzone", "state", identity(name)))
+    annotations: dict[str, str] = state["annotations"]
+    return annotations
+
+
+def identity(name: str) -> str:
+    id: str = json.loads(podman("inspect", name))[0]["Id"]
+    return id
+
+
+def vmm_of(id: str) -> int:
+    """The pid of the Firecracker of a container, which its shim recorded."""
+    rows = json.loads(Path(f"/run/bufferzone/{id}/leftovers.json").read_text())["processes"]
+    (pid,) = [pid for pid, _ in rows if Path(f"/proc/{pid}/comm").read_text() == "firecracker\n"]
+    return int(pid)
+
+
+def test_a_container_runs_takes_an_exec_and_stops(image):
+    assert podman("run", "--rm", *IN_FIRECRACKER, image, "echo", "hello") == "hello"
+    facts = start("fire", image, "--memory", "128m")
+    assert facts["bufferzone.vmm"].startswith("firecracker 1.12")
+    assert (facts["bufferzone.accelerator"], facts["bufferzone.rootfs"]) == ("kvm", "block")
+    assert podman("exec", "fire", "cat", "/proc/1/comm") == "sleep"
+    assert podman("exec", "fire", "cat", "/sys/fs/cgroup/memory.max") == str(128 << 20)
+    assert "firecracker" in run("bz", "ps")
+    podman("stop", "--time", "1", "fire")
+    podman("rm", "fire")
+
+
+@pytest.mark.skipif(not drivers.find("firecracker").FEATURES.templates, reason="it starts cold alone")
+def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(image):
+    for _ in range(5):  # its maker works in the background, while others start cold
+        if (facts := start("warm", image))["bufferzone.start"] == "warm":
+            break
+        podman("rm", "--force", "--time", "0", "warm")
+    assert facts["bufferzone.start"] == "warm"
+    assert start("other", image)["bufferzone.start"] == "warm"
+    ids = [podman("exec", name, "cat", "/proc/sys/kernel/random/boot_id") for name in ("warm", "other")]
+    assert ids[0] != ids[1]
+    now = int(podman("exec", "warm", "date", "+%s"))
+    assert abs(now - time.time()) < TIMEOUT_S
+    podman("rm", "--force", "--time", "0", "warm", "other")
+
+
+def test_a_killed_firecracker_is_told_and_leaves_nothing(image):
+    start("killed", image)
+    id = identity("killed")
+    os.kill(vmm_of(id), signal.SIGKILL)
+    podman("wait", "killed")
+    assert "was killed (SIGKILL)" in Path(f"/run/bufferzone/{id}/shim.log").read_text()
+    podman("rm", "--force", "killed")
+    assert not Path(f"/run/bufferzone/{id}").exists()
+    assert id not in Path("/proc/mounts").read_text()
+
+
+def test_a_volume_is_refused_by_its_path(image, tmp_path):
+    words = ["podman", "--runtime", "bufferzone", "run", "--rm", *IN_FIRECRACKER, "-v", f"{tmp_path}:/v"]
+    done = subprocess.run([*words, image, "true"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode != 0
+    assert f"Firecracker cannot share files of the host with a VM: {tmp_path}" in done.stderr
+
+
+def test_a_published_port_answers(image):
+    server = "echo served > /tmp/index.html; exec httpd -f -p 80 -h /tmp"
+    podman("run", "-d", "--name", "port", *IN_FIRECRACKER, "-p", "8099:80", image, "sh", "-c", server)
+    deadline = time.monotonic() + 60
+    while True:
+        done = run("python3", "-c", _FETCH)
+        if done == "served" or time.monotonic() > deadline:
+            break
+    assert done == "served"
+    podman("rm", "--force", "--time", "0", "port")
+
+
+_FETCH = """
+import urllib.request
+try:
+    print(urllib.request.urlopen("http://127.0.0.1:8099/index.html", timeout=30).read().decode())
+except OSError as error:
+    print(error)
+"""
