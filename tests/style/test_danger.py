@@ -23,6 +23,8 @@ STARTS_PROGRAMS = {
     "client/template.py": "`make` runs the shim's program, which alone boots VMs",
     "cli/bz/engine_check.py": "ctr, docker, systemctl, as a person calls them, for a container of the engine",
     "cli/bz/bench.py": "becomes the program that measures, which is above the commands",
+    "cli/bz/audit.py": "--measure becomes the program that measures, which is above the commands",
+    "cli/bz/drill.py": "becomes the program that attacks, which is above the commands",
     "bench/programs.py": "the runtimes that are measured; posix_spawn only",
     "bench/floor.py": "QEMU and virtiofsd with nothing around them: what our own start is measured against",
     "client/waiter_root.py": "the waiter, where it cannot have a PID namespace",

@@ -1,5 +1,7 @@
-"""The program behind `bz bench`. Its one argument is JSON: runs, only, sandboxes, parallel, minutes, json,
-profile, plot. The report goes to stdout, progress and errors to stderr.
+"""The program behind `bz bench`, `bz drill` and `bz audit --measure`. Its one argument is JSON: runs, only,
+sandboxes, parallel, minutes, json, profile, plot; or `drill`, only, json, runtime; or `meter`, runtimes,
+seconds, json, plot. The report goes to stdout, progress and errors
+to stderr.
 """
 
 from __future__ import annotations
@@ -20,20 +22,73 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def drill(order: dict[str, Any]) -> int:
+    """Take the ways out and tell; 1 where the host was reached or an attack was not tried."""
+    from bufferzone.bench import attacks, drill, runtimes
+    from bufferzone.cli import output
+    from bufferzone.errors import UsageError
+    from bufferzone.record import asdict
+
+    for name in order["only"]:
+        if name not in attacks.NAMES:
+            raise UsageError(f"--only: no such attack: {name!a}", hint=", ".join(attacks.NAMES))
+    with tempfile.TemporaryDirectory(prefix="bufferzone-drill-") as place:
+        own = runtimes.write_program(os.path.join(place, "bufferzone"), "bufferzone.cli.main")
+        found = drill.run({**order, "runtime": [order["runtime"] or own]}, _progress)
+    _progress("")
+    if order["json"]:
+        print(json.dumps([asdict(each) for each in found], indent=1), flush=True)
+    else:
+        output.print_table(drill.rows(found))
+    whole = len(found) == len(order["only"] or attacks.NAMES)
+    return int(not whole or not all(each.contained and each.tried for each in found))
+
+
+def meter(order: dict[str, Any]) -> int:
+    """Count system calls and tell."""
+    from bufferzone.bench import meter, plot, programs, runtimes
+    from bufferzone.cli import output
+    from bufferzone.linux.process import become_subreaper
+
+    become_subreaper()
+    programs.watch_children()
+    with tempfile.TemporaryDirectory(prefix="bufferzone-meter-", dir="/run") as place:
+        os.chmod(place, 0o711)
+        pyplot = plot.load(place) if order["plot"] else None
+        own = runtimes.write_program(os.path.join(place, "bufferzone"), "bufferzone.cli.main")
+        try:
+            found = meter.measure(order["runtimes"], own, place, order["seconds"], _progress)
+        finally:
+            programs.end_all()
+    _progress("")
+    if order["json"]:
+        print(json.dumps(found, indent=1), flush=True)
+    else:
+        output.print_table(meter.rows(found))
+    if order["plot"]:
+        meter.draw(found, order["plot"], pyplot)
+    return 0
+
+
+def _progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
 def main(order: dict[str, Any]) -> int:
     """Measure and print; returns the exit status."""
+    if order.pop("drill", False):
+        return drill(order)
+    if order.pop("meter", False):
+        return meter(order)
     from bufferzone.bench import plot, report, session
 
     as_json, profile, path = order.pop("json"), order.pop("profile"), order.pop("plot")
 
-    def progress(line: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
     with tempfile.TemporaryDirectory(prefix="bufferzone-bench-plot-") as cache:
         pyplot = plot.load(cache) if path else None  # before the minutes of measuring, not after
-        found = session.run(session.Order(**order), progress)
-        progress("")
+        found = session.run(session.Order(**order), _progress)
+        _progress("")
         print(json.dumps(found, indent=1) if as_json else report.text(found, profile=profile), flush=True)
         if path:
             plot.draw(found, path, pyplot)

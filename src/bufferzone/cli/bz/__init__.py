@@ -35,6 +35,7 @@ VERBS = {
     "snapshots": "list or remove what was saved",
     "restore": "start a container that goes on where a snapshot was saved",
     "fork": "make running copies of a running container",
+    "drill": "take known ways out of a container, and see whether the host is reached",
     "audit": "read what running sandboxes hold, and what weakens their walls",
     "ps": "show the containers of this machine and the VM each runs in",
 }

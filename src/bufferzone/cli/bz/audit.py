@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
+_MEASURED = ("runc", "crun", "runsc", "bufferzone-warm", "bufferzone-cold")
 _SEVERITIES = ("high", "medium", "low", "info")
 FLAGS = (
     Flag("json", "", "print everything that was read, and the findings, as JSON"),
@@ -21,6 +22,10 @@ FLAGS = (
         "end with 2 for a finding at least as grave: high, medium, low or info",
         default="high",
     ),
+    Flag("measure", "", "count the host's system calls on behalf of a container instead; takes strace"),
+    Flag("runtime", "NAME", "measure: one of " + ", ".join(_MEASURED) + "; may be repeated", kind="list"),
+    Flag("seconds", "N", "measure: how long each workload is counted", kind="int", default=5),
+    Flag("plot", "FILE", "measure: draw a PNG; takes python3-matplotlib"),
 )
 USAGE = "[options]"
 DESCRIPTION = (
@@ -38,6 +43,8 @@ def run(options: Options, words: list[str]) -> int:
     """Look, and tell."""
     from bufferzone.audit import finding, page, report
 
+    if options.measure:
+        return _measure(options)
     if options.fail_on not in _SEVERITIES:
         raise UsageError(f"--fail-on: no such severity: {options.fail_on!a}", hint=", ".join(_SEVERITIES))
     audit = report.look(state.runtime_root(options.root))
@@ -58,6 +65,27 @@ def run(options: Options, words: list[str]) -> int:
                 f"cannot write {options.html!a}: {error.strerror}", code="write-failed"
             ) from error
     return _FOUND if finding.reaches(audit.findings, options.fail_on) else 0
+
+
+def _measure(options: Options) -> int:
+    """Become the program that measures: it is above the commands."""
+    import json
+    import os
+
+    from bufferzone import programs
+
+    chosen = ["bufferzone-warm" if name == "bufferzone" else name for name in options.runtime]
+    for name in chosen:
+        if name not in _MEASURED:
+            raise UsageError(f"--runtime: no such runtime: {name!a}", hint=", ".join(_MEASURED))
+    if not 1 <= options.seconds <= 600:
+        raise UsageError(f"--seconds: must be 1 to 600, got {options.seconds}")
+    if os.geteuid() != 0:
+        raise HostError("measure needs root: it traces processes", hint="run as root")
+    order = {"meter": True, "runtimes": chosen or ["runc", "bufferzone-warm"], "seconds": options.seconds}
+    order |= {"json": options.json, "plot": os.path.abspath(options.plot) if options.plot else ""}
+    argv = programs.argv("bench", json.dumps(order))
+    os.execve(argv[0], argv, programs.ENVIRONMENT)
 
 
 def _hints(findings: list[Finding]) -> None:

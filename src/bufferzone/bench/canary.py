@@ -1,0 +1,128 @@
+"""What of the host an attack would change, looked at before and after it. Makes one process and a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+
+from bufferzone.bench import programs
+from bufferzone.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SYSCTLS = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/printk_ratelimit_burst",
+    "/proc/sys/kernel/domainname",
+    "/proc/sys/kernel/sysrq",
+    "/proc/sys/kernel/random/boot_id",
+    "/sys/kernel/uevent_helper",
+)
+#: more than that may be others' doing
+_PROCESSES, _MEMORY_KIB, _CLOCK_S, _DISK = 500, 4 << 20, 60, 1 << 30
+
+
+class Seen(Record):
+    """The host at one moment. `clock` is the wall's time without the time since boot."""
+
+    settings: dict[str, str]
+    modules: frozenset[str]
+    files: dict[str, str]
+    listing: frozenset[str]
+    nodes: frozenset[str]
+    victim: bool
+    clock: float
+    processes: int
+    memory_kib: int
+    free_bytes: int
+
+
+class Canary:
+    """A directory `host` with a file that has a word nobody is told, and a process that attacks look for.
+    `shared` is looked through for device nodes; `files` are the runtime's own, whose bytes must stay.
+    """
+
+    def __init__(self, host: str, shared: str, files: Sequence[str]) -> None:
+        self.word = os.urandom(16).hex()
+        self.host, self._shared, self._files = host, shared, [path for path in files if os.path.isfile(path)]
+        self.token = os.path.join(host, "token")
+        with open(self.token, "x", encoding="ascii") as file:
+            file.write(self.word)
+        words = ["/usr/bin/python3", "-ISc", "import time; print(flush=True); time.sleep(1e6)", self.victim]
+        self._process = programs.Program(words, os.path.join(host, "victim.err"))
+
+    @property
+    def victim(self) -> str:
+        """A word on the process's command line, which is no secret."""
+        return "bufferzone-drill-victim"
+
+    def look(self) -> Seen:
+        """The host now."""
+        return Seen(
+            settings={path: _text(path) for path in _SYSCTLS},
+            modules=frozenset(line.split()[0] for line in _text("/proc/modules").splitlines()),
+            files={path: _sum(path) for path in self._files},
+            listing=frozenset(os.listdir(self.host)),
+            nodes=frozenset(_nodes(self._shared)),
+            victim=os.path.exists(f"/proc/{self._process.pid}/fd/0"),
+            clock=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
+            processes=sum(name.isdigit() for name in os.listdir("/proc")),
+            memory_kib=_available_kib(),
+            free_bytes=_free("/var/lib"),
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def touched(before: Seen, after: Seen) -> list[str]:
+    """What of the host is another than before, in words; nothing: it was not reached."""
+    found = [path for path, text in after.settings.items() if before.settings[path] != text]
+    found += [f"module {name}" for name in sorted(after.modules - before.modules)]
+    found += [path for path, digest in after.files.items() if before.files[path] != digest]
+    found += [f"file {name}" for name in sorted(after.listing ^ before.listing)]
+    found += [f"device node {name}" for name in sorted(after.nodes - before.nodes)]
+    if before.victim and not after.victim:
+        found.append("a process of the host was killed")
+    for what, over in (
+        ("clock", abs(after.clock - before.clock) > _CLOCK_S),
+        ("processes", after.processes - before.processes > _PROCESSES),
+        ("memory", before.memory_kib - after.memory_kib > _MEMORY_KIB),
+        ("disk", before.free_bytes - after.free_bytes > _DISK),
+    ):
+        if over:
+            found.append(what)
+    return found
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError as error:
+        return f"({error.strerror})"
+
+
+def _sum(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _nodes(directory: str) -> list[str]:
+    entries = [entry for entry in os.scandir(directory) if not entry.is_symlink()]
+    return [entry.name for entry in entries if entry.stat().st_mode & 0o170000 in (0o020000, 0o060000)]
+
+
+def _available_kib() -> int:
+    line = next(line for line in _text("/proc/meminfo").splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1])
+
+
+def _free(path: str) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,272 @@
+"""`bz audit --measure`: the host's system calls that are made on behalf of a container, counted by strace.
+
+Traced is everything of a container that is a process of the host: with runc the program itself and all it
+starts; with us the shim, what stands for the container, QEMU, virtiofsd. Not traced are threads of the host's
+kernel (kvm's, vhost's) and what happens before the workload has said that it runs. Each call of a traced
+process is stopped twice, so calls a second are fewer than they would be, of a runtime that makes many most of
+all; calls for a round of the workload are comparable. docs/attack-surface.md has method and figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import time
+
+from bufferzone.audit import held, sandboxes
+from bufferzone.bench import programs, runtimes
+from bufferzone.errors import HostError
+from bufferzone.record import Record, asdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from bufferzone.bench.runtimes import Runtime
+
+#: name -> a script that says a byte for each round, without end
+WORKLOADS = {
+    "idle": "echo; while :; do sleep 1; echo; done",
+    "files": (
+        "while :; do /bin/busybox dd if=/dev/zero of=/file bs=64k count=16 2>/dev/null; "
+        "/bin/busybox cat /file >/dev/null; /bin/busybox rm /file; echo; done"
+    ),
+    "network": (
+        "/bin/busybox ip link set lo up; /bin/busybox httpd -p 127.0.0.1:7000 -h /bin; "
+        "while :; do /bin/busybox wget -q -O /dev/null http://127.0.0.1:7000/busybox; echo; done"
+    ),
+    "forks": ("while :; do for n in 1 2 3 4 5 6 7 8 9 10; do /bin/busybox true; done; echo; done"),
+}
+_MOUNTS = "mount umount2 pivot_root open_tree move_mount fsopen fsconfig fsmount mount_setattr"
+_OTHERS = "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp"
+_RIGHTS = (
+    "setuid setgid setresuid setresgid capset bpf keyctl add_key init_module finit_module perf_event_open"
+)
+#: class of dangerous calls -> names, and what their arguments have to contain (empty: anything)
+CLASSES = {
+    "new namespace": ("clone clone3 unshare setns", r"CLONE_NEW"),
+    "mounts": (_MOUNTS, ""),
+    "other processes": (_OTHERS, ""),
+    "rights": (_RIGHTS, ""),
+    "execve": ("execve execveat", ""),
+    "open to write": ("open openat openat2", r"O_WRONLY|O_RDWR|O_CREAT"),
+    "network socket": ("socket", r"AF_INET|AF_NETLINK|AF_PACKET"),
+    "executable memory": ("mmap mprotect", r"PROT_EXEC"),
+    "ioctl": ("ioctl", ""),
+}
+_CALL = re.compile(r"^\d+\s+(\w+)\((.*)")
+_ATTACH_S, _FIRST_S = 30.0, 180.0
+
+
+class Count(Record):
+    """One workload under one runtime: `calls` by name, dangerous `classes` by name, `seconds` measured,
+    `rounds` of the workload in that time, `processes` that were traced and how many of them were `privileged`
+    (uid 0 of the host, or a capability over it).
+    """
+
+    calls: dict[str, int]
+    classes: dict[str, int]
+    seconds: float
+    rounds: int
+    processes: int
+    privileged: int
+
+    def form(self) -> dict[str, Any]:
+        """As JSON values, with what follows from them."""
+        total = sum(self.calls.values())
+        return {
+            **asdict(self),
+            "unique": len(self.calls),
+            "per_second": round(total / self.seconds, 1),
+            "per_round": round(total / self.rounds, 1) if self.rounds else None,
+        }
+
+
+def measure(
+    names: Sequence[str], own_program: str, directory: str, seconds: float, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """runtime -> workload -> `Count.form`, or the reason why there is none. Raises `HostError`."""
+    strace = shutil.which("strace", path=programs.ENVIRONMENT["PATH"])
+    if strace is None:
+        raise HostError("cannot count system calls: no strace", hint="apt-get install strace")
+    rootfs = os.path.join(directory, "rootfs")
+    from bufferzone.bench import bundles
+
+    bundles.make_rootfs(rootfs)
+    found: dict[str, Any] = {}
+    for name in names:
+        runtime = runtimes.find(name, own_program)
+        if runtime.reason:
+            found[name] = {"reason": runtime.reason}
+            continue
+        runtime.prepare(os.path.join(directory, name), rootfs)
+        found[name] = {}
+        for workload, script in WORKLOADS.items():
+            progress(f"{name}: {workload}")
+            try:
+                found[name][workload] = _one(runtime, script, strace, seconds).form()
+            except HostError as error:
+                found[name][workload] = {"reason": error.line()}
+    return found
+
+
+def _one(runtime: Runtime, script: str, strace: str, seconds: float) -> Count:
+    path = os.path.join(runtime.bundle, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    config["process"]["args"] = ["/bin/sh", "-c", script]
+    sets = ("bounding", "effective", "permitted")
+    config["process"]["capabilities"] = {name: ["CAP_KILL", "CAP_NET_ADMIN"] for name in sets}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    program = runtime.start("meter")
+    try:
+        _until(program, lambda: program.first_ms is not None and program.ended, _FIRST_S)
+        pids = _pids(runtime)
+        privileged = sum(_is_privileged(pid) for pid in pids)
+        trace = os.path.join(runtime.directory, "trace")
+        tracer = programs.Program(
+            [strace, "-f", "-qq", "-s", "0", "-o", trace, *(w for pid in pids for w in ("-p", str(pid)))],
+            os.path.join(runtime.directory, "strace.err"),
+        )
+        try:
+            _until(program, lambda: tracer.ended or all(map(_is_traced, pids)), _ATTACH_S)
+            begun, before = time.monotonic(), len(program.output)
+            _until(program, lambda: time.monotonic() - begun > seconds, seconds + _ATTACH_S)
+            took, rounds = time.monotonic() - begun, len(program.output) - before
+            os.kill(tracer.pid, signal.SIGINT)
+            _until(program, lambda: _has_ended(tracer), _ATTACH_S)
+        finally:
+            tracer.close()
+        calls, classes = read_trace(trace)
+        if not calls and not os.path.getsize(trace) and tracer.status not in (0, -2, 130):
+            raise HostError(f"strace counted nothing: {tracer.errors()}")
+    finally:
+        program.close()
+        runtime.remove(["meter"])
+    return Count(
+        calls=calls,
+        classes=classes,
+        seconds=round(took, 2),
+        rounds=rounds,
+        processes=len(pids),
+        privileged=privileged,
+    )
+
+
+def read_trace(path: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Calls by name and dangerous classes, of strace's output with `-f`: a call that was interrupted in the
+    output counts once.
+    """
+    calls: dict[str, int] = {}
+    classes: dict[str, int] = {}
+    by_name: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for label, (names, wanted) in CLASSES.items():
+        for name in names.split():
+            by_name.setdefault(name, []).append((label, re.compile(wanted)))
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = _CALL.match(line)
+            if found is None:
+                continue
+            name, arguments = found.groups()
+            calls[name] = calls.get(name, 0) + 1
+            for label, wanted_there in by_name.get(name, ()):
+                if wanted_there.search(arguments):
+                    classes[label] = classes.get(label, 0) + 1
+    return dict(sorted(calls.items(), key=lambda item: -item[1])), classes
+
+
+def _until(program: programs.Program, done: Callable[[], bool], timeout_s: float) -> None:
+    """Take what the container says until `done`; raises `HostError` when its time is up."""
+    end = time.monotonic() + timeout_s
+    while not done():
+        if program.ended and program.status:
+            raise HostError(f"it did not start: {program.errors()}")
+        if time.monotonic() > end:
+            raise HostError(f"not within {timeout_s:g} s: {' '.join(program.argv[:1])}")
+        poll = select.poll()
+        for fd in program.waiting_for():
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(20):
+            program.take(fd)
+
+
+def _has_ended(tracer: programs.Program) -> bool:
+    poll = select.poll()
+    fds = tracer.waiting_for()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    for fd, _ in poll.poll(0):
+        tracer.take(fd)
+    return tracer.ended
+
+
+def _pids(runtime: Runtime) -> list[int]:
+    """The processes of the host that are there for the container; nothing else of ours runs meanwhile."""
+    if runtime.is_ours:
+        return sorted({each.held.pid for box in sandboxes.find(runtime.root) for each in box.processes})
+    return programs.descendants()  # we are a subreaper: whatever the runtime left is ours
+
+
+def _is_traced(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            return next((line for line in file if line.startswith("TracerPid:")), "0").split()[-1] != "0"
+    except OSError:
+        return True  # it ended
+
+
+def _is_privileged(pid: int) -> bool:
+    try:
+        seen = held.read(pid)
+    except OSError:
+        return False
+    own = held.namespaces("/proc/self").get("user")
+    ours = seen.namespaces.get("user") == own
+    return ours and (0 in seen.first.uids or bool(seen.first.capabilities["effective"]))
+
+
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """A table, with its head."""
+    head = ["RUNTIME", "WORKLOAD", "UNIQUE", "CALLS/S", "ROUNDS", "CALLS/ROUND", "PRIVILEGED", "DANGEROUS"]
+    lines = [head]
+    for name, workloads in found.items():
+        if "reason" in workloads:
+            lines.append([name, "", "", "", "", "", "", workloads["reason"]])
+            continue
+        for workload, count in workloads.items():
+            if "reason" in count:
+                lines.append([name, workload, "", "", "", "", "", count["reason"]])
+                continue
+            numbers = [count["unique"], count["per_second"], count["rounds"], count["per_round"] or ""]
+            shown = ", ".join(f"{label} {number}" for label, number in sorted(count["classes"].items()))
+            privileged = f"{count['privileged']} of {count['processes']}"
+            lines.append([name, workload, *map(str, numbers), privileged, shown or "none"])
+    return lines
+
+
+def draw(found: dict[str, Any], path: str, pyplot: Any) -> None:
+    """A PNG: unique calls and calls for a round, a bar for each runtime and workload. Raises `HostError`."""
+    figure, (unique, rounds) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axes, key, title in ((unique, "unique", "different calls"), (rounds, "per_round", "calls a round")):
+        labels, values = [], []
+        for name, workloads in found.items():
+            for workload, count in workloads.items():
+                if isinstance(count, dict) and count.get(key):
+                    labels.append(f"{name}: {workload}")
+                    values.append(count[key])
+        axes.barh(labels, values)
+        axes.set_title(f"system calls of the host: {title}")
+    rounds.set_xscale("log")
+    try:
+        figure.savefig(path, format="png", dpi=110)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", code="write-failed") from error
+    finally:
+        pyplot.close(figure)
