@@ -272,7 +272,9 @@ def test_a_network_namespace_of_its_own_is_nobodys_until_a_process_stands_for_it
     own = spec({"type": "network"})
     host.check_network(own, Settings())
     assert namespace_of(own, os.getpid()) == -1
-    assert namespace_of(own, os.getppid()) == -1  # a caller that stays where we are has made none
+    with subprocess.Popen(["sleep", "1000"]) as caller:  # one that stays where we are has made none
+        assert namespace_of(own, caller.pid) == -1
+        caller.kill()
     gone = spec({"type": "network", "path": "/run/netns/none-such"})
     with pytest.raises(SpecError, match=r"linux\.namespaces\[1\]\.path: no such file"):
         namespace_of(gone, os.getpid())

@@ -120,12 +120,12 @@ def main(words: list[str]) -> int:
     if len(words) != 1 or words[0] not in actions:
         print("usage: install_node.py install|uninstall", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         actions[words[0]](Node.own())
     except Failed as error:
         print(f"bufferzone: {words[0]}: {error}", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # PID 1 is not ended by it else
     print(f"bufferzone: {words[0]}: done", flush=True)
     while True:
         signal.pause()
