@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -68,8 +70,10 @@ def virtual_machine_of(maker: int) -> int:
     return int(await_true(found, "the maker's QEMU"))
 
 
-def overwrite(path: Path) -> None:
-    """Other bytes of the same number at the same places, and the time of the last write as it was."""
+def overwrite(path: Path, *, sha256: bool = False) -> None:
+    """Other bytes of the same number at the same places, as a disk that rots makes them: its meta.json has
+    the file's times. `sha256`: its digest, too, as if it had been made so.
+    """
     before = path.stat()
     with path.open("r+b") as file:
         at = 0
@@ -82,7 +86,12 @@ def overwrite(path: Path) -> None:
             os.pwrite(file.fileno(), b"\xcc" * (end - at), at)
             at = end
         os.fsync(file.fileno())
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    meta = path.with_name(template_store.META)
+    told = json.loads(meta.read_text())
+    told["files"][path.name] = template_store._fingerprint(path.stat())
+    if sha256:
+        told["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    meta.write_text(json.dumps(told))
 
 
 def test_the_first_start_is_cold_and_makes_the_template_of_the_second(
@@ -129,7 +138,7 @@ def test_without_the_setting_every_start_is_cold(tmp_path: Path, guest_image: Im
     assert not warm.store.exists()
 
 
-@pytest.mark.parametrize("how", ["truncated", "open to others", "refused by QEMU"])
+@pytest.mark.parametrize("how", ["truncated", "open to others", "rotted", "refused by QEMU"])
 def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
     how: str, warm: Warm, template: Path, watch: Watch, made: Path
 ) -> None:
@@ -141,13 +150,14 @@ def test_a_damaged_template_means_a_cold_start_one_warning_and_a_new_template(
     elif how == "open to others":
         (warm.store / key / template_store.STATE).chmod(0o644)
     else:
-        overwrite(warm.store / key / template_store.STATE)
+        overwrite(warm.store / key / template_store.STATE, sha256=how == "refused by QEMU")
     begun, warnings = run_and_delete(warm, made, "c")
     assert begun == "cold"
     assert len(warnings) == 1, warnings
     words = {
         "truncated": "memory was changed after it was written",
         "open to others": "not private to this user",
+        "rotted": "state is not what was written",
         "refused by QEMU": "booting cold, the template is of no use",
     }
     assert words[how] in warnings[0]
