@@ -43,6 +43,8 @@ PACKAGES = """
     systemd systemd-sysv dbus dbus-user-session libpam-systemd udev kmod linux-image-cloud-amd64
     initramfs-tools apparmor git python3 python3-pytest procps iproute2 ca-certificates docker.io e2fsprogs
 """
+#: on Debian 12 they are parts of others
+BY_RELEASE = {"trixie": ("docker-cli",), "sid": ("docker-cli",)}
 #: this machine needs these
 PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
@@ -166,7 +168,12 @@ def _disk(release: str, work: Path) -> tuple[Path, Path, Path]:
 
 def _tree(release: str) -> Path:
     """The tree of `release` with all packages, made where none of these inputs is there."""
-    inputs = [PACKAGES, (HERE / "install").read_text(), (HERE / "apt_sources.py").read_text()]
+    inputs = [
+        PACKAGES,
+        *BY_RELEASE.get(release, ()),
+        (HERE / "install").read_text(),
+        (HERE / "apt_sources.py").read_text(),
+    ]
     key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
     tree = CACHE / f"{release}-{key}"
@@ -195,7 +202,7 @@ def _bootstrap(release: str, tree: Path) -> None:
         for path in sorted(Path("/etc/apt/apt.conf.d").iterdir())
         if any(line.lstrip().startswith("Acquire") for line in path.read_text(errors="replace").splitlines())
     ]
-    include = ",".join(PACKAGES.split())
+    include = ",".join([*PACKAGES.split(), *BY_RELEASE.get(release, ())])
     _call(
         [
             "mmdebstrap",

@@ -175,7 +175,8 @@ def test_volumes_of_the_kubelet(cri: Cri, tmp_path) -> None:
         (config / "..data_tmp").rename(config / "..data")
         (config / "..1" / "key").unlink()
         (config / "..1").rmdir()
-        assert one.out("cat", "/config/key") == "two\n"
+        # virtiofsd lets the guest keep a name for a moment: 0.1 s, or a second with the Rust one
+        await_true(lambda: one.exec("cat", "/config/key").stdout == b"two\n", "the ConfigMap's new file", 30)
         assert one.exec("sh", "-c", "echo >/config/new").exit_code != 0
         one.sh("echo written > /empty/sub/file; echo why > /dev/termination-log")
         assert two.out("cat", "/sub/file") == "written\n"
@@ -240,8 +241,6 @@ def test_what_cannot_be_is_told_as_the_cri_says(cri: Cri) -> None:
         nobody = m.ContainerId(container_id="nosuch")
         assert refusal(lambda: cri.call("StartContainer", nobody))[0] == "NOT_FOUND"
         cri.call("RemoveContainer", m.ContainerId(container_id="nosuch"))
-        gone = m.StopContainer(container_id="nosuch")
-        assert refusal(lambda: cri.call("StopContainer", gone))[0] == "NOT_FOUND"
         missing = pod.create("missing", "/no/such/program")
         assert "no such file or directory" in refusal(missing.start)[1]
         assert missing.status().state == m.EXITED
