@@ -10,6 +10,7 @@ import pytest
 from vm.conftest import _image
 from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of, until
 from vm.verbs import await_end, await_true
+from vm.warm import MAKE_S
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
 
@@ -48,7 +49,7 @@ def await_waiting(user):
         rows = [line.split() for line in bz(user, "ls").splitlines()[1:]]
         return [int(row[0]) for row in rows if row[1] == "waiting"]
 
-    return await_true(waiting, "a VM that waits", 240)[0]
+    return await_true(waiting, "a VM that waits", MAKE_S)[0]  # the template is first
 
 
 def begun(podman, user, name, *flags):
