@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 MEMORY, STATE, META = "memory", "state", "meta.json"
-#: a VMM of another user maps the memory; the directory around it is private
-_MODES = {MEMORY: 0o444, STATE: 0o600}
 #: a fact: whether the guest has the device of its share, not mounted, in this template
 SHARE = "share"
 #: templates kept, and bytes on disk; least recently used go first
@@ -143,7 +141,7 @@ def _open_checked(directory: str, fd: int, name: str, meta: Mapping[str, Any]) -
         raise _damaged(directory, f"{name}: {error.strerror}") from error
     try:
         found = os.fstat(number)
-        _check_private(directory, found, _MODES[name])
+        _check_private(directory, found)
         if _fingerprint(found) != meta["files"][name]:
             raise _damaged(directory, f"{name} was changed after it was written")
         if name == STATE and _sha256(number, found.st_size) != meta["sha256"]:
@@ -169,8 +167,8 @@ def _sha256(fd: int, size: int) -> str:
     return total.hexdigest()
 
 
-def _check_private(directory: str, found: os.stat_result, mode: int = 0o700) -> None:
-    if found.st_uid != os.geteuid() or found.st_mode & 0o777 & ~mode:
+def _check_private(directory: str, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise _damaged(directory, "not private to this user")
 
 
@@ -221,7 +219,7 @@ def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> N
     for name in (MEMORY, STATE):
         path = os.path.join(directory, name)
         os.chown(path, os.geteuid(), os.getegid())
-        os.chmod(path, _MODES[name])
+        os.chmod(path, 0o600)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)  # delayed allocation settles: st_blocks is final

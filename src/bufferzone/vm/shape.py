@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bufferzone.vm.size import VmSize
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
-TEMPLATE_VERSION = 3
+TEMPLATE_VERSION = 4
 
 
 #: how a field of a saved VM agrees with what this host would start, see `fit`: not at all, since it lies in
