@@ -33,6 +33,11 @@ def place(tmp_path: Path) -> Path:
     return place
 
 
+def write(place: Path, times: int) -> None:
+    for _ in range(times):
+        journal.Journal(str(place), "box").note("count")
+
+
 def newest(place: Path) -> Path:
     return place / journal.NEWEST
 
@@ -159,6 +164,34 @@ def test_several_processes_make_one_chain(place: Path) -> None:
     assert [writer.wait(120) for writer in writers] == [0, 0, 0]
     found = chain.verify(str(place))
     assert (found.lines, found.fault) == (160, "")
+
+
+@pytest.mark.parametrize("half", [b"", b'{"seq": 12, "ti'])
+def test_a_writer_that_was_killed_in_the_middle_leaves_a_chain_that_goes_on(place: Path, half: bytes) -> None:
+    head = place / journal.HEAD
+    before = head.read_bytes()
+    journal.Journal(str(place), "box").note("its-head-is-not-written")
+    head.write_bytes(before)
+    with newest(place).open("ab") as file:
+        file.write(half)
+    journal.Journal(str(place), "box").note("next")
+    found = chain.verify(str(place))
+    assert (found.fault, found.lines, found.seq) == ("", 12, 12)
+
+
+def test_a_writer_that_was_killed_while_files_turn_over_leaves_nothing_wrong(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MOST_BYTES", 1)  # each line begins a file
+    monkeypatch.setattr(journal, "KEEP", 2)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "unlink", lambda path: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            write(place, 5)
+    assert fault(place) == ""
+    journal.Journal(str(place), "box").note("next")
+    assert fault(place) == ""
+    assert len(chain.files(str(place))) == 3
 
 
 def test_a_disk_that_is_full_loses_the_line_and_leaves_no_part_of_it(

@@ -30,9 +30,15 @@ class Verified(Record):
 
 
 def files(directory: str) -> list[str]:
-    """The files, oldest lines first; none where nothing was recorded."""
+    """The files, oldest lines first; none where nothing was recorded. One that a writer who was killed was
+    about to remove is none of them.
+    """
     try:
-        names = [f"records-{number}.jsonl" for number in journal.older(directory)]
+        first = journal.read_head(directory).first
+    except (OSError, ValueError):
+        first = 0  # whoever verifies is told
+    try:
+        names = [f"records-{number}.jsonl" for number in journal.older(directory) if number >= first]
     except FileNotFoundError:
         return []
     return [path for name in (*names, NEWEST) if os.path.exists(path := os.path.join(directory, name))]

@@ -53,7 +53,7 @@ class Journal:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             path = os.path.join(self._directory, NEWEST)
-            head = self._turn_over(path, read_head(self._directory))
+            head = self._turn_over(path, _caught_up(path, read_head(self._directory)))
             line, following = _line(head, event, id, facts)
             _write_whole(path, line)
             self._write_head(following)
@@ -71,9 +71,12 @@ class Journal:
             begins = int(json.loads(file.readline())["seq"])
         os.rename(path, os.path.join(self._directory, f"records-{begins}.jsonl"))
         numbers = older(self._directory)
+        following = Head(seq=head.seq, hash=head.hash, first=numbers[-KEEP:][0])
+        if numbers[:-KEEP]:
+            self._write_head(following)  # before: a file below `first` is one that was to go, see `chain`
         for number in numbers[:-KEEP]:
             os.unlink(os.path.join(self._directory, f"records-{number}.jsonl"))
-        return Head(seq=head.seq, hash=head.hash, first=numbers[-KEEP:][0])
+        return following
 
     def _write_head(self, head: Head) -> None:
         path = os.path.join(self._directory, HEAD)
@@ -113,6 +116,28 @@ def _line(head: Head, event: str, id: str, facts: dict[str, object]) -> tuple[by
     digest = hashlib.sha256(text.encode()).hexdigest()
     line = f'{text[:-1]}, "hash": "{digest}"}}\n'.encode()
     return line, Head(seq=head.seq + 1, hash=digest, first=head.first)
+
+
+def _caught_up(path: str, head: Head) -> Head:
+    """The head after the last line. A writer that was killed in the middle left half a line, which goes, or a
+    whole one that the head does not know of.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | _FLAGS)
+    except FileNotFoundError:
+        return head
+    try:
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, 2 * _MOST_LINE, max(0, size - 2 * _MOST_LINE))
+        whole, _, half = tail.rpartition(b"\n")
+        if half:
+            os.ftruncate(fd, size - len(half))
+        last = json.loads(whole.rpartition(b"\n")[2] or b"{}")
+    finally:
+        os.close(fd)
+    if (last.get("seq"), last.get("prev")) != (head.seq + 1, head.hash):
+        return head
+    return Head(seq=head.seq + 1, hash=str(last["hash"]), first=head.first)
 
 
 def _bounded(value: Any) -> Any:

@@ -27,9 +27,12 @@ class LentTaps:
         self._fds: tuple[int, ...] = ()
         for nic in spec.nics:
             try:
-                name, self.network = tap.leave(nic.fd, owner)
+                name, network = tap.leave(nic.fd, owner)
             except OSError as error:
+                self.take_back()
                 raise HostError(f"cannot hand over a tap: {error.strerror}", code="no-tap") from error
+            self.settle()  # all are in one namespace
+            self.network = network
             self.names, self._fds = (*self.names, name), (*self._fds, nic.fd)
 
     def tie(self, child: Child) -> None:
