@@ -14,7 +14,7 @@ import subprocess
 
 import pytest
 
-from bufferzone import state
+from bufferzone import counters, state
 from bufferzone.vmm.host import cgroup
 from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read, vm_cgroups
 
@@ -70,7 +70,15 @@ def test_an_agent_that_never_answers_fails_the_create_when_its_time_is_up(hasty)
     assert hasty.left() == []
 
 
+def counted():
+    """Cold starts, and failures of every cause."""
+    series = counters.read(state.lease_root())
+    starts = {(kind, phase): number for kind, phase, number, _, _ in counters.starts(series)}
+    return starts.get(("cold", counters.WHOLE), 0), sum(number for _, number in counters.failures(series))
+
+
 def test_a_vm_killed_after_create_takes_the_container_with_it(bz):
+    before = counted()
     bz.create("one", bz.bundle("pause"))
     kill_the_vm(bz)
     refused = bz("start", "one", check=1).stderr
@@ -78,6 +86,8 @@ def test_a_vm_killed_after_create_takes_the_container_with_it(bz):
     assert bz.state("one")["status"] == "stopped"
     bz("delete", "one")
     assert bz.left() == []
+    starts, failures = counted()
+    assert (starts > before[0], failures > before[1]) == (True, True)  # others may run beside us
 
 
 def test_a_vm_killed_while_the_container_runs_is_told_on_stderr_and_by_137(bz, tmp_path):

@@ -51,6 +51,16 @@ def test_the_table_of_the_jails_is_written_from_the_code_that_makes_them():
     assert page == printer.page(page), "run: scripts/jail_table.py"
 
 
+def test_every_room_that_the_map_has_is_there():
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = page.partition("| room | what it answers for |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    names = [name for row in rooms for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(names) > 30
+    assert [
+        name for name in names if not any((PACKAGE / f"{name}{end}").exists() for end in ("", ".py"))
+    ] == []
+
+
 def test_every_command_of_bz_is_on_its_page():
     page = (ROOT / "docs" / "bz.md").read_text()
     assert [verb for verb in VERBS if not re.search(rf"`bz {verb}\b", page)] == []

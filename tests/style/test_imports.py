@@ -23,7 +23,7 @@ LAYERS = (
         "settings_file",
     ),
     ("wire", "oci", "config", "recorder", "spawn", "systemd"),
-    ("allowlists", "jail", "state", "container"),
+    ("allowlists", "jail", "state", "counters", "container"),
     ("vmmstore",),
     ("vmm", "storage", "network", "guestimage", "images", "client", "guest"),
     ("vm", "workload", "audit"),

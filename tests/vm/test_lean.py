@@ -20,6 +20,10 @@ from vm.warm import Warm
 
 pytestmark = pytest.mark.vm
 
+MOUNTS = [
+    {"destination": f"/{name}", "type": kind, "source": kind}
+    for name, kind in (("proc", "proc"), ("sys", "sysfs"))
+]
 SHOWN = "cat /proc/sys/kernel/osrelease; ls /sys/class/net; ls /proc/modules 2>&1; echo end; exec sleep 1000"
 
 
@@ -42,7 +46,7 @@ def warm(tmp_path: Path, lean_image: ImageRef) -> Iterator[Warm]:
 
 def test_a_container_starts_cold_then_warm_on_a_kernel_without_modules(warm: Warm, tmp_path: Path) -> None:
     for id, begun in (("cold", "cold"), ("warm", "warm")):
-        container = warm.runtime.run(id, bundle(tmp_path / id, SHOWN))
+        container = warm.runtime.run(id, bundle(tmp_path / id, SHOWN, mounts=MOUNTS))
         container.expect("end")
         release, *rest = container.seen[container.out].decode().splitlines()
         assert release.endswith("-bufferzone")

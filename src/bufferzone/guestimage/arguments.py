@@ -38,4 +38,10 @@ ARGUMENTS: tuple[str, ...] = (
 
 #: of the stock kernel's: what only its options ask for
 _STOCK_ONLY = ("cryptomgr.notests", "initcall_blacklist=tracer_init_tracefs", "nowatchdog")
-LEAN_ARGUMENTS = tuple(argument for argument in ARGUMENTS if argument not in _STOCK_ONLY)
+LEAN_ARGUMENTS = (
+    *(argument for argument in ARGUMENTS if argument not in _STOCK_ONLY),
+    # its drivers are built in, and would each show an interface of their own beside `lo` from the start
+    "fb_tunnels=none",
+    "dummy.numdummies=0",
+    "ifb.numifbs=0",
+)

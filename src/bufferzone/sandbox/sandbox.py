@@ -16,6 +16,7 @@ from bufferzone.record import Record, replace
 from bufferzone.recorder import Silent
 from bufferzone.sandbox import locks
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
+from bufferzone.vm.timeline import GUEST
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -90,6 +91,8 @@ class Sandbox:
         self._vmm, self._timeline, self._facts = vm.vmm, host.timeline, facts
         self._ready, self._finished = threading.Event(), threading.Event()
         self._lock = threading.Lock()
+        self.when_up: Callable[[], None] = _nothing  # called when it is ready and nobody waits any more
+        self.when_failed: Callable[[VmmError], None] = lambda error: None  # called once, before others know
         self._stopping = self._locks_served = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._end = False
@@ -144,6 +147,8 @@ class Sandbox:
                 self.start.came_up(self.failure is None)
             finally:
                 self._ready.set()
+        if self.failure is None:
+            self.when_up()
 
     def _greet(self, timeout_s: float) -> agent.HelloResponse:
         """The VMM answers, and then the guest."""
@@ -197,6 +202,10 @@ class Sandbox:
     def annotations(self) -> dict[str, str]:
         """What `state` tells of the sandbox."""
         return self.facts().to_annotations()
+
+    def phases(self) -> list[tuple[str, float]]:
+        """The host's phases of the boot with their ends in ms; those of the guest are its own words."""
+        return [mark for mark in self._timeline.marks() if not mark[0].startswith(GUEST)]
 
     def info(self) -> dict[str, Any]:
         """Everything known, for people; the keys are those of `wire.shim.InfoResponse`."""
@@ -323,6 +332,7 @@ class Sandbox:
             if self.failure is None and not self._stopping:
                 self.failure = error
                 self.log(error.line())
+                self.when_failed(error)
                 self.recorder.note("failure", reason=error.line(), code=error.code)
         self._ready.set()
         self.agent.lose(self.failure or error)

@@ -37,6 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bufferzone.errors import VmmError
     from bufferzone.sandbox.sandbox import Sandbox
     from bufferzone.shim.arguments import Arguments
     from bufferzone.shim.server import Handler, Peer, Service
@@ -169,6 +170,8 @@ def run_sandbox(
         stand_ins.be_deaf()
     _lift_descriptor_limit()  # not before: helpers get the caller's
     rights.give_up(hooks=hooks)
+    sandbox.when_up = lambda: _count_start(sandbox)
+    sandbox.when_failed = _count_failure
     sandbox.start_threads()
     publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log, sandbox.recorder)
     socket_path = "" if cli else listener.getsockname()
@@ -196,6 +199,18 @@ def run_sandbox(
         stand_ins.close()
 
 
+def _count_failure(error: VmmError) -> None:
+    from bufferzone import counters
+
+    counters.count_failure(state.lease_root(), error.code)
+
+
+def _count_start(sandbox: Sandbox) -> None:
+    from bufferzone import counters  # nobody waits for it; a start has no time for imports
+
+    counters.count_start(state.lease_root(), sandbox.start.kind, sandbox.phases())
+
+
 def _lift_descriptor_limit() -> None:
     """Every exec holds about ten descriptors, and a login's soft limit may be 64."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -206,13 +221,13 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
     def info(peer: Peer, request: Empty) -> shim.InfoResponse:
         return shim.InfoResponse(json=json.dumps(sandbox.info()).encode())
 
-    def counters(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
+    def metrics(peer: Peer, request: agent.ProcessRef) -> agent.StatsResponse:
         return sandbox.agent.call("Stats", request, agent.StatsResponse)
 
     own: dict[str, Handler] = {
         "Processes": tasks.inquiries.processes,
         "Info": info,
-        "Metrics": counters,
+        "Metrics": metrics,
         "WaitOom": tasks.oom.wait,
         "Run": tasks.runs.run,
         "Result": tasks.runs.result,

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from bufferzone.wire.agent import Phase
 
 
+#: how the name of a phase begins that the guest told
+GUEST = "guest: "
+
+
 class Timeline:
     """Phases in order of their end; the current one is what a failure happened in."""
 
@@ -39,7 +43,7 @@ class Timeline:
         now = self._now_ms()
         last = phases[-1].at_ns / 1e6
         for phase in phases[:64]:
-            self._marks.append((f"guest: {phase.name[:40]}", round(now - (last - phase.at_ns / 1e6), 1)))
+            self._marks.append((f"{GUEST}{phase.name[:40]}", round(now - (last - phase.at_ns / 1e6), 1)))
         self._marks.sort(key=lambda mark: mark[1])
 
     def marks(self) -> list[tuple[str, float]]:

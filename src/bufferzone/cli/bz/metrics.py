@@ -6,7 +6,7 @@ collector of node_exporter, or whoever serves files. Source: Prometheus, exposit
 
 from __future__ import annotations
 
-from bufferzone import state
+from bufferzone import counters, state
 from bufferzone.cli import output
 from bufferzone.cli.bz import roots
 from bufferzone.errors import BufferzoneError
@@ -22,11 +22,22 @@ FLAGS = ()
 USAGE = ""
 DESCRIPTION = (
     "Containers of this root, and for the machine's root of containerd's namespaces too. Memory is the "
-    "proportional set size of shim, VMM and virtiofsd; that of a VMM contains the guest's."
+    "proportional set size of shim, VMM and virtiofsd; that of a VMM contains the guest's. Starts and "
+    "failures are those of all roots since the machine came up."
 )
 WORDS = (0, 0)
 INTERSPERSED = True
 
+_HISTOGRAM = "bufferzone_boot_seconds"
+#: name -> (type, what it is)
+_COUNTED = {
+    "bufferzone_starts_total": ("counter", "Sandboxes that came up since the machine did."),
+    _HISTOGRAM: (
+        "histogram",
+        "How long the phases of a start took; `all` is from the shim's begin to a guest that answers.",
+    ),
+    "bufferzone_failures_total": ("counter", "Sandboxes that failed, by the code of the error."),
+}
 _HELP = {
     "bufferzone_containers": "Containers by the state root that they are in and their status.",
     "bufferzone_sandboxes": "Sandboxes whose shim lives, by how their VM came and what runs it.",
@@ -39,8 +50,35 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 def run(options: Options, words: list[str]) -> int:
     """Print them."""
-    output.print_text(text_of(_samples(options.root)))
+    output.print_text(text_of(_samples(options.root)) + text_of_counted(counters.read(state.lease_root())))
     return 0
+
+
+def text_of_counted(series: counters.Series) -> str:
+    """Starts and failures that were counted, with their help."""
+    lines: dict[str, list[str]] = {name: [] for name in _COUNTED}
+    for kind, phase, number, total, buckets in counters.starts(series):
+        if phase == counters.WHOLE:
+            lines["bufferzone_starts_total"].append(f"bufferzone_starts_total{_labels(start=kind)} {number}")
+        below = 0
+        bounds = [f"{bound / 1000:g}" for bound in counters.BOUNDS_MS]
+        for bound, found in zip([*bounds, "+Inf"], buckets, strict=True):
+            below += found
+            labels = _labels(start=kind, phase=phase, le=bound)
+            lines[_HISTOGRAM].append(f"{_HISTOGRAM}_bucket{labels} {below}")
+        labels = _labels(start=kind, phase=phase)
+        lines[_HISTOGRAM].append(f"{_HISTOGRAM}_sum{labels} {total / 1000:.4f}")
+        lines[_HISTOGRAM].append(f"{_HISTOGRAM}_count{labels} {number}")
+    for cause, number in counters.failures(series):
+        lines["bufferzone_failures_total"].append(f"bufferzone_failures_total{_labels(cause=cause)} {number}")
+    text = []
+    for name, (kind, told) in _COUNTED.items():
+        text += [f"# HELP {name} {told}", f"# TYPE {name} {kind}", *lines[name]]
+    return "\n".join([*text, ""])
+
+
+def _labels(**labels: str) -> str:
+    return "{" + ",".join(f'{key}="{text.translate(_ESCAPES)}"' for key, text in labels.items()) + "}"
 
 
 def text_of(samples: Samples) -> str:
@@ -50,8 +88,7 @@ def text_of(samples: Samples) -> str:
         lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
         found = {labels: value for (metric, labels), value in samples.items() if metric == name}
         for labels, value in sorted(found.items()) or [((), 0)]:
-            inner = ",".join(f'{key}="{text.translate(_ESCAPES)}"' for key, text in labels)
-            lines.append(f"{name}{{{inner}}} {value}" if inner else f"{name} {value}")
+            lines.append(f"{name}{_labels(**dict(labels)) if labels else ''} {value}")
     return "\n".join([*lines, ""])
 
 
