@@ -92,6 +92,10 @@ class GuestError(BufferzoneError):
     code = "guest"
 
 
+#: the code of a `GuestError`: a process ended before its program began
+PROCESS_DIED = "process-died"
+
+
 class ExecError(GuestError):
     """The process cannot be executed; `exit_status` is 127 (not found) or 126 (found, not executable).
 

@@ -144,6 +144,13 @@ def test_a_program_whose_time_is_up_is_killed_with_all_it_started(box, script):
     assert sh(box, f"kill -0 {done.stdout}").exit_code == 1
 
 
+def test_a_program_whose_time_is_up_before_it_began_is_a_result_too(box):
+    """At each moment of its making: the kill may come before there is a process, and while it is made."""
+    for microseconds in [*range(0, 20_000, 250), *[0] * 20]:
+        done = sh(box, "exit 1", timeout_s=microseconds / 1e6)
+        assert (done.verdict, done.signal, done.exit_code) in [("timeout", 9, 137), ("nonzero", 0, 1)]
+
+
 def test_a_limit_of_cpu_time_counts_what_it_started_too(box):
     done = sh(box, "sh -c 'while :; do :; done'; true", cpu_time_s=0.2)
     assert done.verdict == "cpu-limit"

@@ -12,7 +12,7 @@ import time
 from bufferzone.container import channel as ch
 from bufferzone.container import launch, process_limits
 from bufferzone.container.mounts import describe
-from bufferzone.errors import BufferzoneError, CallerError, GuestError, StateError
+from bufferzone.errors import PROCESS_DIED, BufferzoneError, CallerError, GuestError, StateError
 from bufferzone.wire import agent as wire
 from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import Empty
@@ -182,7 +182,7 @@ class Process:
         if reply is None and before != "creating":
             return
         failure = self._failure or GuestError(
-            f"the container process died while {before}: {_describe_end(self.exit)}"
+            f"the container process died while {before}: {_describe_end(self.exit)}", code=PROCESS_DIED
         )
 
         def answer() -> None:

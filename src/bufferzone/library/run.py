@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from bufferzone import jsontext
 from bufferzone.client import signals
-from bufferzone.errors import BufferzoneError, GuestError, NotFoundError
+from bufferzone.errors import PROCESS_DIED, BufferzoneError, GuestError, NotFoundError
 from bufferzone.library import values
 from bufferzone.library.values import Result, Timings
 from bufferzone.wire import agent, shim, task
@@ -79,7 +79,14 @@ def run(
             theirs.close()
             text = stdin if isinstance(stdin, bytes) else b""
             loop = _Loop(connections, request, limits, ours, text, begun)
-            answer = loop.until_answered(client, stream)
+            try:
+                answer = loop.until_answered(client, stream)
+            except GuestError as error:
+                if not loop.exceeded or error.code != PROCESS_DIED:
+                    raise
+                answer = shim.RunResponse(
+                    exit_status=128 + signals.KILL, signal=signals.KILL
+                )  # before its program began
         loop.drain()
     total_s = time.monotonic() - begun
     return Result(
