@@ -41,8 +41,8 @@ _SCRIPTS = {
     "pause": "exec sleep 1000",
     "end": "exit $1",
     "count": (
-        "while :; do n=$(($(cat /count 2>/dev/null) + 1)); echo $n; echo $n >/next; mv /next /count; "
-        "sleep 0.05; done"
+        "n=$(cat /count 2>/dev/null); "
+        "while :; do n=$((n + 1)); echo $n; echo $n >/next; mv /next /count; sleep 0.01; done"
     ),
     "greet": "trap 'echo usr1' USR1; trap 'exit 130' INT; echo up; while :; do sleep 0.05; done",
     "size": (
