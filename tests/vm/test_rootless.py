@@ -9,23 +9,10 @@ import pytest
 
 from bufferzone.storage import virtiofs
 from vm.conftest import _image
-from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of, until
+from vm.rootless import RootlessPodman, descendants, missing, name_of, uids_of, until
 from vm.warm import MAKE_S
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
-
-
-@pytest.fixture(scope="module")
-def user(guest_image):
-    """An ordinary user that boots the image root has built."""
-    user = User()
-    try:
-        if user.run("unshare", "--user", "true").status != 0:
-            pytest.skip("ordinary users may not make user namespaces here")
-        user.settings(f'image = "{guest_image.directory}"\n')
-        yield user
-    finally:
-        user.remove()
 
 
 @pytest.fixture(scope="module")
