@@ -348,6 +348,21 @@ def test_every_task_and_exec_of_containerd_has_a_process_of_its_own(containerds)
     assert world.makers.ended == [102, 101]
 
 
+def test_a_task_that_has_ended_has_its_own_pid_until_it_is_deleted(containerds):
+    world = containerds
+    create(world, bundle=world.bundle)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    begin_exec(world)
+    for ref in (agent.ProcessRef(id="c", exec_id="e"), agent.ProcessRef(id="c")):
+        world.sandbox.agent.finish(ref, 0)
+        world.service.wait(world.peer, task.WaitRequest(id=ref.id, exec_id=ref.exec_id))
+    asked = task.PidsRequest(id="c")
+    assert [found.pid for found in world.service.inquiries.pids(world.peer, asked).processes] == [101]
+    world.service.delete(world.peer, task.DeleteRequest(id="c"))
+    with pytest.raises(NotFoundError):
+        world.service.inquiries.pids(world.peer, asked)
+
+
 def test_a_failed_create_leaves_no_process_on_the_host(containerds):
     world = containerds
     world.sandbox.create = lambda *_, **more: (_ for _ in ()).throw(StateError("no"))

@@ -31,9 +31,13 @@ class Inquiries:
         return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
 
     def pids(self, peer: Peer, request: task.PidsRequest) -> task.PidsResponse:
-        """Host pids: the processes that stand for the container and its running execs."""
-        self._table.find(request.id)
-        pids = {process.pid for process in self._table.of(request.id)}
+        """Host pids: the processes that stand for the container and its running execs.
+
+        The container's own is among them until it is deleted. containerd 1.7 and newer take a shim whose
+        task has none for leaked when they start again, and forget how it ended (`loadShim`, runtime/v2).
+        """
+        pids = {self._table.find(request.id).pid}
+        pids |= {process.pid for process in self._table.of(request.id)}
         return task.PidsResponse(processes=[task.ProcessInfo(pid=pid) for pid in sorted(pids)])
 
     def processes(self, peer: Peer, request: agent.ProcessRef) -> agent.PidsResponse:
