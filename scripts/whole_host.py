@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from host_machine import CHECKOUT, MEMORY_MIB, USER, USERS, Failed, Machine
+from host_machine import CHECKOUT, MEMORY_MIB, PORT, USER, USERS, Failed, Machine
 
 HERE = Path(__file__).resolve().parent
 #: a directory for each run, locked by it; one that is kept has another name
@@ -160,7 +160,8 @@ def _disk(release: str, work: Path) -> tuple[Path, Path, Path]:
     archive = work / "checkout.tar"
     _call(["tar", "-cf", str(archive), "--exclude=./build", "--exclude=./.git", "-C", str(HERE.parent), "."])
     disk = work / "disk.img"
-    layer = [str(HERE / "host_layer"), str(tree), str(work), str(archive), str(disk), DISK, CHECKOUT, USER]
+    words = [*map(str, (tree, work, archive, disk)), DISK, CHECKOUT, USER, PORT]
+    layer = [str(HERE / "host_layer"), *words]
     _call(["unshare", "--mount", "--pid", "--fork", "--kill-child", *layer])
     kernel = sorted((tree / "boot").glob("vmlinuz-*"))[-1]
     return disk, kernel, kernel.with_name(kernel.name.replace("vmlinuz", "initrd.img"))
