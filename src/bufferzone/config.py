@@ -237,6 +237,13 @@ TABLE: tuple[Setting, ...] = (
         open=True,
         weaker=_unrecorded,
     ),
+    Setting(
+        "foreign_checkpoints",
+        "bool",
+        HOST,
+        False,
+        "restore checkpoints that another host or user saved, whose writer feeds the VMM's migration stream",
+    ),
     Setting("allow_annotations", "list", HOST, [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
@@ -269,6 +276,7 @@ class Settings:
     annotation_vcpus: int
     annotation_memory_mib: int
     recorder: bool
+    foreign_checkpoints: bool
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:

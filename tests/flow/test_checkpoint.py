@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from bufferzone import state
-from bufferzone.snapshot import checkpoint_dir
+from bufferzone import config, state
+from bufferzone.snapshot import checkpoint_dir, seal
 from bufferzone.vmm.host import cgroup
 from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read
 
@@ -485,6 +485,28 @@ def saved(bz, image, checkpoint):
     return Counter(bz)
 
 
+def resealed(value):
+    """A manifest as this host seals it."""
+    return {**value, seal.FIELD: seal.of(value, seal.key(config.load()))}
+
+
+def test_one_that_another_host_saved_or_that_was_changed_is_taken_only_where_the_settings_say_so(
+    image, saved, tmp_path
+):
+    manifest = image / "manifest.json"
+    good = json.loads(manifest.read_text())
+    for change in ({"created": good["created"] + 1}, {seal.FIELD: "0" * 64}):
+        manifest.write_text(json.dumps({**good, **change}))
+        assert "was saved by another host or user, or was changed" in saved.refused(image)
+    (tmp_path / "trusting").mkdir()
+    trusting = Counter(Cli(tmp_path / "trusting", f"{SETTINGS}\nforeign_checkpoints = true"))
+    try:
+        trusting.restore("two", image)
+        assert trusting.bz.state("two")["status"] == "running"
+    finally:
+        trusting.bz.close()
+
+
 def test_a_manifest_that_does_not_fit_is_one_line(bz, image, saved):
     manifest = image / "manifest.json"
     good = json.loads(manifest.read_text())
@@ -501,7 +523,7 @@ def test_a_manifest_that_does_not_fit_is_one_line(bz, image, saved):
         ({"container": "../x"}, "container: not the id of a container"),
         ({"more": 1}, "'more': unknown"),
     ):
-        manifest.write_text(json.dumps({**good, **change}))
+        manifest.write_text(json.dumps(resealed({**good, **change})))
         assert words in saved.refused(image), change
     manifest.write_text(json.dumps(good)[:100])
     assert "is damaged: manifest.json" in saved.refused(image)

@@ -40,6 +40,7 @@ def bundle(bz, canaries, *args, name="bundle"):
     secret.chmod(0o600)
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
         {"destination": "/run/secret", "type": "bind", "source": str(secret), "options": ["bind", "ro"]},
     ]
     path = bz.bundle(*args, canaries.args, name=name, mounts=mounts)
@@ -81,7 +82,7 @@ class Running:
         for fd in (reader, writer, out_there):
             os.close(fd)
         self.said = bz("--debug", "--log", str(log), "start", "one", env=environment).stderr
-        assert b"up" in read(out)
+        assert read(out) == b"up\n"
         os.close(out)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bufferzone import record
+from bufferzone.config import Settings
 from bufferzone.errors import HostError
 from bufferzone.model import ImageRef
 from bufferzone.snapshot import checkpoint_dir, checkpoint_writer, compatible, manifest
@@ -31,6 +32,8 @@ MACHINE = VmShape(
     vcpus=1,
     memory_mib=1,
 )
+#: what a checkpoint is sealed with has a file of its own: test_checkpoint_seal.py
+KEY, TAKES_ALL = b"k" * 32, Settings(foreign_checkpoints=True)
 FACTS: dict[str, Any] = {"container": "c", "terminal": False, "spec": {}, "created": 1}
 
 
@@ -45,13 +48,13 @@ def write(directory: Path, text: str) -> Draft:
     new = Draft(str(directory))
     for kind, fd in new.fds.items():
         os.write(fd, f"{text} {kind}".encode())
-    new.publish(MACHINE, FACTS, {})
+    new.publish(MACHINE, FACTS, {}, KEY)
     return new
 
 
 def read(directory: Path) -> str:
     """The text of the checkpoint there, which has to be whole."""
-    found = checkpoint_dir.open_checkpoint(str(directory))
+    found = checkpoint_dir.open_checkpoint(str(directory), TAKES_ALL)
     found.check_memory(found.memory_fd)
     fds = (found.memory_fd, found.state_fd, found.disk_fd)
     texts = {os.pread(fd, 100, 0).decode().split()[0] for fd in fds}
@@ -112,7 +115,7 @@ def test_killed_at_any_step_the_older_or_the_newer_is_there(tmp_path: Path) -> N
 def test_one_that_was_never_finished_is_none_and_leaves_nothing(tmp_path: Path) -> None:
     with Draft(str(tmp_path)):
         with pytest.raises(HostError, match="no checkpoint in"):
-            checkpoint_dir.open_checkpoint(str(tmp_path))
+            checkpoint_dir.open_checkpoint(str(tmp_path), TAKES_ALL)
         with pytest.raises(OSError, match="another checkpoint is being written there") as caught:
             Draft(str(tmp_path))
         assert caught.value.errno == errno.EBUSY
@@ -155,7 +158,7 @@ def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
     value["files"][checkpoint_dir.DISK][0] = "../secret"
     manifest.write_text(json.dumps(value))
     with pytest.raises(HostError, match="not a name of ours"):
-        checkpoint_dir.open_checkpoint(str(tmp_path / "image"))
+        checkpoint_dir.open_checkpoint(str(tmp_path / "image"), TAKES_ALL)
 
 
 def put(value: Any, at: str, item: object) -> None:
@@ -220,7 +223,7 @@ def test_a_stranger_field_is_one_line_before_anything_is_done_with_it(
     put(value, at, item)
     path.write_text(json.dumps(value))
     with pytest.raises(HostError, match=re.escape(reason)) as caught:
-        checkpoint_dir.open_checkpoint(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path), TAKES_ALL)
     assert caught.value.code == "checkpoint-damaged"
     assert len(caught.value.line()) < 400 + len(str(tmp_path))
 
@@ -234,7 +237,7 @@ def test_a_manifest_lacks_nothing(tmp_path: Path, field: str) -> None:
     del value[field]
     path.write_text(json.dumps(value))
     with pytest.raises(HostError, match=f"{field}: (is missing|expected an object)"):
-        checkpoint_dir.open_checkpoint(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path), TAKES_ALL)
 
 
 def test_a_manifest_of_brackets_alone_is_one_line(tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_a_manifest_of_brackets_alone_is_one_line(tmp_path: Path) -> None:
         pass
     (tmp_path / checkpoint_dir.MANIFEST).write_text("[" * 200_000)
     with pytest.raises(HostError, match="nested too deeply"):
-        checkpoint_dir.open_checkpoint(str(tmp_path))
+        checkpoint_dir.open_checkpoint(str(tmp_path), TAKES_ALL)
 
 
 SPEC: dict[str, Any] = {

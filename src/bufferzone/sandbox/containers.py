@@ -19,7 +19,7 @@ from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Pod
-from bufferzone.snapshot import compatible
+from bufferzone.snapshot import compatible, seal
 from bufferzone.snapshot.checkpoint import Capture
 from bufferzone.vm.agent_client import if_alive
 from bufferzone.vm.size import size_for
@@ -235,7 +235,7 @@ class Containers:
             "created": time.time_ns(),
         }
         still = nullcontext() if frozen else self._frozen(agent.ProcessRef(id=container.id))
-        capture.save(directory, facts, still=still, ended=ended)
+        capture.save(directory, facts, seal.key(self._sandbox.start.settings), still=still, ended=ended)
         if ended is None:
             stood_ms = capture.stopped_s * 1000
             self._sandbox.log(f"saved: the VM was stopped for {stood_ms:.0f} ms")

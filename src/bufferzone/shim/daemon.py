@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 
-from bufferzone import oci, state
+from bufferzone import config, oci, state
 from bufferzone.client import handshake
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import process
@@ -132,7 +132,8 @@ def _run(
     chosen = json.loads(arguments.settings) if cli and arguments.settings else None
     spec = oci.load(arguments.bundle, containerd=not cli, chosen=chosen)
 
-    checkpoint = open_checkpoint(arguments.restore_from) if arguments.restore_from else None
+    source = arguments.restore_from
+    checkpoint = open_checkpoint(source, config.load()) if source else None
     scope = arguments.systemd_cgroup
     with boot(arguments.id, spec, directory, log, checkpoint, systemd=scope) as sandbox:
         if checkpoint is not None:

@@ -79,12 +79,14 @@ class Capture:
         self,
         directory: str,
         facts: dict[str, Any],
+        key: bytes,
         *,
         still: AbstractContextManager[None],
         ended: Callable[[], None] | None,
     ) -> None:
-        """Write the checkpoint. `ended` is called as soon as it is complete, while the VM still stands; None:
-        the VM goes on. After a failure the VM goes on, and an older checkpoint in the directory is as it was.
+        """Write the checkpoint, sealed with `key`. `ended` is called as soon as it is complete, while the VM
+        still stands; None: the VM goes on. After a failure the VM goes on, and an older checkpoint in the
+        directory is as it was.
 
         While `still` is entered, the container is frozen. Raises OSError, `HostError`, `VmmError` or
         `StateError`.
@@ -112,7 +114,7 @@ class Capture:
                     else:  # no room for a second copy, or no haste
                         digests[checkpoint_dir.MEMORY] = saver.pack(self._vm.memory_fd, memory_fd)
                     if ended is not None:
-                        draft.publish(self._vm.shape, facts, digests)
+                        draft.publish(self._vm.shape, facts, digests, key)
                         complete = True
                         ended()
                 finally:
@@ -122,7 +124,7 @@ class Capture:
             if copied >= 0:
                 digests[checkpoint_dir.MEMORY] = saver.pack(copied, memory_fd)
             if ended is None:
-                draft.publish(self._vm.shape, facts, digests)
+                draft.publish(self._vm.shape, facts, digests, key)
 
     @contextmanager
     def _on_time(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """A checkpoint: a whole VM in a directory. `checkpoint` writes it through `checkpoint_writer`; it is
 opened here to be restored.
 
-    DIR/manifest.json           versions, the VM's shape, its container; name, size and SHA-256 of each file
+    DIR/manifest.json           versions, VM's shape, its container; name, size and SHA-256 of each file; seal
     DIR/bufferzone-memory-HEX   guest memory, sparse
     DIR/bufferzone-state-HEX    QEMU's device state (migration stream without memory)
     DIR/bufferzone-disk-HEX     the image of the root file system
@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from bufferzone import __version__
 from bufferzone.errors import HostError
 from bufferzone.snapshot import manifest as form
+from bufferzone.snapshot import seal
 from bufferzone.snapshot.manifest import DISK, KINDS, MEMORY, OURS, STATE, is_file_name
 from bufferzone.storage import ram
 from bufferzone.vm.shape import from_fields, saved_key
@@ -31,11 +32,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from bufferzone.config import Settings
     from bufferzone.vm.shape import VmShape
 
 __all__ = ["DISK", "KINDS", "MEMORY", "OURS", "STATE", "Checkpoint", "is_file_name", "open_checkpoint"]
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 INVENTORY = "inventory.img"
 _MOST_MANIFEST = 1 << 20
@@ -68,22 +70,24 @@ class Checkpoint:
             os.close(fd)
 
 
-def open_checkpoint(directory: str) -> Checkpoint:
+def open_checkpoint(directory: str, settings: Settings) -> Checkpoint:
     """The checkpoint in `directory`, all of it checked but the memory, which is checked as it is copied.
 
-    Raises `HostError`: damaged, of another version, or made on a machine that this one does not match.
+    Raises `HostError`: damaged, of another version, made on a machine that this one does not match, or by
+    somebody from whom the settings take none.
     """
     manifest = read_manifest(directory)
     while True:
         try:
-            return _open(directory, manifest)
+            return _open(directory, manifest, settings)
         except HostError:
             before, manifest = manifest, read_manifest(directory)
             if before == manifest:
                 raise  # else it was replaced by a newer one while we looked
 
 
-def _open(directory: str, manifest: dict[str, Any]) -> Checkpoint:
+def _open(directory: str, manifest: dict[str, Any], settings: Settings) -> Checkpoint:
+    seal.check(manifest, directory, settings)
     with ExitStack() as stack:
         fds = {}
         for kind in KINDS:

@@ -17,7 +17,7 @@ from bufferzone import __version__, log
 from bufferzone.errors import HostError
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.record import asdict
-from bufferzone.snapshot import checkpoint_dir
+from bufferzone.snapshot import checkpoint_dir, seal
 from bufferzone.storage import ram
 from bufferzone.vm.shape import saved_key
 
@@ -67,8 +67,9 @@ class Draft:
             _remove(self._at, name)
         os.close(self._at)  # and with it the lock
 
-    def publish(self, shape: VmShape, facts: dict[str, Any], digests: dict[str, str]) -> None:
-        """Make it the directory's checkpoint; the older one goes. `digests` by kind, where known already.
+    def publish(self, shape: VmShape, facts: dict[str, Any], digests: dict[str, str], key: bytes) -> None:
+        """Make it the directory's checkpoint, sealed with `key`; the older one goes. `digests` by kind, where
+        known already.
 
         Raises OSError or `HostError`; then it is none, and the older one is as it was.
         """
@@ -85,6 +86,7 @@ class Draft:
             "key": saved_key(shape),
             "files": files,
         }
+        value[seal.FIELD] = seal.of(value, key)
         self._write(_MANIFEST_NEW, json.dumps(value, indent=1, sort_keys=True).encode())
         try:
             os.stat(checkpoint_dir.INVENTORY, dir_fd=self._at, follow_symlinks=False)

@@ -136,6 +136,7 @@ FIELDS: dict[str, Check] = {
     "spec": _hashes,
     "shape": lambda value: _object(value, SHAPE, "shape."),
     "files": lambda value: _object(value, dict.fromkeys(KINDS, _file), "files."),
+    "seal": _hex(64),
 }
 
 
