@@ -87,7 +87,6 @@ def open_checkpoint(directory: str, settings: Settings) -> Checkpoint:
 
 
 def _open(directory: str, manifest: dict[str, Any], settings: Settings) -> Checkpoint:
-    seal.check(manifest, directory, settings)
     with ExitStack() as stack:
         fds = {}
         for kind in KINDS:
@@ -106,6 +105,7 @@ def _open(directory: str, manifest: dict[str, Any], settings: Settings) -> Check
                 f"the checkpoint {directory} was made with another VMM, firmware or CPU than this host has",
                 code="checkpoint-mismatch",
             )
+        seal.check(manifest, directory, settings)  # last, for what does not fit says more
         stack.pop_all()
         return saved
 
