@@ -101,7 +101,7 @@ def row(made: jail.Jail) -> tuple[str, ...]:
         " ".join(spaces),
         " ".join(root) or "nothing",
         " ".join((*made.devices, *made.owned_devices)),
-        " ".join(made.proc) or "none",
+        " ".join((*made.proc, *(f"copy of self/{name}" for name in made.own_proc))) or "none",
         str(len(made.keep_fds)),
         "no Landlock" if made.writes is None else " ".join(made.writes),
         " ".join(limits),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # unused.
 UID_BASE = 2_000_000_000
 UID_SLOTS = 32_768
+#: what /proc/self leads to in a jail that has `own_proc`
+OWN_PROC = "/proc/1"
 _FLAGS = {
     "ipc": process.CLONE_NEWIPC,
     "uts": process.CLONE_NEWUTS,
@@ -75,7 +77,9 @@ class Jail(Record):
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
-    names below /proc that stay visible (`self/fd`). `keep_fds` keep their numbers, 3 or above; `log_fd`
+    names below /proc that stay visible (`self/fd`), `own_proc` files of /proc/self that are there as copies
+    that look like a process's own: profiles of AppArmor ask for a number and the owner.
+    `keep_fds` keep their numbers, 3 or above; `log_fd`
     becomes stdout and stderr. `network` is a descriptor of the network namespace to be in, -1: a new one, if
     `namespaces` has `net`. `heeds` are signals that it uses itself. `limits`, beside those that all have, are
     (resource, value) pairs, lowered if higher. `cgroups` are descriptors of `cgroup.procs` files to join.
@@ -94,6 +98,7 @@ class Jail(Record):
     devices: tuple[str, ...] = ("null", "zero", "urandom")
     owned_devices: tuple[str, ...] = ()
     proc: tuple[str, ...] = ()
+    own_proc: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ("ipc", "uts", "net", "pid")
     network: int = -1
     heeds: tuple[int, ...] = ()
@@ -229,7 +234,7 @@ def _enter(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
     talk.step = "make the mounts private"
     mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
     talk.step = "build the root"
-    newroot.enter(trees, nodes, jail.links)
+    newroot.enter(trees, nodes, *_own_proc(jail))
     if jail.user_namespace and rights.root:
         talk.step = "create a user namespace"
         process.unshare(process.CLONE_NEWUSER)
@@ -239,6 +244,18 @@ def _enter(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:
         soft, hard = (v if v >= 0 else value for v in resource.getrlimit(kind))
         resource.setrlimit(kind, (min(soft, value), min(hard, value)))
     _change_credentials(jail, talk, rights)
+
+
+def _own_proc(jail: Jail) -> tuple[list[tuple[str, str]], list[newroot.Text]]:
+    """(links, texts) for the new root: /proc/self leads to a directory that is named like a process's."""
+    texts = []
+    for name in jail.own_proc:
+        with open(f"/proc/self/{name}", "rb") as file:
+            texts.append(
+                newroot.Text(path=f"{OWN_PROC}/{name}", text=file.read(), owner=(jail.uid, jail.gid))
+            )
+    links = [("/proc/self", os.path.basename(OWN_PROC))] if texts else []
+    return [*jail.links, *links], texts
 
 
 def _change_ids(jail: Jail, rights: _Rights) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from host.conftest import podman, run
 
-PROFILE = "bufferzone-host-check"
+#: what Debian 13 has for it allows everything; of two that fit one program the kernel takes none
+SHIPPED = Path("/etc/apparmor.d/virtiofsd")
+PROFILE = "virtiofsd" if SHIPPED.exists() else "bufferzone-host-check"
 RULES = f"""
 profile {PROFILE} /usr/{{libexec,lib/qemu,bin}}/virtiofsd {{
 }}
@@ -19,9 +21,7 @@ profile {PROFILE} /usr/{{libexec,lib/qemu,bin}}/virtiofsd {{
 def test_apparmor_is_on_and_denies_nothing_of_a_start(image):
     assert Path("/sys/module/apparmor/parameters/enabled").read_text().strip() == "Y"
     assert podman("run", "--rm", image, "echo", "answer") == "answer"
-    denied = [
-        line for line in run("dmesg").splitlines() if 'apparmor="DENIED"' in line and PROFILE not in line
-    ]
+    denied = [line for line in run("dmesg").splitlines() if 'apparmor="DENIED"' in line]
     assert denied == []
 
 
@@ -32,7 +32,10 @@ def profile(tmp_path):
     rules.write_text(RULES)
     run("apparmor_parser", "--replace", "--skip-cache", str(rules))
     yield
-    run("apparmor_parser", "--remove", "--skip-cache", str(rules))
+    if SHIPPED.exists():
+        run("apparmor_parser", "--replace", "--skip-cache", str(SHIPPED))
+    else:
+        run("apparmor_parser", "--remove", "--skip-cache", str(rules))
 
 
 def test_a_profile_that_denies_what_a_helper_needs_is_named_with_what_it_denied(image, profile):

@@ -64,6 +64,15 @@ def test_the_root_holds_what_was_given_and_is_read_only() -> None:
     ]
 
 
+def test_a_copied_file_of_proc_looks_as_a_process_own() -> None:
+    """Debian's AppArmor profiles say `owner @{PROC}/@{pid}/uid_map`: a number, and the uid of who reads."""
+    script = "p=/proc/self/uid_map; /busybox cat $p; /busybox readlink -f $p; /busybox stat -c '%u %a' $p"
+    _, text = run(script, own_proc=("uid_map",))
+    said, *others = text.splitlines()
+    assert said == Path("/proc/self/uid_map").read_text().rstrip()
+    assert others == ["/proc/1/uid_map", f"{UID} 400"]
+
+
 def test_it_has_its_own_uid_no_capability_and_filters() -> None:
     _, text = run("/busybox cat /proc/self/status; /busybox id", proc=("self/status",))
     fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)

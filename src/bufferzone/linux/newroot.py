@@ -24,7 +24,20 @@ class Node(Record):
     owner: tuple[int, int] | None
 
 
-def enter(trees: Iterable[tuple[int, str]], nodes: Iterable[Node], links: Iterable[tuple[str, str]]) -> None:
+class Text(Record):
+    """A small file that its owner, and nobody else, may read."""
+
+    path: str
+    text: bytes
+    owner: tuple[int, int]
+
+
+def enter(
+    trees: Iterable[tuple[int, str]],
+    nodes: Iterable[Node],
+    links: Iterable[tuple[str, str]],
+    texts: Iterable[Text] = (),
+) -> None:
     """Build the root and move into it; nothing of the old root stays reachable by path.
 
     `trees` are detached mounts (open_tree(2)) and where they go; they and the trees of `nodes` are closed.
@@ -38,6 +51,12 @@ def enter(trees: Iterable[tuple[int, str]], nodes: Iterable[Node], links: Iterab
     for link, target in links:
         os.makedirs(os.path.dirname("." + link), mode=0o755, exist_ok=True)
         os.symlink(target, "." + link)
+    for text in texts:
+        os.makedirs(os.path.dirname("." + text.path), mode=0o755, exist_ok=True)
+        with open("." + text.path, "wb") as file:
+            file.write(text.text)
+            os.fchmod(file.fileno(), 0o400)
+            os.fchown(file.fileno(), *text.owner)
     for fd, target in trees:
         _attach(fd, "." + target)
     os.mkdir("dev", 0o755)

@@ -72,9 +72,9 @@ def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -
             jail.JailBind(source=empty, target="/tmp"),
         ),
         # it looks there for the name of its build for AVX2
-        links=(*links, ("/proc/self/exe", program)),
+        links=(*links, (f"{jail.OWN_PROC}/exe", program)),
         # whether it is in the first user namespace: the one of Debian 13 does not start without the answer
-        proc=("self/uid_map",),
+        own_proc=("uid_map",),
         devices=("null", "urandom"),
         namespaces=("ipc", "uts", "pid"),
     )
