@@ -179,6 +179,7 @@ class Cli:
         verb: str = "create",
         check: int | None = 0,
         out: str = os.devnull,
+        env: dict[str, str] | None = None,
     ) -> str:
         """`create`, or another verb that makes a container, with stdio that nobody waits for; returns what it
         wrote to stderr.
@@ -186,7 +187,7 @@ class Cli:
         with open(self.base / f"{id[:20]}.err", "w+") as errors, open(out, "ab") as output:
             done = subprocess.run(
                 self.command(verb, "--bundle", str(bundle), *flags, id),
-                env={},
+                env=env or {},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,

@@ -378,3 +378,15 @@ def test_what_a_detached_exec_left_behind_does_not_keep_the_container(bz, tmp_pa
     bz("kill", "one", "KILL")
     bz("delete", "--force", "one")
     assert bz.left() == []
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_hook_without_an_environment_has_that_of_the_verb_that_made_the_container(bz, tmp_path, verb):
+    """As with runc, crun and runsc; the shim, which runs it, has a short one of its own."""
+    tell = [{"path": "/usr/bin/env", "args": ["env", "sh", "-c", f"echo $0 $THEIRS $PATH >>{tmp_path}/log"]}]
+    hooks = {stage: tell for stage in ("prestart", "createRuntime", "createContainer", "poststop")}
+    env = {"THEIRS": "a caller's", "PATH": "/usr/bin:/bin:/x"}
+    bz.create("one", bz.bundle("true", hooks=hooks), verb=verb, env=env)
+    if verb == "create":
+        bz("delete", "one")
+    assert (tmp_path / "log").read_text().splitlines() == ["sh a caller's /usr/bin:/bin:/x"] * 4

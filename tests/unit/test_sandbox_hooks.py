@@ -5,12 +5,13 @@ import os
 import select
 import signal
 import stat
+import subprocess
 
 import pytest
 
 from bufferzone.errors import HostError
 from bufferzone.model import Hook
-from bufferzone.sandbox.hooks import run_all, run_hooks
+from bufferzone.sandbox.hooks import inheriting, run_all, run_hooks
 
 
 def script(path, text):
@@ -59,6 +60,19 @@ def test_one_without_an_environment_has_ours(tmp_path, monkeypatch):
     path = script(tmp_path / "hook", f'echo "$OURS" >> "{out}"; command -v ls >> "{out}"\n')
     run_hooks("createRuntime", (Hook(path=path),), b"{}", "/")
     assert out.read_text() == "here\n/usr/bin/ls\n"
+
+
+def test_one_without_an_environment_can_have_that_of_whoever_asks(tmp_path):
+    """OURS of a shim is what it keeps, and the runtime that a person calls has more."""
+    with subprocess.Popen(["sleep", "60"], env={"PATH": "/bin", "THEIRS": "a=b"}) as caller:
+        try:
+            hooks = {"prestart": (Hook(path="/a"), Hook(path="/b", env=("X=1",))), "poststop": ()}
+            found = inheriting(hooks, caller.pid)
+        finally:
+            caller.kill()
+    assert [hook.env for hook in found["prestart"]] == [("PATH=/bin", "THEIRS=a=b"), ("X=1",)]
+    assert inheriting(hooks, caller.pid) == hooks  # it is gone: ours
+    assert inheriting(hooks, os.getpid()) == hooks
 
 
 def test_after_the_start_a_failure_is_a_warning_and_the_remaining_hooks_run(tmp_path):

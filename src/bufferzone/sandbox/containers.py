@@ -100,7 +100,7 @@ class Containers:
                 spec=spec.raw,
                 pod=spec.pod,
                 seccomp=seccomp,
-                hooks=decided.hooks,
+                hooks=hooks.inheriting(decided.hooks, pid),
                 copies=copies,
                 joined=joined,
                 adopted=bool(self._sandbox.start.adopts),

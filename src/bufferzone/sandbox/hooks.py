@@ -20,6 +20,7 @@ from bufferzone.errors import HostError
 from bufferzone.linux import apart, process
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.model import Hook
+from bufferzone.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +73,29 @@ def early(failed: ExitStack, run: Callable[[Container, str, str], None]) -> Call
     return begin
 
 
+def inheriting(hooks: dict[str, tuple[Hook, ...]], pid: int) -> dict[str, tuple[Hook, ...]]:
+    """The same hooks with an environment each: where they name none the one that process `pid` was started
+    with. That process is the verb or was forked by it, so the environment is the runtime's, as with runc, crun
+    and runsc. Where it cannot be read, the hook gets ours.
+    """
+    if all(hook.env is not None for stage in hooks.values() for hook in stage):
+        return hooks
+    env = _environment_of(pid)
+    return {
+        name: tuple(replace(hook, env=env) if hook.env is None else hook for hook in stage)
+        for name, stage in hooks.items()
+    }
+
+
+def _environment_of(pid: int) -> tuple[str, ...] | None:
+    if pid == os.getpid():
+        return None  # what was set since counts too
+    with ignoring(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return tuple(os.fsdecode(entry) for entry in file.read().split(b"\0") if entry)
+    return None
+
+
 def _run(label: str, hook: Hook, state: bytes, bundle: str) -> None:
     with open(os.memfd_create("state", os.MFD_CLOEXEC), "w+b", buffering=0) as stdin:
         stdin.write(state)
@@ -107,7 +131,7 @@ def _start(label: str, hook: Hook, bundle: str, stdin: int, stderr: int) -> int:
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     ]
     if hook.env is None:
-        environment = dict(os.environ)  # as with runc, crun and runsc
+        environment = dict(os.environ)
     else:
         environment = dict(entry.split("=", 1) for entry in hook.env if "=" in entry)
     try:
