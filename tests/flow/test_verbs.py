@@ -427,3 +427,35 @@ def test_what_comes_while_create_runs_is_told_so(bz):
         assert bz(*words, check=1).stderr == line
     assert "still being created" in bz("exec", "one", "ls", check=255).stderr
     state.remove(directory)
+
+
+def test_a_start_waits_for_a_create_that_is_under_way(bz, tmp_path):
+    """`state` shows the container from the beginning, and there are callers that start what they see."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    wait = {"path": "/bin/sh", "args": ["sh", "-c", f"echo here >{gate}; read line <{gate}"]}
+    creating = bz.start("create", "--bundle", str(bz.bundle("pause", hooks={"prestart": [wait]})), "one")
+    with open(gate) as waiting:
+        assert waiting.readline() == "here\n"
+    assert bz.state("one")["status"] == "creating"
+    starting = bz.start("--debug", "start", "one")
+    assert "start begins" in starting.stderr.readline()
+    gate.write_text("go\n")
+    assert (starting.wait(DEADLINE_S), creating.wait(DEADLINE_S)) == (0, 0)
+    assert bz.state("one")["status"] == "running"
+    bz("kill", "one", "KILL")
+
+
+def test_a_start_ends_with_the_create_that_it_waits_for(bz, tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    fail = {"path": "/bin/sh", "args": ["sh", "-c", f"echo here >{gate}; read line <{gate}; exit 1"]}
+    creating = bz.start("create", "--bundle", str(bz.bundle("pause", hooks={"prestart": [fail]})), "one")
+    with open(gate) as waiting:
+        assert waiting.readline() == "here\n"
+    starting = bz.start("--debug", "start", "one")
+    assert "start begins" in starting.stderr.readline()
+    gate.write_text("go\n")
+    assert (starting.wait(DEADLINE_S), creating.wait(DEADLINE_S)) == (1, 1)
+    told = starting.stderr.read()
+    assert 'container "one" does not exist' in told or "a container that has stopped" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from bufferzone import state
 from bufferzone.client.connection import Client
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bufferzone.wire.proto import Message
+
+
+#: how long a start waits for a create that is under way, and for its shim, which is there in a moment
+_CREATE_S, _SHIM_S, _LOOK_S = 10.0, 1.0, 0.02
+_EARLY = "still-creating"
 
 
 def find(root: str, id: str) -> str:
@@ -46,8 +52,20 @@ def ask(directory: str, method: str, request: Message, verb: str, **options: Any
 def start(directory: str) -> None:
     """Run the process of a created container; raises `StateError` when it is none, `ExecError` when its
     program cannot be executed.
+
+    A create that is under way is waited for: with runc nobody sees a container before it is made, so callers
+    start it once `state` shows it.
     """
-    ask(directory, "Start", task.StartRequest(id=os.path.basename(directory)), "start")
+    begun = time.monotonic()
+    while True:
+        try:
+            ask(directory, "Start", task.StartRequest(id=os.path.basename(directory)), "start")
+            return
+        except StateError as error:
+            wait_s = _CREATE_S if state.owner_alive(directory) else _SHIM_S
+            if error.code != _EARLY or time.monotonic() > begun + wait_s:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def start_through(client: Client, id: str) -> None:
@@ -58,7 +76,7 @@ def start_through(client: Client, id: str) -> None:
 def refusal(verb: str, id: str, status: str) -> StateError:
     """Why `verb` does not fit a container with this status. Source: runc's libcontainer and its callers."""
     if status == state.CREATING:
-        return StateError(f"cannot {verb} container {id}: it is still being created")
+        return StateError(f"cannot {verb} container {id}: it is still being created", code=_EARLY)
     if verb == "kill":
         return StateError("container not running", code="not-running")
     if verb == "events":

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 FLAGS = ()
 USAGE = "<container-id>"
-DESCRIPTION = ""
+DESCRIPTION = "Waits up to 10 s for a create that is under way."
 WORDS = (1, 1)
 INTERSPERSED = True
 
