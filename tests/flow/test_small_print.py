@@ -390,3 +390,38 @@ def test_a_hook_without_an_environment_has_that_of_the_verb_that_made_the_contai
     if verb == "create":
         bz("delete", "one")
     assert (tmp_path / "log").read_text().splitlines() == ["sh a caller's /usr/bin:/bin:/x"] * 4
+
+
+def test_what_a_regular_expression_matches_is_killed_and_deleted(bz):
+    """crun's --regex: it matches anywhere, and of those that fail the rest is not held up."""
+    bundle = bz.bundle("pause")
+    for id in ("test-one", "test-two", "other"):
+        bz.create(id, bundle)
+    bz("start", "test-one")
+    bz("kill", "--regex", "st-o", "KILL")
+    await_true(lambda: bz.state("test-one")["status"] == "stopped", "stopped")
+    bz("start", "test-two")
+    told = bz("delete", "--regex", "^test-", check=1).stderr
+    assert told == "bufferzone: cannot delete container test-two that is not stopped: running\n"
+    assert bz("list", "-q").stdout == "other\ntest-two\n"
+    bz("delete", "-f", "-r", "test-*")
+    assert bz("list", "-q").stdout == "other\n"
+    bz("delete", "--regex", "nothing")
+    assert bz("delete", "--regex", "te(", check=1).stderr == (
+        "bufferzone: --regex: missing ), unterminated subpattern at position 2: te(\n"
+    )
+    bz("delete", "-f", "other")
+
+
+def test_the_configuration_may_be_named_but_is_the_bundles_own(bz, tmp_path):
+    """crun's --config, which its callers give as config.json of the bundle that they are in."""
+    bundle = bz.bundle("true")
+    relative = os.path.relpath(bundle / "config.json", "/")  # where `bz` runs
+    bz("run", "--bundle", str(bundle), "--config", relative, "one")
+    bz("run", "--bundle", str(bundle), "-f", str(bundle / "config.json"), "one")
+    (tmp_path / "x.json").write_text((bundle / "config.json").read_text())
+    done = bz("run", "--bundle", str(bundle), "--config", str(tmp_path / "x.json"), "one", check=1)
+    assert done.stderr == (
+        f"bufferzone: --config: not the config.json of the bundle, which alone is read: {tmp_path}/x.json\n"
+    )
+    assert bz.left() == []

@@ -9,6 +9,7 @@ from bufferzone.cli import process_flags
 from bufferzone.cli.flags import Flag, ignored
 from bufferzone.client import create
 from bufferzone.errors import HostError, SpecError, UsageError
+from bufferzone.log import shown
 from bufferzone.oci.cgroup_path import systemd_form
 from bufferzone.oci.host import check_host
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FLAGS: tuple[Flag, ...] = (
     Flag("bundle b", "DIR", "directory with config.json", default="."),
+    Flag("config f", "FILE", "crun's: the configuration; only the bundle's own config.json can be it"),
     Flag("console-socket", "PATH", "unix socket that gets the terminal's master"),
     Flag("pid-file", "FILE", "where to write the pid of the process that stands for the container"),
     process_flags.PRESERVE_FDS,
@@ -47,6 +49,7 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     if not os.path.isdir(bundle):
         raise UsageError(f"bundle: no such directory: {bundle}")
+    _check_config(options.config, bundle)
     spec = oci.load(bundle)
     process_flags.check_console(options, spec.terminal, detached=detached)
     check_host(spec)
@@ -62,6 +65,13 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
         note=options.note,
         warn=options.warn,
     )
+
+
+def _check_config(path: str, bundle: str) -> None:
+    """crun takes a file of any name; what we start reads that of the bundle, and hears no other name."""
+    own = os.path.join(bundle, "config.json")
+    if path and os.path.realpath(path) != os.path.realpath(own):
+        raise UsageError(f"--config: not the config.json of the bundle, which alone is read: {shown(path)}")
 
 
 def _wants_scope(spec: Spec) -> bool:
