@@ -1,6 +1,7 @@
 """Limits of the host's cgroup: what is written where, taken back, refused. Directories stand for cgroups."""
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -133,6 +134,20 @@ def test_a_block_io_weight_is_whichever_the_unified_hierarchy_has(tmp_path, monk
     host = Host(tmp_path, monkeypatch, name, "cgroup.controllers")
     host.apply({"blockIO": {"weight": 1000}})
     assert host.found()[name].startswith({"io.bfq.weight": "1000", "io.weight": "10000"}[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"), [("blkio.bfq.weight_device", ()), ("io.bfq.weight", ("cgroup.controllers",))]
+)
+def test_a_weight_of_one_device_is_written_or_an_error(tmp_path, monkeypatch, name, marks):
+    block = {"weightDevice": [{"major": 7, "minor": 1}, {"major": 7, "minor": 0, "weight": 444}]}
+    host = Host(tmp_path, monkeypatch, name, "io.weight", *marks)
+    host.apply({"blockIO": block})
+    assert host.found() == {name: "7:0 444"}
+    os.unlink(host.place / name)
+    with pytest.raises(HostError, match="the host's controller is not available"):
+        host.apply({"blockIO": block})
+    assert host.found() == {}
 
 
 def test_one_without_a_controller_or_a_cgroup_is_an_error(tmp_path, monkeypatch):

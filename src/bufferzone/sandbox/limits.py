@@ -133,6 +133,7 @@ def cgroup_v1(resources: dict[str, Any], memory_mib: int) -> Settings:
     found += _cpuset(cpu)
     if block.get("weight"):
         found.append(("blkio.bfq.weight", str(int(block["weight"])), True))
+    found += [("blkio.bfq.weight_device", text, True) for text in _weights(block)]
     for key, name, _ in _THROTTLES:
         for device, rate in _rates(block, key):
             found.append((f"blkio.throttle.{name}_device", f"{device} {rate}", True))
@@ -161,6 +162,7 @@ def cgroup_v2(resources: dict[str, Any], memory_mib: int) -> Settings:
         # the first is the scheduler's, the second the cost model's: whichever the kernel has
         found.append(("io.bfq.weight", str(weight), True))
         found.append(("io.weight", str(1 + (max(weight, 10) - 10) * 9999 // 990), False))
+    found += [("io.bfq.weight", text, True) for text in _weights(block)]
     for key, _, name in _THROTTLES:
         for device, rate in _rates(block, key):
             found.append(("io.max", f"{device} {name}={rate or 'max'}", True))
@@ -192,6 +194,12 @@ def _cpuset(cpu: dict[str, Any]) -> Settings:
 def _rates(block: dict[str, Any], key: str) -> list[tuple[str, int]]:
     entries = block.get(f"throttle{key}Device") or []
     return [(f"{e.get('major')}:{e.get('minor')}", int(e.get("rate") or 0)) for e in entries]
+
+
+def _weights(block: dict[str, Any]) -> list[str]:
+    """Those of single devices, which the BFQ scheduler alone knows, and must be that of the device."""
+    entries = block.get("weightDevice") or []
+    return [f"{e.get('major')}:{e.get('minor')} {e['weight']}" for e in entries if e.get("weight")]
 
 
 def apply(
@@ -274,6 +282,8 @@ def _names(name: str) -> set[str]:
     """The file on cgroup v1, and what it is called on v2."""
     if name.startswith("blkio.throttle."):
         return {name, "io.max"}
+    if name == "blkio.bfq.weight_device":
+        return {name, "io.bfq.weight"}
     return {name, name.replace("blkio.", "io."), *(("io.weight",) if name.startswith("blkio.bfq.") else ())}
 
 
