@@ -124,6 +124,15 @@ CASES: dict[str, Config | bytes] = {
     ),
     "mounts[1].options: a VM cannot map the ids of a mount": mount(options=["bind", "ridmap"]),
     "linux.sysctl.kernel/hostname: conflicts with hostname": linux(sysctl={"kernel/hostname": "x"}),
+    "linux.sysctl.kernel.msgmax: the container has no ipc namespace": linux(
+        sysctl={"kernel.msgmax": "1"}, namespaces=[{"type": "network"}, {"type": "uts"}]
+    ),
+    "linux.sysctl.fs/mqueue/msg_max: the container has no ipc namespace": linux(
+        sysctl={"fs/mqueue/msg_max": "1"}, namespaces=[{"type": "network"}]
+    ),
+    "linux.sysctl.kernel.domainname: the container has no uts namespace": linux(
+        sysctl={"kernel.domainname": "x"}, namespaces=[{"type": "network"}]
+    ),
     "linux.timeOffsets: the container has no time namespace": linux(timeOffsets={"boottime": {"secs": 1}}),
     "linux.intelRdt: the guest has no resctrl": linux(intelRdt={"closID": "x"}),
     "linux.netDevices: a device of the host cannot": linux(netDevices={"eth0": {"name": "x"}}),

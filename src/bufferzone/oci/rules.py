@@ -31,6 +31,10 @@ _DOMAINS = ("", "LINUX", "LINUX32")
 #: a device's numbers, see makedev(3) and MINORBITS in linux/kdev_t.h
 _NUMBERS = {"major": (1 << 12) - 1, "minor": (1 << 20) - 1}
 _DEVICE_TYPES = ("b", "c", "u", "p")
+#: what an IPC namespace has, see ipc_namespaces(7) and ipc/ipc_sysctl.c
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
+)
 _IDMAPS = frozenset(("idmap", "ridmap"))
 _IDMAP_HINT = "make the id-mapped mount on the host and bind that"
 #: what a VM does not do, and says so rather than leave it out
@@ -147,6 +151,20 @@ def _check_devices(devices: list[dict[str, Any]]) -> None:
                 raise fail(f"{where}.{key}", f"expected 0 to {most}, got {device[key]}")
 
 
+def _check_sysctls(sysctls: dict[str, str], namespaces: set[str]) -> None:
+    """One of a namespace needs that namespace, named or new, as with runc and crun; it would be set for the
+    other containers of the VM too.
+    """
+    for key in sysctls:
+        name = key.replace("/", ".")
+        if name == "kernel.hostname":
+            raise fail(f"linux.sysctl.{key}", "conflicts with hostname", "set hostname instead")
+        if (name in _IPC_SYSCTLS or name.startswith("fs.mqueue.")) and "ipc" not in namespaces:
+            raise fail(f"linux.sysctl.{key}", "the container has no ipc namespace of its own")
+        if name == "kernel.domainname" and "uts" not in namespaces:
+            raise fail(f"linux.sysctl.{key}", "the container has no uts namespace of its own")
+
+
 def check_linux(linux: dict[str, Any]) -> None:
     """Namespaces, devices, limits, paths and propagation."""
     resources = linux.get("resources", {})
@@ -173,9 +191,7 @@ def check_linux(linux: dict[str, Any]) -> None:
             raise fail(f"linux.{key}", reason, "leave it out")
     if linux.get("timeOffsets") and not any(entry["type"] == "time" for entry in namespaces):
         raise fail("linux.timeOffsets", "the container has no time namespace of its own")
-    for key in linux.get("sysctl", {}):
-        if key.replace("/", ".") == "kernel.hostname":
-            raise fail(f"linux.sysctl.{key}", "conflicts with hostname", "set hostname instead")
+    _check_sysctls(linux.get("sysctl", {}), {entry["type"] for entry in namespaces})
     for key in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(linux.get(key, [])):
             if not path.startswith("/"):
