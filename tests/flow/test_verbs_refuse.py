@@ -213,3 +213,24 @@ def test_a_waiter_that_shows_a_containers_root_can_import_nothing_from_it(tmp_pa
         ["/usr/bin/python3", "-c", program], env={"PYTHONPATH": source}, capture_output=True, text=True
     )
     assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "pid", "refused"),
+    [("1", "", True), ("2", "own", True), ("0", "own", False), ("3", "1", False), ("x", "own", False)],
+)
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_sockets_of_an_activation_are_refused_where_they_are_meant_for_us(bz, verb, count, pid, refused):
+    """sd_listen_fds(3): they are for the process that LISTEN_PID names; crun takes them without it, too."""
+    own = 'export LISTEN_PID=$$; exec "$@"' if pid == "own" else 'exec "$@"'
+    env = {"LISTEN_FDS": count, **({"LISTEN_PID": pid} if pid == "1" else {})}
+    words = bz.command(verb, "--bundle", str(bz.bundle("true")), "one")
+    with open(bz.base / "said", "w+") as said:
+        status = subprocess.run(
+            ["sh", "-c", own, "sh", *words], env=env, stdout=said, stderr=said, timeout=DEADLINE_S
+        ).returncode
+        said.seek(0)
+        line = f"bufferzone: host descriptors cannot be passed into a virtual machine: LISTEN_FDS={count} (hint"
+        assert said.read().startswith(line if refused else "")
+    assert status == refused
+    assert bool(bz.left()) == (verb == "create" and not refused)

@@ -50,6 +50,17 @@ def refuse_descriptors(options: Options) -> None:
         )
 
 
+def refuse_activation() -> None:
+    """Nor can the sockets that systemd or another caller opened for us, sd_listen_fds(3)."""
+    count, pid = os.environ.get("LISTEN_FDS", ""), os.environ.get("LISTEN_PID", "")
+    if count.strip("0").isdigit() and pid in ("", str(os.getpid())):
+        raise CallerError(
+            f"host descriptors cannot be passed into a virtual machine: LISTEN_FDS={count}",
+            hint="unset LISTEN_FDS: what listens in the container must open its own socket",
+            code="preserve-fds",
+        )
+
+
 def check_console(options: Options, terminal: bool, *, detached: bool) -> None:
     """A detached terminal needs a console socket, and only that may have one. Source: runc utils_linux.go."""
     if terminal and detached and not options.console_socket:

@@ -45,6 +45,7 @@ def order(options: Options, id: str, *, detached: bool, checkpoint: str = "") ->
     """What the command line asks for: paths made absolute, config.json and the terminal's rules checked."""
     state.check_id(id)
     process_flags.refuse_descriptors(options)
+    process_flags.refuse_activation()
     bundle = state.absolute(options.bundle)
     pid_file, console_socket = process_flags.pid_file(options), process_flags.console_socket(options)
     if not os.path.isdir(bundle):
