@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -425,3 +426,19 @@ def test_the_configuration_may_be_named_but_is_the_bundles_own(bz, tmp_path):
         f"bufferzone: --config: not the config.json of the bundle, which alone is read: {tmp_path}/x.json\n"
     )
     assert bz.left() == []
+
+
+def test_hooks_run_in_order_each_where_runc_has_it(bz, tmp_path):
+    """Seen with runc 1.1: createContainer begins in the root file system, the host's others in the bundle."""
+    log = tmp_path / "log"
+    stages = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    hooks = {
+        stage: [{"path": "/bin/sh", "args": ["sh", "-c", f"echo {stage} $(pwd) >>{log}"]}] for stage in stages
+    }
+    hooks["startContainer"] = [{"path": "/bin/sh", "args": ["sh", "-c", "pwd >/told; cat >>/told"]}]
+    bundle = bz.bundle("true", hooks=hooks, root={"path": "rootfs", "readonly": False})
+    bz("run", "--bundle", str(bundle), "one")
+    places = [f"{bundle}/rootfs" if stage == "createContainer" else str(bundle) for stage in stages]
+    assert log.read_text().splitlines() == list(map(" ".join, zip(stages, places, strict=True)))
+    place, state = (bundle / "rootfs/told").read_text().splitlines()
+    assert (place, json.loads(state)["bundle"]) == ("/", str(bundle))

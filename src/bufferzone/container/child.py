@@ -212,7 +212,7 @@ def _run_hooks(child_spec: ChildSpec, wanted: list[dict[str, Any]]) -> None:
             "id": child_spec.id,
             "status": "created",
             "pid": os.getpid(),
-            "bundle": os.path.dirname(str((child_spec.config.get("root") or {}).get("path") or "/")),
+            "bundle": child_spec.config.get("bundle") or "",
             "annotations": child_spec.config.get("annotations") or {},
         }
 

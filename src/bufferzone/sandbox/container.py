@@ -60,3 +60,9 @@ class Container:
         """The root file system's host path."""
         path = str(self.spec["root"]["path"])
         return path if path.startswith("/") else os.path.join(self.bundle, path)
+
+    def place_of(self, stage: str) -> str:
+        """The directory in which hooks of this stage begin, as with runc: the bundle, but createContainer in
+        the root file system, which is what it is for.
+        """
+        return self.rootfs if stage == "createContainer" else self.bundle

@@ -371,7 +371,7 @@ class Containers:
         if name in ("poststart", "poststop"):
             hooks.run_all(name, wanted, state, container.bundle, self._sandbox.log)
         else:
-            hooks.run_hooks(name, wanted, state, container.bundle)
+            hooks.run_hooks(name, wanted, state, container.place_of(name))
 
     def _run_stage(self, container: Container, name: str, status: str) -> None:
         self.run_hooks(container, name, self._state_text(container, status))

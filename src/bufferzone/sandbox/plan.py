@@ -136,6 +136,8 @@ def plan_container(
         linux["resources"] = limits.for_guest(linux["resources"])
     hooks = _hooks(guest, on_disk=is_small is not None)
     guest["hooks"] = {name: hooks[name] for name in _GUEST_HOOKS if hooks.get(name)}
+    if guest["hooks"]:
+        guest["bundle"] = bundle
     text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
     if len(text) > _MOST_BYTES:
         raise SpecError(

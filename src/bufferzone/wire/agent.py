@@ -104,7 +104,7 @@ class CreateRequest(Message):
     """Make a container: namespaces, cgroup, mounts, everything up to (not including) the exec of its process.
 
     `spec` is JSON in the shape of an OCI config.json whose mount sources and root path are guest paths, whose
-    hooks are only startContainer, and without linux.seccomp: the compiled filter is
+    hooks are only startContainer (with them `bundle`, the host's), and without linux.seccomp: the filter is
     `seccomp` (array of struct sock_filter, native byte order) with `seccomp_flags` for seccomp(2). `locks`:
     the names in the share whose files are locked on the host, see `wire.locks`.
     """
