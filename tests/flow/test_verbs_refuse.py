@@ -230,7 +230,9 @@ def test_sockets_of_an_activation_are_refused_where_they_are_meant_for_us(bz, ve
             ["sh", "-c", own, "sh", *words], env=env, stdout=said, stderr=said, timeout=DEADLINE_S
         ).returncode
         said.seek(0)
-        line = f"bufferzone: host descriptors cannot be passed into a virtual machine: LISTEN_FDS={count} (hint"
+        line = (
+            f"bufferzone: host descriptors cannot be passed into a virtual machine: LISTEN_FDS={count} (hint"
+        )
         assert said.read().startswith(line if refused else "")
     assert status == refused
     assert bool(bz.left()) == (verb == "create" and not refused)

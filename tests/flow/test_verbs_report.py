@@ -58,31 +58,44 @@ def test_list_of_nothing_is_a_header_or_an_empty_array(bz):
     assert "invalid format: xml" in bz("list", "-f", "xml", check=1).stderr
 
 
+#: as `ps -ef` has it, which is what runc runs
+_FULL = "UID PID PPID C STIME TTY TIME CMD"
+
+
 def test_ps_shows_the_guests_table_and_as_json_the_hosts_pids(running):
     table = running("ps", "one", "-ef").stdout.splitlines()
-    assert table[0].split() == ["UID", "PID", "PPID", "START", "TTY", "TIME", "CMD"]
-    assert [row.split()[0] for row in table[1:]] == ["0"]
+    assert table[0].split() == _FULL.split()
+    assert [row.split()[0] for row in table[1:]] == ["root"]
     assert table[1].endswith("sleep 1000")
     assert json.loads(running("ps", "--format", "json", "one").stdout) == [running.state("one")["pid"]]
 
 
 def test_ps_of_a_stopped_container_is_a_header(running):
     running("kill", "one", "KILL")
-    assert running("ps", "one").stdout.split() == ["UID", "PID", "PPID", "START", "TTY", "TIME", "CMD"]
+    assert running("ps", "one").stdout.split() == _FULL.split()
     assert running("ps", "--format", "json", "one").stdout == "null\n"  # as runc 1.1
 
 
 @pytest.mark.parametrize(
     ("words", "header"),
     [
-        (("-e", "-x"), "UID PID PPID START TTY TIME CMD"),
+        ((), _FULL),
+        (("-e", "-f", "-x"), _FULL),
+        (("-e", "-x"), "PID TTY STAT TIME COMMAND"),
+        (("ax",), "PID TTY STAT TIME COMMAND"),
         (("-o", "pid,args"), "PID CMD"),
         (("aux", "-opid"), "PID"),
         (("-eo", "ppid,pid,time"), "PPID PID TIME"),
     ],
 )
 def test_ps_takes_the_options_of_ps(running, words, header):
-    assert running("ps", "one", *words).stdout.splitlines()[0].split() == header.split()
+    names, row = map(str.split, running("ps", "one", *words).stdout.splitlines())
+    assert names == header.split()
+    found = dict(zip(names, row, strict=False))
+    assert found.get("STAT", "S") == "S"
+    assert found.get("C", "0").isdigit()
+    assert found.get("UID", "root") == "root"
+    assert found.get("COMMAND", found.get("CMD", "sleep")) == "sleep"
 
 
 @pytest.mark.parametrize(

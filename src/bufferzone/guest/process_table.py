@@ -34,6 +34,7 @@ def _row(pid: int, booted_s: int, ticks: int) -> ProcessInfo | None:
     name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
     return ProcessInfo(
         pid=pid,
+        state=fields[0],
         ppid=int(fields[1]),
         uid=uid,
         start_s=booted_s + int(fields[19]) // ticks,

@@ -234,7 +234,9 @@ class StatsResponse(Message):
 
 
 class ProcessInfo(Message):
-    """A row of a process table, as the guest tells it; `ns_pid` is the pid as the container sees it."""
+    """A row of a process table, as the guest tells it; `ns_pid` is the pid as the container sees it,
+    `state` a letter, see proc(5).
+    """
 
     pid: int = uint(1)
     ppid: int = uint(2)
@@ -244,6 +246,7 @@ class ProcessInfo(Message):
     tty: str = string(6)
     command: str = string(7)
     ns_pid: int = uint(8)
+    state: str = string(9)
 
 
 class PidsResponse(Message):

@@ -26,23 +26,26 @@ JSON lists the host pids that stand for the container and its execs: callers loo
 WORDS = (1, -1)
 INTERSPERSED = False
 
-#: columns of the table
-HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "START", "TTY", "TIME", "CMD")
+#: columns of the table: those of `ps -ef`, and what `ps x` has beside them; procps ps(1)
+HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD", "STAT", "COMMAND")
+_FULL, _BSD = [0, 1, 2, 3, 4, 5, 6, 7], [1, 5, 8, 6, 9]
 #: names after -o -> the column
 _COLUMNS = {
     "uid": 0,
     "user": 0,
     "pid": 1,
     "ppid": 2,
-    "stime": 3,
-    "start": 3,
-    "tty": 4,
-    "tt": 4,
-    "time": 5,
-    "cputime": 5,
-    "cmd": 6,
-    "args": 6,
-    "command": 6,
+    "c": 3,
+    "stime": 4,
+    "start": 4,
+    "tty": 5,
+    "tt": 5,
+    "time": 6,
+    "cputime": 6,
+    "cmd": 7,
+    "args": 7,
+    "command": 7,
+    "stat": 8,
 }
 #: options without a value: all processes of the container are shown, in one form
 _SELECTING = frozenset("AaefFlxujTwH")
@@ -81,9 +84,11 @@ def columns_of(words: Sequence[str]) -> list[int]:
     Source: ps(1), procps and busybox.
     """
     rest, names = list(words), []
+    selecting = ""
     while rest:
         word = rest.pop(0)
         if word != "-" and set(word.removeprefix("-")) <= _SELECTING:
+            selecting += word
             continue
         letters, o, value = word.removeprefix("-").partition("o")
         if not o or not set(letters) <= _SELECTING:
@@ -94,19 +99,24 @@ def columns_of(words: Sequence[str]) -> list[int]:
     for name in names:
         if name not in _COLUMNS:
             raise UsageError(f"ps: the guest does not tell: {shown(name)}", hint=", ".join(_COLUMNS))
-    return [_COLUMNS[name] for name in names] or list(range(len(HEADER)))
+    bsd = "x" in selecting and not {"f", "F"} & set(selecting)
+    return [_COLUMNS[name] for name in names] or (_BSD if bsd else _FULL)
 
 
 def row(process: agent.ProcessInfo) -> tuple[str, ...]:
     """One process as the table has it."""
     seconds = process.cpu_ms // 1000
+    lived_s = max(1, int(time.time()) - process.start_s)
     return (
-        str(process.uid),
+        str(process.uid) if process.uid else "root",  # other names are the container's to give
         str(process.pid),
         str(process.ppid),
+        str(min(99, process.cpu_ms // 10 // lived_s)),
         _start(process.start_s),
         process.tty or "?",
         f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}",
+        process.command,
+        process.state[:1] or "?",
         process.command,
     )
 
