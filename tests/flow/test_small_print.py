@@ -385,7 +385,7 @@ def test_what_a_detached_exec_left_behind_does_not_keep_the_container(bz, tmp_pa
 def test_a_hook_without_an_environment_has_that_of_the_verb_that_made_the_container(bz, tmp_path, verb):
     """As with runc, crun and runsc; the shim, which runs it, has a short one of its own."""
     tell = [{"path": "/usr/bin/env", "args": ["env", "sh", "-c", f"echo $0 $THEIRS $PATH >>{tmp_path}/log"]}]
-    hooks = {stage: tell for stage in ("prestart", "createRuntime", "createContainer", "poststop")}
+    hooks = dict.fromkeys(("prestart", "createRuntime", "createContainer", "poststop"), tell)
     env = {"THEIRS": "a caller's", "PATH": "/usr/bin:/bin:/x"}
     bz.create("one", bz.bundle("true", hooks=hooks), verb=verb, env=env)
     if verb == "create":

@@ -14,6 +14,7 @@ from bufferzone.cli import durations
 from bufferzone.cli.oci import VERBS
 from bufferzone.errors import UsageError
 from flow.cli import DEADLINE_S, ROOT, Cli, needs_host, vm_cgroups
+from vm.verbs import await_true
 
 pytestmark = needs_host
 
@@ -72,6 +73,7 @@ def test_ps_shows_the_guests_table_and_as_json_the_hosts_pids(running):
 
 def test_ps_of_a_stopped_container_is_a_header(running):
     running("kill", "one", "KILL")
+    await_true(lambda: running.state("one")["status"] == "stopped", "stopped")
     assert running("ps", "one").stdout.split() == _FULL.split()
     assert running("ps", "--format", "json", "one").stdout == "null\n"  # as runc 1.1
 

@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from bufferzone import state
-from bufferzone.client import handshake, removal
+from bufferzone.client import container, handshake, removal
 from bufferzone.client.connection import Client
-from bufferzone.errors import BugError, ExecError, HostError, StateError, VmmError
+from bufferzone.errors import BugError, ExecError, HostError, NotFoundError, StateError, VmmError
 from bufferzone.wire import task, ttrpc
 from bufferzone.wire.proto import Empty
 
@@ -202,3 +202,28 @@ def test_a_process_of_which_no_descriptor_can_be_had_has_not_ended(monkeypatch):
     monkeypatch.setattr(os, "pidfd_open", full)
     with pytest.raises(OSError, match="Too many open files"):
         removal._end_process(os.getpid())
+
+
+@pytest.mark.parametrize(("status", "asked"), [(state.CREATED, 2), (state.RUNNING, 1)])
+def test_a_container_that_was_made_since_the_shim_did_not_know_it_is_asked_for_again(
+    tmp_path, monkeypatch, status, asked
+):
+    directory = state.create(str(tmp_path), "one")
+    facts = {"bundle": "/b", "rootfs": "/b/r", "created": "2026-01-01T00:00:00Z", "owner": "root"}
+    state.write_state(directory, id="one", status=status, pid=1, annotations={}, **facts)
+    state.write_owner(directory, os.getpid())
+    answers = [None, NotFoundError("container one does not exist")]
+    calls = []
+
+    def ask(*words):
+        calls.append(words)
+        if answer := answers.pop():
+            raise answer
+
+    monkeypatch.setattr(container, "ask", ask)
+    if asked == 1:
+        with pytest.raises(NotFoundError):
+            container.start(directory)
+    else:
+        container.start(directory)
+    assert len(calls) == asked

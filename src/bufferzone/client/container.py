@@ -61,11 +61,17 @@ def start(directory: str) -> None:
         try:
             ask(directory, "Start", task.StartRequest(id=os.path.basename(directory)), "start")
             return
-        except StateError as error:
+        except (StateError, NotFoundError) as error:
             wait_s = _CREATE_S if state.owner_alive(directory) else _SHIM_S
-            if error.code != _EARLY or time.monotonic() > begun + wait_s:
+            if not _is_early(directory, error) or time.monotonic() > begun + wait_s:
                 raise
         time.sleep(_LOOK_S)
+
+
+def _is_early(directory: str, error: BufferzoneError) -> bool:
+    """Whether the create is under way, or was when the shim said that it has no such container."""
+    unknown = isinstance(error, NotFoundError)
+    return error.code == _EARLY or (unknown and state.status(directory) == state.CREATED)
 
 
 def start_through(client: Client, id: str) -> None:

@@ -75,8 +75,8 @@ def early(failed: ExitStack, run: Callable[[Container, str, str], None]) -> Call
 
 def inheriting(hooks: dict[str, tuple[Hook, ...]], pid: int) -> dict[str, tuple[Hook, ...]]:
     """The same hooks with an environment each: where they name none the one that process `pid` was started
-    with. That process is the verb or was forked by it, so the environment is the runtime's, as with runc, crun
-    and runsc. Where it cannot be read, the hook gets ours.
+    with. That process is the verb or was forked by it, so the environment is the runtime's, as with runc,
+    crun and runsc. Where it cannot be read, the hook gets ours.
     """
     if all(hook.env is not None for stage in hooks.values() for hook in stage):
         return hooks
@@ -90,10 +90,11 @@ def inheriting(hooks: dict[str, tuple[Hook, ...]], pid: int) -> dict[str, tuple[
 def _environment_of(pid: int) -> tuple[str, ...] | None:
     if pid == os.getpid():
         return None  # what was set since counts too
-    with ignoring(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM):
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return tuple(os.fsdecode(entry) for entry in file.read().split(b"\0") if entry)
-    return None
+    found: bytes | None = None
+    gone = ignoring(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
+    with gone, open(f"/proc/{pid}/environ", "rb") as file:
+        found = file.read()
+    return None if found is None else tuple(os.fsdecode(entry) for entry in found.split(b"\0") if entry)
 
 
 def _run(label: str, hook: Hook, state: bytes, bundle: str) -> None:
