@@ -24,7 +24,7 @@ def assert_ended_and_can_start(image: str) -> None:
     found = json.loads(podman("inspect", NAME))[0]
     assert found["State"]["Status"] != "running"
     told = run("sh", "-c", f"exec bufferzone state {found['Id']} 2>&1", status=1)
-    assert f"no such container: {found['Id']}" in told
+    assert f'container "{found["Id"]}" does not exist' in told
     podman("start", NAME)
     assert podman("exec", NAME, "cat", "/kept") == "kept"
     state = json.loads(run("bufferzone", "state", found["Id"]))
