@@ -106,13 +106,18 @@ def test_where_all_is_allowed_there_is_no_program(rules: list[dict[str, Any]]) -
     ("rule", "reason"),
     [
         ({"type": "x"}, r"devices\[0\]\.type: unknown: 'x'"),
-        ({"access": "rx"}, r"devices\[0\]\.access: expected letters of rwm"),
         ({"major": 1 << 40}, r"devices\[0\]\.major: no device has this number"),
     ],
 )
 def test_a_rule_that_means_nothing_is_refused(rule: dict[str, Any], reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
         devices.program([{"allow": True, **rule}])
+
+
+def test_a_letter_that_is_no_access_means_nothing_as_by_runc() -> None:
+    for allow in (False, True):
+        with_it, without = ({"allow": allow, "type": "c", "access": access} for access in ("rwa", "rw"))
+        assert devices.program([DENY_ALL, with_it]) == devices.program([DENY_ALL, without])
 
 
 @pytest.fixture

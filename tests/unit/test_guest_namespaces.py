@@ -126,6 +126,21 @@ def test_a_user_of_a_user_namespace_has_terminal_devices_and_limits(guest: Guest
     assert guest.read_all("c").decode().split() == ["1000", "/dev/pts/0", "99", "17"]
 
 
+@pytest.mark.parametrize("place", ["/dev/own", "/node"])
+def test_a_user_namespace_has_the_devices_of_its_spec_with_their_owners(
+    guest: Guest, rootfs: Path, place: str
+) -> None:
+    """crun's test "owner-device": the guest has no node of that name, and the namespace can make none."""
+    spec = user_spec(rootfs, "sh", "-c", f"stat -c '%F %t:%T %u:%g %a' {place}; head -c 3 {place} | wc -c")
+    node = {"type": "c", "major": 1, "minor": 5, "uid": 10, "gid": 11, "fileMode": 0o604}
+    other = {"path": "/dev/other", "type": "b", "major": 7, "minor": 0, "uid": 70000}
+    spec["linux"]["devices"] = [other, {"path": place, **node}]
+    guest.create("c", spec)
+    guest.start("c")
+    assert guest.read_all("c").decode() == "character special file 1:5 10:11 604\n3\n"
+    assert guest.wait("c").exit_status == 0
+
+
 def test_a_user_namespace_without_a_mapping_is_refused(guest: Guest, rootfs: Path) -> None:
     spec = user_spec(rootfs, "true")
     del spec["linux"]["uidMappings"]

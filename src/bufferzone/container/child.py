@@ -11,7 +11,7 @@ import _socket
 import os
 
 from bufferzone.container import channel as ch
-from bufferzone.container import hooks, netfilter, program, rootfs, signals, sysctls
+from bufferzone.container import hooks, netfilter, nodes, program, rootfs, signals, sysctls
 from bufferzone.container.jsontext import dumps
 from bufferzone.container.mounts import describe
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
@@ -40,6 +40,7 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
         if not child_spec.init_pid:
             netfilter.load_for(child_spec.process)
             sysctls.write_network(child_spec.config.get("linux") or {})
+        ahead = _nodes_ahead(child_spec)
         _enter_namespaces(child_spec, channel)
         if child_spec.stdio is not None:
             program.use_stdio(child_spec.stdio)
@@ -52,7 +53,7 @@ def main(child_spec: ChildSpec, channel: ChildEnd) -> NoReturn:
         if child_spec.init_pid:
             found = _join_container(child_spec, channel)
         else:
-            found = _make_container(child_spec, channel)
+            found = _make_container(child_spec, channel, ahead)
         wanted = _start_hooks(child_spec)
         channel.send(ch.READY)
         channel.expect(ch.START)
@@ -78,12 +79,22 @@ def be_nobody(descriptors: list[int]) -> None:
     os.umask(0o022)
 
 
-def _make_container(child_spec: ChildSpec, channel: ChildEnd) -> program.Program:
+def _nodes_ahead(child_spec: ChildSpec) -> dict[int, int]:
+    """See `nodes.make_ahead`; none where the container can make its own, or is there already."""
+    flags = child_spec.unshares
+    for _, kind in child_spec.joins:
+        flags |= kind
+    if child_spec.init_pid or not flags & lp.CLONE_NEWUSER:
+        return {}
+    return nodes.make_ahead(child_spec.config)
+
+
+def _make_container(child_spec: ChildSpec, channel: ChildEnd, ahead: dict[int, int]) -> program.Program:
     """The first process: everything up to and including the new root."""
     spec = child_spec.config
     _set_names(child_spec)
     sysctls.write_rest(spec.get("linux") or {})
-    root = rootfs.prepare(spec)
+    root = rootfs.prepare(spec, ahead)
     if child_spec.process.get("terminal"):
         _use_terminal(child_spec, channel, *rootfs.open_terminal(root))
     rootfs.enter(root, spec)

@@ -8,9 +8,8 @@ read-only paths), runc libcontainer/rootfs_linux.go, pivot_root(2) for `pivot_ro
 from __future__ import annotations
 
 import os
-import stat
 
-from bufferzone.container import in_root
+from bufferzone.container import in_root, nodes
 from bufferzone.container.mounts import attach, describe, detached, make_read_only, mount_all
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.linux import mount as lm
@@ -36,12 +35,11 @@ _LINKS = (
     ("/dev/stderr", "/proc/self/fd/2"),
     ("/dev/core", "/proc/kcore"),
 )
-_KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
-def prepare(spec: dict[str, Any]) -> int:
+def prepare(spec: dict[str, Any], ahead: dict[int, int]) -> int:
     """Make the rootfs a mount of its own with everything of the spec on it; return it as an O_PATH
-    descriptor.
+    descriptor. `ahead`: see `nodes.make_ahead`.
     """
     linux: dict[str, Any] = spec.get("linux") or {}
     path = str((spec.get("root") or {}).get("path") or "")
@@ -59,7 +57,7 @@ def prepare(spec: dict[str, Any]) -> int:
     root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     late = mount_all(path, root, spec.get("mounts") or [])
     if not _dev_is_bound(spec):
-        _make_devices(path, root, linux.get("devices") or [])
+        _make_devices(path, root, linux.get("devices") or [], ahead)
         _make_links(root)
     if late and (spec.get("process") or {}).get("terminal"):
         os.close(in_root.file(root, "/dev/console"))
@@ -133,50 +131,41 @@ def _dev_is_bound(spec: dict[str, Any]) -> bool:
     return False
 
 
-def _make_devices(scratch: str, root: int, devices: list[dict[str, Any]]) -> None:
+def _make_devices(scratch: str, root: int, devices: list[dict[str, Any]], ahead: dict[int, int]) -> None:
     """The default devices and those of linux.devices, which win over a default of the same path."""
-    wanted: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, tuple[dict[str, Any], int]] = {}
     for path, major, minor in _DEFAULT_DEVICES:
-        wanted[path] = {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}
-    for device in devices:
-        wanted[in_root.clean(str(device.get("path") or ""))] = device
-    for path, device in wanted.items():
+        default = {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}
+        wanted[path] = default, -1
+    for index, device in enumerate(devices):
+        wanted[in_root.clean(str(device.get("path") or ""))] = device, ahead.get(index, -1)
+    for path, (device, node) in wanted.items():
         if path in ("/dev/ptmx", "/dev/console"):
             continue
         try:
-            _make_device(scratch, root, path, device)
+            _make_device(scratch, root, path, device, node)
         except OSError as error:
             raise GuestError(
                 f"creating device node {path}: {describe(error)}", code="device-failed"
             ) from error
 
 
-def _make_device(scratch: str, root: int, path: str, device: dict[str, Any]) -> None:
-    kind = str(device.get("type") or "c")
-    if kind not in _KINDS:
-        raise SpecError(f"linux.devices: {path}: unknown type: {kind}")
+def _make_device(scratch: str, root: int, path: str, device: dict[str, Any], node: int) -> None:
+    """In its place, or bound there: `node`, if it was made ahead."""
     parent, name = in_root.parent_of(root, path)
     try:
-        _make_node(parent, name, device, _KINDS[kind])
+        nodes.make(parent, name, device)
     except FileExistsError:
         pass  # as runc: what the image has stays
     except PermissionError:
-        _bind_node(scratch, root, path, device, _KINDS[kind])
+        tree = node if node >= 0 else _free_node(scratch, path, device)
+        attach(tree, in_root.file(root, path))
+        os.close(tree)
     finally:
         os.close(parent)
 
 
-def _make_node(parent: int, name: str, device: dict[str, Any], kind: int) -> None:
-    mode = device.get("fileMode")
-    mode = 0o666 if mode is None else int(mode) & 0o7777
-    number = os.makedev(int(device.get("major") or 0), int(device.get("minor") or 0))
-    os.mknod(name, kind | mode, number, dir_fd=parent)
-    owner = int(device.get("uid") or 0), int(device.get("gid") or 0)
-    os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
-    os.chmod(name, mode, dir_fd=parent)
-
-
-def _bind_node(scratch: str, root: int, path: str, device: dict[str, Any], kind: int) -> None:
+def _free_node(scratch: str, path: str, device: dict[str, Any]) -> int:
     """A node for a place that can have none, such as a shared root file system, which is the host's: made on
     a tmpfs of its own. In a user namespace, which cannot mknod, it is the guest's node of that path.
     """
@@ -184,16 +173,14 @@ def _bind_node(scratch: str, root: int, path: str, device: dict[str, Any], kind:
     try:
         home = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _make_node(home, "node", device, kind)
-            tree = lm.open_tree("node", at=home, recursive=False)
+            nodes.make(home, "node", device)
+            return lm.open_tree("node", at=home, recursive=False)
         finally:
             os.close(home)
     except PermissionError:
-        tree = lm.open_tree(path, recursive=False)
+        return lm.open_tree(path, recursive=False)
     finally:
         lm.unmount(scratch, lm.MNT_DETACH)
-    attach(tree, in_root.file(root, path))
-    os.close(tree)
 
 
 def _make_links(root: int) -> None:
