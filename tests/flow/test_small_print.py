@@ -442,3 +442,24 @@ def test_hooks_run_in_order_each_where_runc_has_it(bz, tmp_path):
     assert log.read_text().splitlines() == list(map(" ".join, zip(stages, places, strict=True)))
     place, state = (bundle / "rootfs/told").read_text().splitlines()
     assert (place, json.loads(state)["bundle"]) == ("/", str(bundle))
+
+
+def test_a_capability_that_no_kernel_has_is_a_warning(bz):
+    """config.md "Linux Process": it "MUST be logged as a warning", and the container starts."""
+    sets = {"bounding": ["CAP_KILL", "CAP_X"], "ambient": ["CAP_\n"]}
+    warning = 'level=warning msg="ignoring unknown or unavailable capabilities: [CAP_\\\\n CAP_X]"\n'
+    process = {"capabilities": sets}
+    bundle = bz.bundle("pause", process=process)
+    assert bz.create("one", bundle).endswith(warning)
+    assert bz.create("two", bundle, "--detach", verb="run").endswith(warning)
+    assert bz("run", "--bundle", str(bz.bundle("true", name="b", process=process)), "three").stderr.endswith(
+        warning
+    )
+    told = bz("exec", "--cap", "CAP_Y", "one", "true").stderr
+    assert told.endswith(warning.replace("CAP_X", "CAP_X CAP_Y"))
+    assert bz("exec", "--env", "A=1", "two", "true").stderr.count("level=warning") == 1
+
+
+def test_the_usual_capabilities_are_no_warning(bz):
+    assert bz.create("one", bz.bundle("pause")) == ""
+    assert bz("exec", "--cap", "CAP_SYS_ADMIN", "one", "true").stderr == ""

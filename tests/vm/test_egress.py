@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.linux.process import CAPABILITIES
+from bufferzone.linux.capability_names import CAPABILITIES
 from unit import egress_world as world_of
 from unit import hostile
 from unit.egress_world import World

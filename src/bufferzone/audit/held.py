@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.linux.process import CAPABILITIES
+from bufferzone.linux.capability_names import CAPABILITIES
 from bufferzone.record import Record
 
 TYPE_CHECKING = False

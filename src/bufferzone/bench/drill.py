@@ -15,7 +15,8 @@ import time
 from bufferzone.bench import attacks, canary, programs
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
-from bufferzone.linux.process import CAPABILITIES, CLONE_NEWNS, become_subreaper, unshare
+from bufferzone.linux.capability_names import CAPABILITIES
+from bufferzone.linux.process import CLONE_NEWNS, become_subreaper, unshare
 from bufferzone.record import Record
 
 TYPE_CHECKING = False

@@ -7,9 +7,13 @@ import os
 from bufferzone import state
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import CallerError, UsageError
+from bufferzone.log import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from bufferzone.cli.flags import Options
 
 PRESERVE_FDS = Flag("preserve-fds", "N", "0; host descriptors cannot enter a VM", kind="int", default=0)
@@ -59,6 +63,18 @@ def refuse_activation() -> None:
             hint="unset LISTEN_FDS: what listens in the container must open its own socket",
             code="preserve-fds",
         )
+
+
+def warn_of_capabilities(process: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Those that no kernel grants are left out, in runc's words. Source: config.md "Linux Process": they
+    "MUST be logged as a warning". Call it last: after an error Podman wants that alone in the log.
+    """
+    names = {name for names in process.get("capabilities", {}).values() for name in names}
+    if names:
+        from bufferzone.linux.capability_names import CAPABILITIES
+
+        if unknown := sorted(names.difference(CAPABILITIES)):
+            warn(f"ignoring unknown or unavailable capabilities: [{shown(' '.join(unknown))}]")
 
 
 def check_console(options: Options, terminal: bool, *, detached: bool) -> None:

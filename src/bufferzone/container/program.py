@@ -14,6 +14,7 @@ from bufferzone.container import executable
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.linux import capabilities, limits, terminal
 from bufferzone.linux import process as lp
+from bufferzone.linux.capability_names import CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _mask(process: dict[str, Any], name: str) -> int:
     Names that no kernel knows are ignored, as runc does (newer host, older guest).
     """
     names = (process.get("capabilities") or {}).get(name) or []
-    return lp.capability_mask([name for name in names if name in lp.CAPABILITIES])
+    return lp.capability_mask([name for name in names if name in CAPABILITIES])
 
 
 def _environment(process: dict[str, Any]) -> dict[str, str]:

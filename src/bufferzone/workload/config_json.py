@@ -6,7 +6,7 @@ Source: moby's oci/defaults.go and oci/caps for the capabilities.
 from __future__ import annotations
 
 from bufferzone.errors import HostError, UsageError
-from bufferzone.linux.process import CAPABILITIES
+from bufferzone.linux.capability_names import CAPABILITIES
 from bufferzone.workload import default_spec
 
 TYPE_CHECKING = False

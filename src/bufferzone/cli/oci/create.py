@@ -37,7 +37,9 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Create, detached."""
-    create.create(order(options, words[0], detached=True), process_flags.STDIO, forked=True)
+    wanted = order(options, words[0], detached=True)
+    create.create(wanted, process_flags.STDIO, forked=True)
+    process_flags.warn_of_capabilities(wanted.spec.process, options.warn)
     return 0
 
 

@@ -66,6 +66,7 @@ def run(options: Options, words: list[str]) -> int:
     process_flags.check_console(options, bool(process.get("terminal", False)), detached=options.detach)
     stdio, note = process_flags.STDIO, options.note
     if not options.detach:
+        process_flags.warn_of_capabilities(process, options.warn)
         return execution.execute_attached(
             directory,
             process,
@@ -85,6 +86,7 @@ def run(options: Options, words: list[str]) -> int:
         forked=True,
         note=note,
     )
+    process_flags.warn_of_capabilities(process, options.warn)
     return 0
 
 

@@ -10,7 +10,7 @@ import json
 from bufferzone import __version__, config
 from bufferzone.cli import output
 from bufferzone.linux import mountoptions
-from bufferzone.linux.process import CAPABILITIES
+from bufferzone.linux.capability_names import CAPABILITIES
 from bufferzone.oci.rules import NAMESPACES
 from bufferzone.oci.schema import HOOK_NAMES
 from bufferzone.setting import PREFIX

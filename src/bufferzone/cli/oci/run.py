@@ -31,7 +31,12 @@ def run(options: Options, words: list[str]) -> int:
 def run_from(options: Options, words: list[str], checkpoint: str) -> int:
     """Run it from the beginning, or from the checkpoint in a directory."""
     order = create_verb.order(options, words[0], detached=options.detach, checkpoint=checkpoint)
+
+    def warn() -> None:
+        process_flags.warn_of_capabilities(order.spec.process, options.warn)
+
     if options.detach:
         create.run(order, process_flags.STDIO, forked=True)
+        warn()
         return 0
-    return create.run_attached(order, process_flags.STDIO, keep=options.keep, pass_signals=True)
+    return create.run_attached(order, process_flags.STDIO, keep=options.keep, pass_signals=True, begun=warn)
