@@ -25,7 +25,7 @@ def parse(data: bytes) -> dict[str, Any]:
     except _Unknown:
         import tomllib
 
-        return tomllib.loads(text.replace("\r\n", "\n"))
+        return tomllib.loads(text)
 
 
 def _plain(text: str) -> dict[str, Any]:
