@@ -59,6 +59,12 @@ def test_a_directory_in_place_of_proc_shows_the_table(rootfs):
     assert os.listdir(rootfs / "proc") == []
 
 
+def test_a_root_file_system_behind_a_link_is_entered(rootfs, tmp_path):
+    (rootfs / "here").touch()
+    (tmp_path / "link").symlink_to("rootfs")
+    assert enter(tmp_path / "link", "/")["seen"] == {"/": ["here"]}
+
+
 def test_a_volume_on_a_link_is_where_the_link_leads_within_the_image(rootfs, tmp_path):
     (rootfs / "run").mkdir()
     (rootfs / "link").symlink_to("/run")

@@ -64,8 +64,7 @@ def enter_root(face: Face, *, on_disk: bool) -> ProcessTable | None:
         if on_disk:
             _cover(face.rootfs)
         else:
-            mnt.move_mount(root, face.rootfs)
-            os.close(root)
+            _attach_root(root, face.rootfs)
         os.chdir(face.rootfs)
         mnt.pivot_root(".", ".")
         mnt.unmount(".", mnt.MNT_DETACH)
@@ -87,6 +86,14 @@ def _cover(path: str) -> None:
     flags = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC
     mnt.mount("bufferzone", path, "tmpfs", flags, "size=16k,nr_inodes=16,mode=755")
     os.mkdir(f"{path}/proc", 0o555)
+
+
+def _attach_root(tree: int, path: str) -> None:
+    """Mount `tree` at `path`, which may be a link: move_mount(2) follows none in the name of its target."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    mnt.move_mount(tree, "", at=place)
+    os.close(place)
+    os.close(tree)
 
 
 def _tree(path: str, *, read_only: bool) -> int:
