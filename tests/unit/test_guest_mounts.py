@@ -359,12 +359,17 @@ def test_devices_of_the_spec_have_their_mode_and_owner(guest: Guest, rootfs: Pat
     assert stat.S_ISFIFO((rootfs / "pipe").stat().st_mode)
 
 
-def test_cgroup_is_mounted_read_only_unless_asked(guest: Guest, rootfs: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [([], "rw"), (["rw"], "rw"), (["ro"], "ro"), (["ro", "rw"], "rw"), (["rw", "ro"], "ro")],
+)
+def test_cgroup_is_mounted_read_only_where_the_spec_says_so(
+    guest: Guest, rootfs: Path, options: list[str], shown: str
+) -> None:
+    """As with runc, whose callers take "ro" out of the options to have it writable."""
     spec = make_spec(rootfs)
-    spec["mounts"][-1]["options"] = ["nosuid"]
-    assert "ro" in flags_at(guest, spec, "/sys/fs/cgroup")
-    spec["mounts"][-1]["options"] = ["nosuid", "rw"]
-    assert "rw" in flags_at(guest, spec, "/sys/fs/cgroup")
+    spec["mounts"][-1]["options"] = ["nosuid", *options]
+    assert ("ro" in flags_at(guest, spec, "/sys/fs/cgroup")) == (shown == "ro")
 
 
 def test_a_container_sees_its_own_cgroup_as_the_root(guest: Guest, rootfs: Path) -> None:

@@ -148,8 +148,6 @@ def _new(scratch: str, root: int, kind: str, source: str, destination: str, opti
     if kind == "tmpfs":
         flags &= ~lm.MS_RDONLY
         data = _with_mode_of(root, destination, data)
-    if kind == "cgroup2" and not options.clear & lm.MS_RDONLY:
-        options.set |= lm.MS_RDONLY
     try:
         return detached(scratch, kind, source or kind, flags, ",".join(data))
     except PermissionError:
