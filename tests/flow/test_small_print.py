@@ -463,3 +463,22 @@ def test_a_capability_that_no_kernel_has_is_a_warning(bz):
 def test_the_usual_capabilities_are_no_warning(bz):
     assert bz.create("one", bz.bundle("pause")) == ""
     assert bz("exec", "--cap", "CAP_SYS_ADMIN", "one", "true").stderr == ""
+
+
+@pytest.mark.parametrize("stage", ["prestart", "createRuntime", "createContainer"])
+def test_what_a_hook_mounts_in_the_root_file_system_is_there_and_nowhere_else(bz, tmp_path, stage):
+    """As with runc, whose createContainer hooks are in the container's mount namespace: toolkits for devices
+    mount libraries so.
+    """
+    (tmp_path / "file").write_text("of the hook\n")
+    (tmp_path / "directory/below").mkdir(parents=True)
+    root = tmp_path / "bundle/rootfs"
+    script = (
+        f"touch {root}/etc/f; mkdir -p {root}/etc/d; "
+        f"mount --bind {tmp_path}/file {root}/etc/f; mount --bind {tmp_path}/directory {root}/etc/d"
+    )
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}
+    bundle = bz.bundle("sh", "-c", "cat /etc/f; ls /etc/d", hooks={stage: [hook]})
+    assert bz("run", "--bundle", str(bundle), "one").stdout == "of the hook\nbelow\n"
+    assert (root / "etc/f").read_text() == ""
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()

@@ -91,7 +91,9 @@ def test_ps_of_a_stopped_container_is_a_header(running):
     ],
 )
 def test_ps_takes_the_options_of_ps(running, words, header):
-    names, row = map(str.split, running("ps", "one", *words).stdout.splitlines())
+    lines = running("ps", "one", *words).stdout.splitlines()
+    assert lines[0].startswith("    PID") == (header.split()[0] == "PID")
+    names, row = map(str.split, lines)
     assert names == header.split()
     found = dict(zip(names, row, strict=False))
     assert found.get("STAT", "S") == "S"

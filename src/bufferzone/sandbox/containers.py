@@ -91,8 +91,6 @@ class Containers:
                 self._sandbox.network.share_localhost()
             self._sandbox.wait_ready()
             copies = Copies()
-            if not self._sandbox.start.adopts:
-                self._give_files(undo, copies, container_id, decided, rootfs, see)
             container = Container(
                 container_id,
                 bundle,
@@ -113,6 +111,8 @@ class Containers:
             if not joined:
                 self._limit(container, container.spec)
             run_early_hooks(container)
+            if not self._sandbox.start.adopts:  # after the hooks: what those mounted comes along
+                self._give_files(undo, copies, container_id, decided, rootfs, see)
             pending = self._make(container, decided, followups)
             if namespace >= 0 and not self._pod.netns_owner.is_attached(namespace):
                 # most callers have made the network by now, and take their time until they start

@@ -1,8 +1,8 @@
 """Runs OCI hooks on the host: state on stdin, in the caller's namespaces, with their time limit. As with
 runc they begin in the bundle, with an ordinary umask.
 
-createContainer too, which begins in the root file system: its path is the host's. Mounts that it makes stay
-here, since the container's own are made in the guest.
+createContainer too, which begins in the root file system: its path is the host's. They run before the root is
+shared with the guest, so that what they mount there is shared too, and in our mount namespace alone.
 
 Source: runtime-spec 1.2.0 config.md "POSIX-platform Hooks", runtime.md "Lifecycle". Safe to call from any
 thread (posix_spawn, no fork).

@@ -40,5 +40,5 @@ def run(options: Options, words: list[str]) -> int:
         output.print_text(json.dumps(forms, indent=2) + "\n")
         return 0
     rows = [ps.HEADER, *(ps.row(process) for process in found.processes)]
-    output.print_table([[row[column] for column in columns] for row in rows])
+    ps.print_columns(rows, columns)
     return 0

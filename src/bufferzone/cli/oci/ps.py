@@ -29,6 +29,7 @@ INTERSPERSED = False
 #: columns of the table: those of `ps -ef`, and what `ps x` has beside them; procps ps(1)
 HEADER: tuple[str, ...] = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD", "STAT", "COMMAND")
 _FULL, _BSD = [0, 1, 2, 3, 4, 5, 6, 7], [1, 5, 8, 6, 9]
+_PID, _PID_WIDTH = 1, 7
 #: names after -o -> the column
 _COLUMNS = {
     "uid": 0,
@@ -67,8 +68,16 @@ def run(options: Options, words: list[str]) -> int:
         ref = agent.ProcessRef(id=words[0])
         found = container.ask(directory, "Processes", ref, "ps", service=shim.SERVICE)
         rows += [row(process) for process in found.processes]
-    output.print_table([[row[column] for column in columns] for row in rows])
+    print_columns(rows, columns)
     return 0
+
+
+def print_columns(rows: Sequence[tuple[str, ...]], columns: list[int]) -> None:
+    """These columns of the rows; pids that come first are to the right, as ps has them."""
+    chosen = [[row[column] for column in columns] for row in rows]
+    if columns[0] == _PID:
+        chosen = [[first.rjust(_PID_WIDTH), *rest] for first, *rest in chosen]
+    output.print_table(chosen)
 
 
 def _pids(directory: str) -> list[int]:
