@@ -41,8 +41,8 @@ def test_the_life_of_a_container_is_a_chain(bz, tmp_path):
     bz("delete", "--force", "one")
     told = events(bz)
     life = [
-        "volumes",
         "hooks",
+        "volumes",
         "create",
         "start",
         "exec-added",
