@@ -58,6 +58,14 @@ def test_a_hook_gets_the_state_on_stdin_in_the_container(guest: Guest, rootfs: P
     }
 
 
+def test_what_names_no_variable_is_left_out(guest: Guest, rootfs: Path) -> None:
+    spec = make_spec(rootfs, "sh", "-c", "cat /state")
+    spec["hooks"] = {"startContainer": [hook("env >/state", env=["PATH=/bin", "=x", "bare", "", "A=b=c"])]}
+    guest.create("c", spec)
+    guest.start("c")
+    assert {"A=b=c", "PATH=/bin"} == set(guest.read_all("c").decode().split()) - {"SHLVL=1", "PWD=/"}
+
+
 def test_a_hook_runs_as_the_container_will_under_its_filter_and_with_a_path(
     guest: Guest, rootfs: Path
 ) -> None:

@@ -32,6 +32,13 @@ def test_a_hook_reads_the_state_and_sees_only_its_own_environment(tmp_path):
     assert out.read_text() == '{"id": "c"}x/one/\n'
 
 
+def test_what_names_no_variable_is_left_out(tmp_path):
+    out = tmp_path / "out"
+    path = script(tmp_path / "hook", f'exec /usr/bin/env >"{out}"\n')
+    run_hooks("prestart", (Hook(path=path, env=("=x", "bare", "", "A=b=c", "E=")),), b"{}", "/")
+    assert set(out.read_text().split()) - {"PWD=/"} == {"A=b=c", "E="}
+
+
 def test_it_runs_in_the_bundle_with_an_ordinary_umask_and_changes_neither_of_ours(tmp_path):
     out = tmp_path / "out"
     path = script(tmp_path / "hook", f'pwd >> "{out}"; umask >> "{out}"\n')

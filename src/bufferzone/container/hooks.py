@@ -77,9 +77,12 @@ def _exec(hook: dict[str, Any], stdin: int, output: int, become: Callable[[], No
         os.dup2(output, 1)
         os.dup2(output, 2)
         given = hook.get("env")
-        pairs = [str(item).partition("=") for item in ([_PATH] if given is None else given)]
+        wanted = [str(item) for item in ([_PATH] if given is None else given)]
+        environment = dict(
+            item.split("=", 1) for item in wanted if item.find("=") > 0
+        )  # the rest has no name
         become()
-        os.execve(path, [str(a) for a in hook.get("args") or [path]], {key: value for key, _, value in pairs})
+        os.execve(path, [str(a) for a in hook.get("args") or [path]], environment)
     except OSError as error:
         os.write(2, f"fork/exec {path}: {(error.strerror or '').lower()}".encode("utf-8", "surrogateescape"))
     except BufferzoneError as error:

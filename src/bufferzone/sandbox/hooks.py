@@ -134,7 +134,7 @@ def _start(label: str, hook: Hook, bundle: str, stdin: int, stderr: int) -> int:
     if hook.env is None:
         environment = dict(os.environ)
     else:
-        environment = dict(entry.split("=", 1) for entry in hook.env if "=" in entry)
+        environment = dict(entry.split("=", 1) for entry in hook.env if entry.find("=") > 0)
     try:
         return os.posix_spawn(
             hook.path,
