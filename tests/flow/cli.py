@@ -199,16 +199,21 @@ class Cli:
             assert done.returncode == check, text
         return text
 
-    def conmon(self, *words: str, outputs: int | None = None, **more) -> subprocess.Popen[str]:
+    def conmon(
+        self, *words: str, outputs: int | None = None, alone: bool = False, **more
+    ) -> subprocess.Popen[str]:
         """Run a verb below a subreaper that reports the exit status behind --pid-file.
 
-        `outputs` is what the verb's process has for stdout, None: nothing.
+        `outputs` is what the verb's process has for stdout, None: nothing. `alone`: it waits for all its
+        children, and says so.
         """
         pid_file = words[words.index("--pid-file") + 1]
         command = [sys.executable, FAKE_CONMON, pid_file, *self.command(*words)]
         if outputs is not None:
             command[2:2] = ["--stdout", str(outputs)]
             more["pass_fds"] = (outputs,)
+        if alone:
+            command.insert(2, "--alone")
         process = subprocess.Popen(command, env={}, text=True, stdout=subprocess.PIPE, **more)
         self._running.append(process)
         return process

@@ -83,6 +83,46 @@ def test_the_pid_in_the_pid_file_is_reaped_with_the_exit_status(bz, tmp_path):
     assert finish(conmon) == ["ended", "42"]
 
 
+@pytest.fixture
+def hurried(bz):
+    """Shims that do not stay long for a caller that waits for them."""
+    bz.odd_shim("from bufferzone.shim import task; task._KEPT_S = 0.1")
+    return bz
+
+
+def created_by_conmon(bz, pid_file, **changes):
+    words = ("create", "--bundle", str(bz.bundle("end", "3", **changes)), "--pid-file", str(pid_file), "one")
+    conmon = bz.conmon(*words, alone=True)
+    assert conmon.stdout.readline() == "created 0\n"
+    bz("start", "one")
+    assert conmon.stdout.readline() == "ended 3\n"
+    return conmon
+
+
+def test_a_caller_that_waits_for_all_its_children_is_not_kept_by_the_shim(hurried, tmp_path):
+    conmon = created_by_conmon(hurried, tmp_path / "pid")
+    assert finish(conmon) == ["alone"]
+    assert not state.owner_alive(str(hurried.root / "one"))
+    assert hurried.state("one")["status"] == "stopped"
+    assert hurried("list", "--quiet").stdout == "one\n"
+    assert "container not running" in hurried("kill", "one", check=1).stderr
+    assert "cannot exec in a stopped container" in hurried("exec", "one", "true", check=255).stderr
+    hurried("delete", "one")
+    assert hurried.left() == []
+
+
+def test_a_shim_stays_for_the_hooks_after_the_end(hurried, tmp_path):
+    script = tmp_path / "hook"
+    script.write_text(f"#!/bin/sh\nexec /bin/touch {tmp_path}/ran\n")
+    script.chmod(0o755)
+    conmon = created_by_conmon(hurried, tmp_path / "pid", hooks={"poststop": [{"path": str(script)}]})
+    assert select.select([conmon.stdout], [], [], 1.0)[0] == []
+    hurried("delete", "one")
+    assert finish(conmon) == ["alone"]
+    assert (tmp_path / "ran").exists()
+    assert hurried.left() == []
+
+
 def test_a_signal_to_that_pid_reaches_the_container(bz, tmp_path):
     pid_file = tmp_path / "pid"
     reader, writer = os.pipe()

@@ -124,7 +124,7 @@ def _delete_in_shim(directory: str, id: str, *, force: bool) -> bool:
     except NotFoundError:
         return True  # the shim never made it, or it is deleted already: what is left is the shim itself
     except BufferzoneError as error:
-        if not force:
+        if not force and state.owner_alive(directory):
             raise
         if error.code == "cgroup-frozen" and _thaw(directory):
             return _delete_in_shim(directory, id, force=True)

@@ -22,6 +22,7 @@ from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
 from bufferzone.shim import address, cleanup, records, rights, termination
 from bufferzone.shim.bootstrap import Caller
+from bufferzone.shim.callers import Callers
 from bufferzone.shim.events import Publisher
 from bufferzone.shim.listeners import listen, listen_at
 from bufferzone.shim.logs import log, log_to_containerd
@@ -179,7 +180,15 @@ def run_sandbox(
     state_files = StateFiles(arguments.state_root, sandbox.annotations, socket_path)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
     containers = Containers(sandbox, state_files.text, home)
-    tasks = TaskService(containers, state_files, publisher, sandbox.end, single=cli, stand_ins=stand_ins)
+    tasks = TaskService(
+        containers,
+        state_files,
+        publisher,
+        sandbox.end,
+        single=cli,
+        stand_ins=stand_ins,
+        callers=Callers() if cli else None,
+    )
     if stand_ins is not None:
         stand_ins.start()
     server = Server(listener, _services(tasks, sandbox), records.telling(sandbox, log))

@@ -89,6 +89,11 @@ class Table:
         with self._lock:
             return self._containers.pop(container_id, None)
 
+    def have_hooks(self, stage: str) -> bool:
+        """Whether a container that has not been deleted has hooks of this stage."""
+        with self._lock:
+            return any(container.hooks.get(stage) for container in self._containers.values())
+
     def has_containers(self) -> bool:
         """Whether any container is left, or being made."""
         with self._lock:

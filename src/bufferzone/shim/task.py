@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from bufferzone.sandbox.container import Container
     from bufferzone.sandbox.containers import Containers
+    from bufferzone.shim.callers import Callers
     from bufferzone.shim.events import Publisher
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.shim.stand_ins import StandIns
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _SIGKILL = 9
 _KILL_S = 10.0
+#: how long a shim stays for who wants to delete its container, where its caller cannot end before it
+_KEPT_S = 5.0
 
 
 class TaskService:
@@ -53,10 +56,13 @@ class TaskService:
         *,
         single: bool,
         stand_ins: StandIns | None = None,
+        callers: Callers | None = None,
     ) -> None:
         """`single`: the sandbox exists for its containers, one as a rule, and ends with the last (the CLI); a
-        pod outlives them. `stand_ins` are for tasks that come without a process of the host.
+        pod outlives them. `stand_ins` are for tasks that come without a process of the host, `callers` who
+        may wait for this process.
         """
+        self._callers = callers
         self._stand_ins = stand_ins
         self._single = single
         self._containers = containers
@@ -358,7 +364,17 @@ class TaskService:
                 self._state_files.ended(process, container)
         self._events.publish(events.exited(process))
         if not ref.exec_id:
-            self._containers.stopped(self._single and self._table.all_stopped())
+            alone = self._single and self._table.all_stopped()
+            self._containers.stopped(alone)
+            if alone and self._callers is not None and self._callers.wait_for_us():
+                timer = threading.Timer(_KEPT_S, self._leave)
+                timer.daemon = True
+                timer.start()
+
+    def _leave(self) -> None:
+        """What is known of containers that have ended is in their files. Hooks after their end are ours."""
+        if self._table.all_stopped() and not self._table.have_hooks("poststop"):
+            self._ended()
 
     def _end_if_done(self) -> None:
         """A container that was to join the last one was not made: that may have ended meanwhile."""
