@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vm.podman import read_until
+from vm.verbs import await_true
 
 pytestmark = [
     pytest.mark.vm,
@@ -270,6 +271,8 @@ def test_a_log_program_takes_the_output(containerd, image, tmp_path):
         containerd.ctr(*words, "sh", "-c", "echo out; echo err >&2")
         assert select.select([told], [], [], TIMEOUT_S)[0]
         assert read_until(told, b"err\n") == b"out\nerr\n"
+    # its output ends before it does
+    await_true(lambda: b"STOPPED" in containerd.ctr("task", "ls").stdout, "the end of logged1")
     gone = containerd.ctr("task", "kill", "-s", "TERM", "logged1", check=False)
     assert gone.stderr.endswith(b"container not running: not found\n")
     containerd.ctr("task", "rm", "logged1")
