@@ -12,6 +12,7 @@ import time
 import pytest
 
 from bufferzone import state
+from bufferzone.cli.oci.spec import default_spec
 from bufferzone.client.connection import Client
 from bufferzone.wire import task
 from flow.cli import DEADLINE_S, Cli, needs_host, read
@@ -170,6 +171,17 @@ def test_delete_of_a_container_whose_shim_was_killed_runs_the_clean_up_and_remov
     assert bz.left() == []
     assert select.select([agent], [], [], DEADLINE_S)[0]
     os.close(agent)
+
+
+def test_a_copy_into_a_tmpfs_of_the_container_is_refused_where_the_host_looks(bz, tmp_path):
+    mounts = [{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}]
+    bundle = bz.bundle("pause", mounts=[*default_spec(rootless=False)["mounts"], *mounts])
+    bz.create("one", bundle, "--pid-file", str(tmp_path / "pid"))
+    root = f"/proc/{(tmp_path / 'pid').read_text()}/root"
+    with pytest.raises(OSError, match="Read-only file system"):
+        os.mkdir(f"{root}/tmp/new")
+    os.mkdir(f"{root}/etc/new")
+    assert "new" in os.listdir(bundle / "rootfs/etc")
 
 
 def test_delete_refuses_a_running_container_unless_forced(bz):

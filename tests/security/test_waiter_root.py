@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need
 
 # the child stays in its own mount namespace; what it saw is printed as JSON
 _CHILD = """
-import json, os, sys
+import errno, json, os, sys
 from bufferzone.client import waiter_root
 from bufferzone.client.job import Face
 rootfs, mounts, guests = sys.argv[1], *json.loads(sys.argv[2])
@@ -20,8 +20,16 @@ process.unshare(process.CLONE_NEWNS)
 mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
 mount.mount(rootfs, rootfs, "", mount.MS_BIND)
 table = waiter_root.enter_root(Face(rootfs, mounts, guests), on_disk=False)
-seen = {name: sorted(os.listdir(name)) for name in sys.argv[3:]}
-print(json.dumps({"table": table is not None, "seen": seen}))
+looks = [name for name in sys.argv[3:] if name.startswith("/")]
+seen = {name: sorted(os.listdir(name)) for name in looks}
+refused = []
+for name in sys.argv[3:]:
+    try:
+        if name.startswith("+"):
+            os.mkdir(name[1:] + "/new")
+    except OSError as error:
+        refused.append(errno.errorcode[error.errno])
+print(json.dumps({"table": table is not None, "seen": seen, "refused": refused}))
 """
 
 
@@ -97,3 +105,47 @@ def test_a_volume_on_what_is_mounted_in_the_guest_alone_is_passed_over(rootfs, t
     volume = (str(tmp_path / "data"), target, False)
     assert enter(rootfs, mounts=[volume], guests=["/tmp"])["table"] is False
     assert run(rootfs, mounts=[volume], guests=["/tm"]).returncode != 0
+
+
+def test_nothing_can_be_copied_to_where_the_guest_has_a_tmpfs(rootfs):
+    (rootfs / "tmp").mkdir()
+    (rootfs / "tmp/old").touch()
+    found = enter(
+        rootfs, "/tmp", "+/tmp", mounts=[("", "/tmp", True), ("", "/missing", True)], guests=["/tmp"]
+    )
+    assert (found["seen"], found["refused"]) == ({"/tmp": []}, ["EROFS"])
+    assert os.listdir(rootfs) == ["tmp"]
+    assert os.listdir(rootfs / "tmp") == ["old"]
+
+
+def test_volumes_within_a_tmpfs_of_the_guest_are_where_the_guest_has_them(rootfs, tmp_path):
+    (rootfs / "tmp").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/here").touch()
+    mounts = [
+        ("", "/tmp", True),
+        (str(tmp_path / "data"), "/tmp/a/b", False),
+        (str(tmp_path / "data/here"), "/tmp/file", False),
+    ]
+    found = enter(rootfs, "/tmp", "/tmp/a/b", "+/tmp", "+/tmp/a/b", mounts=mounts, guests=["/tmp"])
+    assert found["seen"] == {"/tmp": ["a", "file"], "/tmp/a/b": ["here"]}
+    assert found["refused"] == ["EROFS"]  # the volume's new directory is in the volume
+    assert sorted(os.listdir(tmp_path / "data")) == ["here", "new"]
+    assert os.listdir(rootfs / "tmp") == []
+
+
+def test_a_tmpfs_of_the_guest_on_a_volume_leaves_the_rest_of_that_as_it_is(rootfs, tmp_path):
+    (rootfs / "data").mkdir()
+    (tmp_path / "data/tmp").mkdir(parents=True)
+    mounts = [(str(tmp_path / "data"), "/data", False), ("", "/data/tmp", True)]
+    found = enter(rootfs, "+/data", "+/data/tmp", mounts=mounts, guests=["/data/tmp"])
+    assert found["refused"] == ["EROFS"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["new", "tmp"]
+
+
+def test_shared_memory_that_the_guest_has_anew_is_no_volume_of_the_hosts(rootfs):
+    """Engines bind a tmpfs of theirs to /dev/shm."""
+    (rootfs / "dev").mkdir()
+    mounts = [("", "/dev", True), ("/dev/shm", "/dev/shm", False)]
+    found = enter(rootfs, "/dev", "+/dev/shm", mounts=mounts, guests=["/dev"])
+    assert found["refused"] == ["EROFS"]

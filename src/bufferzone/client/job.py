@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 class Face:
     """What of a container the host is to see: its root file system, and (source, target, read-only) of every
-    volume. `guests` are the targets of what is mounted in the guest alone.
+    volume. `guests` are the targets of what is mounted in the guest alone. A tmpfs is among the volumes, too,
+    without a source: it has a place among them, and what they are mounted on.
     """
 
     def __init__(
@@ -121,6 +122,8 @@ def _face(spec: Spec) -> Face:
             volumes.append((source, entry["destination"], is_read_only(entry)))
         else:
             guests.append(entry["destination"])
+            if entry.get("type") == "tmpfs":
+                volumes.append(("", entry["destination"], True))
     return Face(spec.rootfs, volumes, guests)
 
 

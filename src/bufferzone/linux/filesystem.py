@@ -8,6 +8,7 @@ import struct
 from bufferzone.linux.libc import call
 
 FUSE = 0x65735546
+TMPFS = 0x01021994
 #: file systems whose files are made as they are read, so that their size says 0
 PSEUDO = {
     0x9FA0: "proc",
