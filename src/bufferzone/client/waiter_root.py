@@ -107,7 +107,7 @@ def _tree(path: str, *, read_only: bool) -> int:
 
 
 def _volume(source: str, target: str, read_only: bool) -> int:
-    """A volume's tree, or `_GUESTS_OWN`: of a tmpfs on /dev/shm, too: it is the guest's, see `sandbox/mounts.py`."""
+    """The tree of a volume, or `_GUESTS_OWN`: of a tmpfs on /dev/shm, too, see `sandbox/mounts.py`."""
     if not source:
         return _GUESTS_OWN
     tree = _tree(source, read_only=read_only)
