@@ -120,6 +120,20 @@ def test_the_second_start_of_a_shape_is_warm(podman, user):
     podman("rm", "--force", "--time", "0", identity, second)
 
 
+def test_starts_of_a_user_are_counted_where_the_user_reads_them(podman, user):
+    def starts():
+        done = user.run(user.programs / "bz", "metrics")
+        assert done.status == 0, done
+        counts = [
+            line.split() for line in done.text.splitlines() if line.startswith("bufferzone_starts_total")
+        ]
+        return sum(int(number) for _, number in counts)
+
+    before = starts()
+    podman("run", "--rm", "--network", "none", podman.image, "true")
+    until(lambda: starts() == before + 1, "the count of a start")
+
+
 def test_nothing_is_left_once_the_containers_are_gone(podman, user):
     podman("run", "--rm", "--network", "none", podman.image, "true")
 
