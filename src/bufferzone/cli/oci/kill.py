@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 FLAGS = (Flag("all a", "", "to every process of the container"), matching.REGEX)
 USAGE = "[options] <container-id> [signal]"
 DESCRIPTION = """The signal is a name (TERM, SIGTERM, RTMIN+1) or a number; SIGTERM when it is left out.
-0 sends nothing: it succeeds while the container lives, and with --all after that too."""
+0 sends nothing: it succeeds while the container lives, and fails after that."""
 WORDS = (1, 2)
 INTERSPERSED = True
 
 
 def run(options: Options, words: list[str]) -> int:
-    """Send it; with --all a stopped container is no failure, whatever the signal, as with runc and crun."""
+    """Send it; with --all a stopped container is no failure, as with runc and crun, unless 0 asks for it."""
     matching.each(options, words[0], lambda id: _kill(options, id, words[1:]))
     return 0
 
@@ -32,7 +32,7 @@ def _kill(options: Options, id: str, signal: list[str]) -> None:
     number = signals.number_of(signal[0]) if signal not in ([], [""]) else signals.TERM  # as runc
     status = state.status(directory)
     if status == state.STOPPED:
-        if options.all:
+        if options.all and number:
             return
         raise container.refusal("kill", id, state.STOPPED)
     if number == 0 and status != state.CREATING:
