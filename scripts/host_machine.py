@@ -30,7 +30,7 @@ TELL_S = 60.0
 SETTLE_S = 5.0
 _KERNEL_WORDS = (
     "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.show_status=1 quiet apparmor=1 security=apparmor "
-    "panic=-1 "  # with -no-reboot QEMU ends then: emulation can be at fault, where a kernel changes its own code
+    "panic=-1 "  # with -no-reboot QEMU ends then, which says more than silence; emulation can be at fault
     "no_timer_check"  # on a busy machine the kernel counts too few ticks, and goes on with another timer
 )
 #: what a terminal would take for commands, ECMA-48, and what else is no text
