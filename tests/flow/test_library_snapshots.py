@@ -68,7 +68,9 @@ def test_without_an_image_there_is_nothing_to_save(world):
 
 def test_a_snapshot_is_prepared_in_one_call_and_told_that_it_goes_on(world, tmp_path):
     """What a process holds of randomness is told to it: a file, a signal, a program."""
-    script = "trap 'cat /seed | wc -c >/told' USR1; echo up >/ready; while :; do sleep 0.05; done"
+    # here a program begins again, so that the signal may come before its trap: PID 1 hears none of it then
+    tell = "cat /seed | wc -c >/told"
+    script = f"trap '{tell}' USR1; [ ! -e /seed ] || {tell}; echo up >/ready; while :; do sleep 0.05; done"
     hook = ("sh", "-c", "while ! grep -q 64 /told; do sleep 0.05; done; echo hook >/hook")
     ready = bufferzone.Snapshot.prepare(
         "ready",

@@ -11,7 +11,7 @@ import pytest
 from bufferzone.model import ImageRef
 from vm.leftovers import Watch
 from vm.podman import ROOT, Podman, remove_tree
-from vm.rootless import User
+from vm.rootless import ordinary_user
 from vm.warm import Warm
 
 #: what the tests need in the image besides busybox: a user with a second group, and files that cannot run
@@ -89,12 +89,5 @@ def nothing_left(podman):
 
 @pytest.fixture(scope="module")
 def user(guest_image):
-    """An ordinary user that boots the image root has built."""
-    user = User()
-    try:
-        if user.run("unshare", "--user", "true").status != 0:
-            pytest.skip("ordinary users may not make user namespaces here")
-        user.settings(f'image = "{guest_image.directory}"\n')
+    with ordinary_user(guest_image.directory) as user:
         yield user
-    finally:
-        user.remove()

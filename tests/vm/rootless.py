@@ -6,6 +6,7 @@ or lies around at the end is removed with it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -15,9 +16,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from vm.podman import DROP_IN, ROOT, TIMEOUT_S, Done, remove_tree
 
@@ -169,6 +172,19 @@ class User:
             self._tun.communicate()
         subprocess.run(["userdel", "--force", self.name], check=False, capture_output=True)
         remove_tree(self.directory)
+
+
+@contextlib.contextmanager
+def ordinary_user(image: str, settings: str = "", *, tun: bool = False) -> Iterator[User]:
+    """A user that boots the image in the directory `image`, which root has built; gone afterwards."""
+    user = User(tun=tun)
+    try:
+        if user.run("unshare", "--user", "true").status != 0:
+            pytest.skip("ordinary users may not make user namespaces here")
+        user.settings(f'image = "{image}"\n{settings}')
+        yield user
+    finally:
+        user.remove()
 
 
 class RootlessPodman:

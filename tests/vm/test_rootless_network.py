@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from vm.conftest import _image
-from vm.rootless import RootlessPodman, User, missing, until
+from vm.rootless import RootlessPodman, missing, ordinary_user, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there")
 needs_slirp = pytest.mark.skipif(
@@ -51,20 +51,14 @@ def server():
 
 @pytest.fixture(scope="module")
 def podman(guest_image):
-    user = User(tun=True)
-    try:
-        if user.run("unshare", "--user", "true").status != 0:
-            pytest.skip("ordinary users may not make user namespaces here")
-        passt = 'host_network = "passt"\nallow_annotations = ["publish"]\n'
-        user.settings(f'image = "{guest_image.directory}"\n{passt}')
+    passt = 'host_network = "passt"\nallow_annotations = ["publish"]\n'
+    with ordinary_user(guest_image.directory, passt, tun=True) as user:
         podman = RootlessPodman(user)
         podman.image, file = _image(user.directory)
         file.chmod(0o644)
         podman("load", "--input", file)
         yield podman
         podman.any("rm", "--all", "--force", "--time", "0", timeout_s=120)
-    finally:
-        user.remove()
 
 
 @needs_slirp

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from vm.conftest import _image
-from vm.rootless import RootlessPodman, User, descendants, missing, name_of, uids_of, until
+from vm.rootless import RootlessPodman, descendants, missing, name_of, ordinary_user, uids_of, until
 from vm.verbs import await_end, await_true
 from vm.warm import MAKE_S
 
@@ -17,14 +17,8 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all there"
 
 @pytest.fixture(scope="module")
 def user(guest_image):
-    user = User(tun=True)
-    try:
-        if user.run("unshare", "--user", "true").status != 0:
-            pytest.skip("ordinary users may not make user namespaces here")
-        user.settings(f'image = "{guest_image.directory}"\npool.size = 1\n')
+    with ordinary_user(guest_image.directory, "pool.size = 1\n", tun=True) as user:
         yield user
-    finally:
-        user.remove()
 
 
 @pytest.fixture(scope="module")

@@ -78,9 +78,8 @@ def _exec(hook: dict[str, Any], stdin: int, output: int, become: Callable[[], No
         os.dup2(output, 2)
         given = hook.get("env")
         wanted = [str(item) for item in ([_PATH] if given is None else given)]
-        environment = dict(
-            item.split("=", 1) for item in wanted if item.find("=") > 0
-        )  # the rest has no name
+        named = (item for item in wanted if item.find("=") > 0)
+        environment = dict(item.split("=", 1) for item in named)
         become()
         os.execve(path, [str(a) for a in hook.get("args") or [path]], environment)
     except OSError as error:
