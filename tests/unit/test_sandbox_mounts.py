@@ -30,8 +30,23 @@ class Linked(mounts.Host):
                 return target + path[len(link) :]
         return path
 
-    def below(self, path: str) -> list[str]:
-        return ["sub", "sub/deep"] if path == "/data" else []
+    def mounted_below(self, path: str) -> list[tuple[str, str]]:
+        if path == "/data":
+            return [("sub", "ext4"), ("sub/deep", "tmpfs")]
+        if path == "/":
+            return [
+                ("dev", "tmpfs"),
+                ("dev/pts", "devpts"),
+                ("proc", "proc"),
+                ("proc/fs/nfsd", "nfsd"),
+                ("srv/tree/dev", "devtmpfs"),
+                ("srv/tree/proc", "proc"),
+                ("sys", "sysfs"),
+                ("sys/fs/cgroup", "tmpfs"),
+                ("sys/fs/cgroup/memory", "cgroup"),
+                ("sys/kernel/debug", "debugfs"),
+            ]
+        return []
 
 
 def decide(
@@ -87,6 +102,24 @@ def test_rro_is_for_all_and_a_plain_bind_has_nothing_below() -> None:
     )
     for options in (["rbind", "rro"], ["bind", "ro"], ["rbind"]):
         assert "below" not in decide("/data", *options)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [((), []), (("ro",), ["ro"]), (("rro", "nosuid"), ["nosuid", "ro"])]
+)
+def test_the_kernels_own_below_a_volume_is_the_guests(options: tuple[str, ...], kept: list[str]) -> None:
+    made, bind = decide("/", "rbind", *options, to="/host/")
+    assert bind
+    assert [tuple(entry.values()) for entry in made["kernels"]] == [
+        ("/host/dev", "bind", "/dev", ["rbind", *kept]),
+        ("/host/proc", "proc", "proc", kept),
+        ("/host/srv/tree/dev", "bind", "/dev", ["rbind", *kept]),
+        ("/host/srv/tree/proc", "proc", "proc", kept),
+        ("/host/sys", "sysfs", "sysfs", kept),
+        ("/host/sys/fs/cgroup", "cgroup", "cgroup", kept),
+    ]
+    assert "kernels" not in decide("/", "bind", to="/host")[0]
+    assert "kernels" not in decide("/data", "rbind")[0]
 
 
 @pytest.mark.parametrize(

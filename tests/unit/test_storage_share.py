@@ -15,6 +15,7 @@ from bufferzone.linux import apart as mount_namespaces
 from bufferzone.linux import mount
 from bufferzone.model import Bind
 from bufferzone.storage import share, virtiofs
+from fakes import fuse_file
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
 
@@ -90,6 +91,62 @@ def test_files_without_a_size_are_refused_and_what_is_mounted_below_is_not_there
         assert sorted(os.listdir(tmp_path / "tree")) == ["all", "top"]
         tree.remove("all")
         tree.remove("top")
+
+    apart(check, tmp_path)
+
+
+@pytest.mark.parametrize(("size", "shared"), [(0, False), (3, False), (5, True), (4096, True)])
+def test_a_fuse_file_that_goes_on_after_its_size_is_refused(tmp_path: Path, size: int, shared: bool) -> None:
+    (tmp_path / "meminfo").touch()
+
+    def check(tree: share.Tree) -> None:
+        with fuse_file.mounted(tmp_path / "meminfo", b"12345", size):
+            bind = Bind(source=str(tmp_path / "meminfo"), name="m")
+            if shared:
+                tree.add(bind)
+                tree.remove("m")
+            else:
+                with pytest.raises(HostError, match="meminfo: it goes on after its size") as caught:
+                    tree.add(bind)
+                assert caught.value.code == "pseudo-files"
+            assert os.listdir(tmp_path / "tree") == []
+
+    apart(check, tmp_path)
+
+
+def test_a_file_of_any_kernel_file_system_whose_size_is_a_lie_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "empty").touch()
+
+    def check(tree: share.Tree) -> None:
+        mount.mount("formats", str(tmp_path / "formats"), "binfmt_misc")
+        with pytest.raises(HostError, match="formats/status: it goes on after its size"):
+            tree.add(Bind(source=str(tmp_path / "formats" / "status"), name="status"))
+        mount.unmount(str(tmp_path / "formats"))
+        tree.add(Bind(source=str(tmp_path / "empty"), name="empty"))
+        assert (tmp_path / "tree" / "empty").read_bytes() == b""
+        tree.remove("empty")
+
+    apart(check, tmp_path)
+
+
+def test_the_kernels_own_below_a_bind_is_taken_off_and_named(tmp_path: Path) -> None:
+    for name in ("sys", "dev", "tmp"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "sys" / "under").touch()
+
+    def check(tree: share.Tree) -> None:
+        for name, kind in (("sys", "sysfs"), ("dev", "devtmpfs"), ("tmp", "tmpfs")):
+            mount.mount(kind, str(tmp_path / "data" / name), kind)
+        mount.mount("cgroup", str(tmp_path / "data" / "sys" / "fs" / "cgroup"), "cgroup2")
+        (tmp_path / "data" / "tmp" / "file").touch()
+        assert tree.add(Bind(source=str(tmp_path / "data"), name="all")) == ["dev", "sys"]
+        seen = {name: os.listdir(tmp_path / "tree" / "all" / name) for name in ("sys", "dev", "tmp")}
+        assert seen == {"sys": ["under"], "dev": [], "tmp": ["file"]}
+        tree.remove("all")
+        mount.unmount(str(tmp_path / "data" / "sys" / "fs" / "cgroup"))
+        for name in ("sys", "dev", "tmp"):
+            mount.unmount(str(tmp_path / "data" / name))
 
     apart(check, tmp_path)
 

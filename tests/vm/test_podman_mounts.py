@@ -46,6 +46,22 @@ def test_a_path_of_the_kernel_is_the_guests_however_it_is_spelt(podman, tmp_path
     assert run(podman, "cat /k/ostype; grep -c '^tmpfs /other ' /proc/mounts", *options) == ["Linux", "1"]
 
 
+@pytest.mark.parametrize("options", ["ro,rslave", "rslave"])
+def test_below_the_hosts_root_the_kernels_own_is_the_guests(podman, options: str) -> None:
+    script = """
+        cat /host/proc/sys/kernel/hostname /host/proc/1/comm
+        cmp /host/proc/version /proc/version && echo same
+        ls /host/sys/fs/cgroup | grep -c cgroup.procs
+        ls /host/sys/class/net
+        stat -c %t:%T /host/dev/null
+        head -c 2 /host/dev/zero | wc -c
+        grep -c . /host/etc/os-release
+    """
+    found = run(podman, script, "--hostname", "inside", "--network", "none", "-v", f"/:/host:{options}")
+    lines = Path("/etc/os-release").read_text().splitlines()
+    assert found == ["inside", "sh", "same", "1", "lo", "1:3", "2", str(sum(1 for line in lines if line))]
+
+
 def test_a_device_outside_dev_is_the_guests(podman) -> None:
     script = "stat -c '%F %t:%T' /null /srv/zero; echo x >/null && echo written"
     found = run(podman, script, "--device", "/dev/null:/null", "--device", "/dev/zero:/srv/zero")

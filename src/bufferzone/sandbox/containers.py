@@ -14,7 +14,7 @@ from bufferzone import config, oci
 from bufferzone.errors import HostError, StateError
 from bufferzone.linux import libseccomp
 from bufferzone.oci import cri, overrides
-from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources
+from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources, volumes
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
@@ -275,23 +275,14 @@ class Containers:
         see: See,
     ) -> None:
         """Root file system and volumes: shared, or on the disk with copies of single files."""
-        disk, share = self._sandbox.disk, self._sandbox.tree
+        disk = self._sandbox.disk
         if disk is not None:
             disk.give_to(container_id)
             rootdisk.take_mounts(disk, rootfs)
             self._sandbox.mount_root(disk)
             copies.give(decided.files, self._give_file, undo)
-        if decided.binds and self._sandbox.recorder.on:
-            shown = [f"{bind.source} {'ro' if bind.read_only else 'rw'}" for bind in decided.binds]
-            self._sandbox.recorder.note("volumes", container_id, sources=shown)
-        for bind in decided.binds:
-            if share is None:
-                raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
-            share.add(bind, see)
-            undo.callback(share.remove, bind.name)
-            if share.has_acl(bind.name):
-                words = f"{bind.source} has a POSIX ACL, which is not obeyed in the VM: mode bits decide"
-                self._sandbox.log(f"{container_id}: {words}")
+        if decided.binds:
+            volumes.give(self._sandbox, container_id, decided.binds, see, undo)
 
     def _give_file(self, request: agent.WriteFileRequest) -> None:
         self.agent.call("WriteFile", request, Empty)

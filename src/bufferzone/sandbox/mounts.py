@@ -1,8 +1,8 @@
 """What becomes of one entry of `mounts`: the guest's own file system, or something of the host, shared.
 
 Decides, does nothing. A bind of the host's /proc, /sys or /dev, or of a path below, means the guest's: no
-host object can stand for those in a VM. File systems that are made of host paths (overlay, a disk, a server)
-are mounted on the host and shared, like any directory.
+host object can stand for those in a VM. So do those that are mounted below what is bound. File systems that
+are made of host paths (overlay, a disk, a server) are mounted on the host and shared, like any directory.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Host:
 
     def below(self, path: str) -> list[str]:
         """Where something is mounted below `path`, relative to it, parents first."""
+        return [place for place, _ in self.mounted_below(path)]
+
+    def mounted_below(self, path: str) -> list[tuple[str, str]]:
+        """What is mounted there: (place relative to `path`, file system type), parents first."""
         return []
 
     def tmpfs_size(self, path: str) -> int:
@@ -87,10 +91,38 @@ def _shared(entry: dict[str, Any], source: str, name: str, host: Host) -> tuple[
     )
     place = f"{agent.SHARE_PATH}/{name}"
     made = {**entry, "type": "bind", "source": place, "options": given or ["rbind"]}
+    if bind.recursive and (kernels := _kernels_below(entry, source, host)):
+        made["kernels"] = kernels
     # the guest mounts what is below when it gets there, and then as read-only as what it came from
     if bind.read_only and not bind.read_only_below and bind.recursive and (below := host.below(source)):
         made["below"] = below
     return made, bind
+
+
+def _kernels_below(entry: dict[str, Any], source: str, host: Host) -> list[dict[str, Any]]:
+    """Mounts of the guest's own /proc, /sys, cgroups and /dev in the places where the host has its own below
+    a bind: `-v /:/host`. The host's are not shared, see `storage/pseudofiles.py`.
+    """
+    kept = [option for option in entry.get("options") or [] if option in _KEPT]
+    kept += ["ro"] if is_read_only(entry) and "ro" not in kept else []
+    top, found = host.real(source).rstrip("/"), dict[str, str]()
+    for place, kind in host.mounted_below(source):
+        cover = next((above for above in found if place.startswith(f"{above}/")), "")
+        if not cover and (kind == "devtmpfs" or f"{top}/{place}" == "/dev"):
+            found[place] = "bind"
+        elif not cover and kind in ("proc", "sysfs", "cgroup", "cgroup2"):
+            found[place] = kind.removesuffix("2")
+        elif cover and found[cover] == "sysfs" and place == f"{cover}/fs/cgroup":
+            found[place] = "cgroup"
+    return [
+        {
+            "destination": f"{entry['destination'].rstrip('/')}/{place}",
+            "type": kind,
+            "source": "/dev" if kind == "bind" else kind,
+            "options": ["rbind", *kept] if kind == "bind" else kept,
+        }
+        for place, kind in found.items()
+    ]
 
 
 def _made_on_the_host(entry: dict[str, Any], source: str, name: str) -> tuple[dict[str, Any], Bind]:

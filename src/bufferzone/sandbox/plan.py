@@ -129,7 +129,7 @@ def plan_container(
             binds += [bind] if bind is not None else []
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], other_container)
-    _share_memory(guest, spec.get("mounts") or [])
+    _finish_mounts(guest, spec.get("mounts") or [])
     linux.pop("cgroupsPath", None)
     seccomp = linux.pop("seccomp", None)
     if linux.get("resources"):
@@ -236,13 +236,16 @@ def _process_of(path: str, kind: str) -> int:
     return int(parts[2]) if parts[2].isascii() and parts[2].isdigit() else 0
 
 
-def _share_memory(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-    """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both."""
+def _finish_mounts(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both. What the guest
+    mounts below a volume follows it.
+    """
     path = next((n.get("path") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), None)
     for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
         if is_bind(entry) and made["type"] == "tmpfs":
             kept = [option for option in made["options"] if "=" not in option]
             made.update(type="shared-mount", source=path, options=kept)
+    guest["mounts"] = [one for made in guest["mounts"] for one in (made, *made.pop("kernels", ()))]
 
 
 def _hooks(guest: dict[str, Any], *, on_disk: bool) -> dict[str, Any]:

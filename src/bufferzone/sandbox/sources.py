@@ -59,10 +59,10 @@ class _Host(mounts.Host):
     def real(self, path: str) -> str:
         return os.path.realpath(path)
 
-    def below(self, path: str) -> list[str]:
+    def mounted_below(self, path: str) -> list[tuple[str, str]]:
         prefix = f"{os.path.realpath(path).rstrip('/')}/"
-        found = [point[len(prefix) :] for point, _ in _mount_table() if point.startswith(prefix)]
-        return sorted(dict.fromkeys(found))[:_MOST_BELOW]
+        found = {point[len(prefix) :]: kind for point, kind in _mount_table() if point.startswith(prefix)}
+        return sorted(found.items())[:_MOST_BELOW]
 
     def tmpfs_size(self, path: str) -> int:
         real = os.path.realpath(path)

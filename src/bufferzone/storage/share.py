@@ -105,9 +105,10 @@ class Tree:
                 ) from error
             self.path = path
 
-    def add(self, bind: Bind, where: Callable[[Callable[[], Picked]], Picked] | None = None) -> None:
+    def add(self, bind: Bind, where: Callable[[Callable[[], Picked]], Picked] | None = None) -> list[str]:
         """Bind `bind.source` (symbolic links followed, as runc does) to `bind.name`. `where` calls what it is
-        given in the mount namespace in which the source is looked for, None: in ours.
+        given in the mount namespace in which the source is looked for, None: in ours. Returns where below the
+        source something is mounted that is not shared.
 
         Raises HostError naming the source; then the tree is as it was.
         """
@@ -131,6 +132,7 @@ class Tree:
             raise _refused(bind, error) from error
         finally:
             os.close(tree)
+        return pseudo
 
     def remove(self, name: str) -> None:
         """Take a bind out of the tree. A guest that still uses it keeps it until it lets go; twice is
@@ -195,6 +197,12 @@ def _pick(bind: Bind) -> Picked:
                 hint="copy what is needed into a file",
                 code="pseudo-files",
             )
+        if pseudofiles.has_more_than_its_size(source):
+            raise HostError(
+                f"cannot share {bind.source}: it goes on after its size, so a guest would not see all of it",
+                hint="copy what is needed into a file",
+                code="pseudo-files",
+            )
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
         pseudo = pseudofiles.mounted_below(source) if bind.recursive and directory else []
         tree = mnt.open_tree("", at=source, recursive=bind.recursive)
@@ -230,8 +238,6 @@ def _take_off(target: str, pseudo: list[str]) -> None:
     """Unmount below an attached bind; where a user namespace may not, it is covered."""
     for path in pseudo:
         place = os.path.join(target, path)
-        if not os.path.lexists(place):
-            continue  # it went with one above
         try:
             mnt.unmount(place, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
         except OSError:
