@@ -9,7 +9,7 @@ import pytest
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, StateError
 from bufferzone.shim.server import Server
-from bufferzone.wire import agent, shim, task
+from bufferzone.wire import agent, shim, task, ttrpc
 from bufferzone.wire.proto import Empty
 
 
@@ -95,3 +95,20 @@ def test_the_end_of_a_connection_is_noticed(served):
     client.call("State", task.StateRequest(id="c"), timeout_s=120)
     client.close()
     assert seen["gone"].wait(20)
+
+
+@pytest.mark.parametrize(("key", "details"), [("containerd-namespace-ttrpc", 0), ("other", 1)])
+def test_containerd_gets_no_details_of_an_error_which_it_would_take_for_another_one(
+    tmp_path, served, key, details
+):
+    pair = ttrpc.KeyValue(key=key, value="k8s.io")
+    request = ttrpc.Request(service=task.SERVICE, method="Pause", metadata=[pair])
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(tmp_path / "shim.sock"))
+        sock.sendall(ttrpc.encode_frame(1, ttrpc.REQUEST, request.encode()))
+        frames, reader = [], ttrpc.FrameReader()
+        while not frames:
+            frames = reader.feed(sock.recv(4096))
+    status = ttrpc.Response.decode(frames[0].payload).status
+    assert (status.code, status.message) == (ttrpc.FAILED_PRECONDITION, "cannot pause")
+    assert len(status.details) == details

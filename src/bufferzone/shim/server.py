@@ -159,10 +159,11 @@ class Server:
                 self._idle.notify_all()
 
     def _dispatch(self, peer: Peer, frame: ttrpc.Frame) -> ttrpc.Response:
-        name = "?"
+        name, ours = "?", True
         try:
             request = ttrpc.Request.decode(frame.payload)
             name = request.method
+            ours = all(pair.key != ttrpc.CONTAINERD_NAMESPACE for pair in request.metadata)
             entry = self._services.get(request.service, {}).get(request.method)
             if entry is None:
                 text = f"{request.service}/{request.method} is not implemented"
@@ -174,7 +175,7 @@ class Server:
             return ttrpc.Response(status=ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error)))
         except BufferzoneError as error:
             self._log(f"{name}: {error.line()}")
-            return ttrpc.Response(status=ttrpc.status_of(error))
+            return ttrpc.Response(status=ttrpc.status_of(error, ours=ours))
         except Exception as error:  # the boundary: a handler's bug must not end the sandbox
             self._log(f"{name}: internal error: {error!r}")
             return ttrpc.Response(status=ttrpc.status_of(error))

@@ -44,6 +44,8 @@ OK, UNKNOWN, INVALID_ARGUMENT, DEADLINE, NOT_FOUND, ALREADY_EXISTS = 0, 2, 3, 4,
 FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 9, 12, 13, 14
 
 ERROR_TYPE_URL = "bufferzone.v1.Error"
+#: metadata of a request in which containerd, or CRI-O in its stead, names its namespace
+CONTAINERD_NAMESPACE = "containerd-namespace-ttrpc"
 
 
 class ProtocolError(Exception):
@@ -118,10 +120,16 @@ class FrameReader:
         return frames
 
 
-def status_of(error: BaseException) -> Status:
-    """An exception as a Status; ours keep code, class and hint in a detail."""
+def status_of(error: BaseException, *, ours: bool = True) -> Status:
+    """An exception as a Status; ours keep code, class and hint in a detail.
+
+    Without it where it is not one of `ours` that asks: containerd 2 adds a second error to one whose details
+    it does not know (errgrpc.ToNative).
+    """
     if not isinstance(error, BufferzoneError):
         return Status(code=UNKNOWN, message=f"{type(error).__name__}: {error}")
+    if not ours:
+        return Status(code=error.rpc_code, message=error.message)
     detail = ErrorDetail(code=error.code, hint=error.hint, cls=class_in_tree(error).__name__)
     any_ = Any_(type_url=ERROR_TYPE_URL, value=detail.encode())
     return Status(code=error.rpc_code, message=error.message, details=[any_])
