@@ -19,6 +19,7 @@ VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "podman": "podman"}
 
 #: what a test file uses that the machine has once: files of one word are never run at the same time
 _HAVE_ONCE = {
+    "vm.containerd": "bz-test",
     "vm.test_containerd": "bz-test",
     "vm.cri": "k8s.io",
 }  # namespaces of containerd: one state directory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 
 import pytest
@@ -11,11 +10,11 @@ import pytest
 from bufferzone.workload.default_spec import default_spec
 from flow.cli import BZ, DEADLINE_S, SETTINGS, make_rootfs, needs_host
 from vm import private
-from vm.test_containerd import RUNTIME, Containerd
+from vm.containerd import RUNTIME, Containerd, needs_containerd
 
 pytestmark = [
     needs_host,
-    pytest.mark.skipif(not shutil.which("containerd") or not shutil.which("ctr"), reason="needs containerd"),
+    needs_containerd,
 ]
 
 

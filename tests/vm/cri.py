@@ -22,9 +22,9 @@ from typing import Any
 import grpc
 
 from vm import cri_messages as m
+from vm.containerd import RUNTIME, Containerd
 from vm.cri_stream import Stream
 from vm.podman import ROOT
-from vm.test_containerd import RUNTIME, Containerd
 from vm.verbs import await_true
 
 TIMEOUT_S = 240

@@ -13,16 +13,15 @@ import pytest
 grpc = pytest.importorskip("grpc")
 
 from vm import cri_messages as m  # noqa: E402
+from vm.containerd import needs_containerd  # noqa: E402
 from vm.cri import Cri, PodContainer, serving  # noqa: E402
 from vm.cri_stream import RESIZE, STATUS, STDERR, STDIN, STDOUT  # noqa: E402
 from vm.verbs import await_true  # noqa: E402
 
 pytestmark = [
     pytest.mark.vm,
-    *(
-        pytest.mark.skipif(not shutil.which(program, path=path), reason=f"{program} is not installed")
-        for program, path in (("containerd", None), ("ctr", None), ("bridge", "/usr/lib/cni"))
-    ),
+    needs_containerd,
+    pytest.mark.skipif(not shutil.which("bridge", path="/usr/lib/cni"), reason="needs CNI's plug-ins"),
 ]
 
 SLEEP = ("sleep", "1000")

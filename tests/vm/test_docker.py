@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from vm.containerd import Containerd
 from vm.podman import ROOT, read_until
-from vm.test_containerd import Containerd
 from vm.verbs import await_true
 
 pytestmark = [

@@ -13,18 +13,13 @@ import pytest
 
 from bufferzone import state
 from bufferzone.model import ImageRef
+from vm.containerd import RUNTIME, SCRIPT, Containerd, needs_containerd, program
 from vm.leftovers import descendants, is_alive, name_of
 from vm.podman import read_until
-from vm.test_containerd import RUNTIME, SCRIPT, Containerd
 from vm.test_pool import Pool
 from vm.verbs import await_end, await_true, kill
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.skipif(
-        shutil.which("containerd") is None or shutil.which("ctr") is None, reason="needs containerd"
-    ),
-]
+pytestmark = [pytest.mark.vm, needs_containerd]
 
 NAMESPACE = "bz-pool-test"
 
@@ -121,7 +116,7 @@ def test_the_first_start_begins_the_pool_and_the_next_one_takes_from_it(pooled: 
 def test_its_end_and_output_and_status_reach_the_client(pooled: Pooled) -> None:
     pooled.run("first")
     pooled.pool.await_waiting()
-    words = ["ctr", "-a", pooled.daemon.socket, "-n", NAMESPACE, "events"]
+    words = [program("ctr"), "-a", pooled.daemon.socket, "-n", NAMESPACE, "events"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as events:
         script = "echo out; echo err >&2; exit 7"
         done = pooled.daemon.ctr(
