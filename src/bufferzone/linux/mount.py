@@ -5,6 +5,7 @@ mount_setattr).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -21,6 +22,7 @@ MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 
 _PIVOT_ROOT, _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 155, 428, 429, 442
+_FSOPEN, _FSOPEN_CLOEXEC = 430, 1
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 
@@ -62,6 +64,17 @@ def move_mount(fd: int, target: str, *, at: int = AT_FDCWD) -> None:
     """Attach a detached mount at `target` (an empty `target` means the object `at` refers to)."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
     syscall(_MOVE_MOUNT, "move_mount", fd, b"", at, encode(target), flags, path=target)
+
+
+def is_known(fstype: str) -> bool:
+    """Whether this kernel has the file system, or a module for it, which is loaded; true if it is not for us
+    to know. Source: fsopen(2).
+    """
+    try:
+        os.close(syscall(_FSOPEN, "fsopen", encode(fstype), _FSOPEN_CLOEXEC))
+    except OSError as error:
+        return error.errno != errno.ENODEV
+    return True
 
 
 def set_attributes(

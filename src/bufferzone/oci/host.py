@@ -11,7 +11,7 @@ from bufferzone import config
 from bufferzone.errors import SpecError
 from bufferzone.oci import ports
 from bufferzone.oci.check import fail
-from bufferzone.oci.mounts import is_bind
+from bufferzone.oci.mounts import is_bind, is_made_on_the_host
 from bufferzone.oci.overrides import apply_annotations, apply_vm
 
 TYPE_CHECKING = False
@@ -28,7 +28,9 @@ def settings_of(spec: Spec) -> config.Settings:
 
 
 def check_host(spec: Spec) -> None:
-    """Raise `SpecError` for a volume or network namespace that is not there, or a setting that is refused."""
+    """Raise `SpecError` for a volume or network namespace that is not there, a file system that cannot be
+    mounted, or a setting that is refused.
+    """
     settings = settings_of(spec)
     for index, mount in enumerate(spec.mounts):
         if is_bind(mount):
@@ -36,6 +38,10 @@ def check_host(spec: Spec) -> None:
             if not mount.get("source"):
                 raise fail(where, "missing: a bind mount needs a source")
             _check_there(where, os.path.join(spec.bundle, mount["source"]))
+        elif is_made_on_the_host(mount):
+            from bufferzone.oci import hostmounts  # few containers have one
+
+            hostmounts.check(mount, f"mounts[{index}]")
     check_network(spec.raw, settings)
 
 

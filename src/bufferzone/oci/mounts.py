@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+#: the guest's kernel makes these out of nothing, whatever their source says
+_OF_THE_KERNEL = frozenset(
+    "bpf binfmt_misc cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs"
+    " proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tmpfs tracefs".split()
+)
+
 
 def is_bind(entry: Mapping[str, Any]) -> bool:
     """Whether the mount shows something that is there already. A remount shows nothing: it changes what is
@@ -22,6 +28,19 @@ def is_bind(entry: Mapping[str, Any]) -> bool:
     if "remount" in options:
         return False
     return entry.get("type") == "bind" or "bind" in options or "rbind" in options
+
+
+def is_made_on_the_host(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a file system of host paths: an overlay, a disk, a server. Any type is one that neither
+    binds nor is of the guest's own.
+    """
+    kind = str(entry.get("type") or "none")
+    return (
+        kind not in _OF_THE_KERNEL
+        and kind != "none"
+        and "remount" not in options_of(entry)
+        and not is_bind(entry)
+    )
 
 
 def is_recursive(entry: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import os
 from bufferzone.errors import SpecError
 from bufferzone.linux import mountoptions
 from bufferzone.model import Bind
-from bufferzone.oci.mounts import is_bind, is_read_only, is_read_only_below, is_recursive
+from bufferzone.oci.mounts import is_bind, is_made_on_the_host, is_read_only, is_read_only_below, is_recursive
 from bufferzone.wire import agent
 
 TYPE_CHECKING = False
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-#: the guest's kernel makes these out of nothing, whatever their source says
-_OF_THE_KERNEL = frozenset(
-    "bpf binfmt_misc cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs"
-    " proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tmpfs tracefs".split()
-)
 #: host path -> type that is mounted anew instead of a bind of it
 _ANEW = {
     "/proc": "proc",
@@ -67,11 +62,10 @@ def decide(
 ) -> tuple[dict[str, Any], Bind | None]:
     """The guest's form of mounts[index], and what is shared for it as `name`. Raises `SpecError`."""
     source = str(entry.get("source") or "")
-    if not is_bind(entry):
-        kind = str(entry.get("type") or "")
-        if kind in _OF_THE_KERNEL or kind in ("", "none") or "remount" in (entry.get("options") or ()):
-            return entry, None
+    if is_made_on_the_host(entry):
         return _made_on_the_host(entry, source, name)
+    if not is_bind(entry):
+        return entry, None
     if not source:
         raise SpecError(f"config.json: mounts[{index}].source: missing: a bind mount needs a source")
     if not source.startswith("/"):

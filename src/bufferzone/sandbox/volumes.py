@@ -6,6 +6,7 @@ Decides nothing about a mount: `sandbox/mounts.py` has.
 from __future__ import annotations
 
 from bufferzone.errors import HostError
+from bufferzone.oci import hostmounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from bufferzone.model import Bind
     from bufferzone.sandbox.sandbox import Sandbox
+    from bufferzone.storage.share import Tree
 
 #: places below a volume in one line of the log
 _MOST_NAMED = 16
@@ -37,7 +39,7 @@ def give(
     for bind in binds:
         if share is None:
             raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
-        unshared = share.add(bind, see)
+        unshared = _add(share, bind, see)
         undo.callback(share.remove, bind.name)
         if unshared:
             words = f"below {bind.source} the guest's own is in place of the host's, or nothing"
@@ -45,3 +47,17 @@ def give(
         if share.has_acl(bind.name):
             words = f"{bind.source} has a POSIX ACL, which is not obeyed in the VM: mode bits decide"
             sandbox.log(f"{container_id}: {words}")
+
+
+def _add(share: Tree, bind: Bind, see: Callable[[Callable[[], Any]], Any]) -> list[str]:
+    """`Tree.add`, whose error says which of config.json's mounts it was."""
+    try:
+        return share.add(bind, see)
+    except HostError as error:
+        index = bind.name.rpartition(".")[2]
+        if not index.isdigit():
+            raise
+        hint = error.hint or (hostmounts.HINT if bind.type else "")
+        raise HostError(
+            f"config.json: mounts[{index}]: {error.message}", hint=hint, code=error.code
+        ) from error
