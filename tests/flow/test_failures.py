@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import select
 import signal
@@ -17,6 +18,7 @@ import pytest
 from bufferzone import counters, state
 from bufferzone.vmm.host import cgroup
 from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read, vm_cgroups
+from vm.verbs import await_true
 
 pytestmark = needs_host
 
@@ -248,3 +250,56 @@ def test_a_restore_of_what_is_no_checkpoint_leaves_nothing(bz):
     refused = bz(*words, check=1).stderr
     assert "no checkpoint in" in refused
     assert bz.left() == []
+
+
+def few_files(bz, most):
+    """From now on a shim may have so many files open, those of its start included."""
+    bz.odd_shim(f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))")
+    return bz.bundle("pause", process={"args": ["pause"], "rlimits": []})
+
+
+def detached_exec(bz, pid_file):
+    """The error of an exec that stays, empty for none."""
+    with open(bz.base / "exec.err", "w+") as errors:
+        subprocess.run(
+            bz.command("exec", "--detach", "--pid-file", str(pid_file), "one", "sleep", "1000"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            timeout=DEADLINE_S,
+        )
+        errors.seek(0)
+        return errors.read()
+
+
+def test_a_shim_that_may_open_no_more_files_says_whose_limit_it_is_and_goes_on(bz):
+    bz.create("one", few_files(bz, 64))
+    bz("start", "one")
+    pid_files = [bz.base / f"pid{number}" for number in range(64)]
+    said = next(filter(None, (detached_exec(bz, path) for path in pid_files)))
+    where = "ulimit -Hn, or LimitNOFILE= of the service that starts containers"
+    assert said.endswith(f": Too many open files (hint: the shim may have 64 files open; {where})\n")
+    assert said.count("\n") == 1
+    assert bz.state("one")["status"] == "running"
+    last = [int(path.read_text()) for path in pid_files if path.exists()][-1]
+    stand_in = os.pidfd_open(last)
+    signal.pidfd_send_signal(stand_in, signal.SIGKILL)
+    assert select.select([stand_in], [], [], DEADLINE_S)[0]
+    os.close(stand_in)
+    await_true(
+        lambda: bz("exec", "one", "true", check=None).returncode == 0, "an exec with the files of another"
+    )
+    bz("delete", "--force", "one")
+    assert bz.left() == []
+
+
+@pytest.mark.parametrize("most", range(18, 42, 2))
+def test_wherever_the_files_run_out_it_is_one_line_and_nothing_is_left(bz, most):
+    said = bz.create("one", few_files(bz, most), check=None)
+    if not said:
+        said = bz("start", "one", check=None).stderr
+    if not said:
+        said = detached_exec(bz, bz.base / "pid") or detached_exec(bz, bz.base / "pid")
+    assert re.fullmatch(r"bufferzone: [^\[\]]*(t|T)oo many open files( \(hint: [^\n]*\))?\n", said), said
+    bz("delete", "--force", "one", check=None)
+    assert not [name for name in bz.left() if not name.startswith("@net-")]

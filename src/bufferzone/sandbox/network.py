@@ -250,7 +250,7 @@ class TapNetwork:
             self._part()
         if isinstance(error, BufferzoneError):
             raise error
-        raise HostError(f"the network: {error}", code="network") from error
+        raise HostError(f"the network: {error.strerror or error}", code="network") from error
 
     def _watch_and_scan(self) -> tuple[Interface, ...]:
         """What is in the namespace that this thread is in; what changes after this look will be told."""

@@ -65,7 +65,7 @@ def serve(arguments: Arguments) -> int:
         _report(ready, error, arguments.id)
         return 1
     except OSError as error:
-        _report(ready, HostError(f"cannot start the shim: {error}"), arguments.id)
+        _report(ready, HostError(f"cannot start the shim: {error.strerror or error}"), arguments.id)
         return 1
     return 0
 
@@ -121,7 +121,7 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready
     except BufferzoneError as error:
         _report(ready, error, arguments.id)
     except OSError as error:
-        _report(ready, HostError(f"cannot start the shim: {error}"), arguments.id)
+        _report(ready, HostError(f"cannot start the shim: {error.strerror or error}"), arguments.id)
     return 1
 
 

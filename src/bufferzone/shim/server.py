@@ -9,13 +9,14 @@ from __future__ import annotations
 import array
 import errno
 import os
+import resource
 import socket
 import struct
 import threading
 import time
 
 from bufferzone import log
-from bufferzone.errors import BufferzoneError
+from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.wire import ttrpc
 from bufferzone.wire.proto import DecodeError, Message
 
@@ -31,6 +32,7 @@ _RECEIVE = 1 << 16
 _MAX_FDS = 8
 #: accept(2) fails and the listener is well: no descriptor or memory for one more, or the caller has left
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR)
+_FULL = (errno.EMFILE, errno.ENFILE)
 _BREATH_S = 0.1
 
 
@@ -41,15 +43,30 @@ class Peer:
     """
 
     def __init__(
-        self, pid: int, fds: list[int], gone: threading.Event, on_gone: list[Callable[[], None]]
+        self,
+        pid: int,
+        fds: list[int],
+        gone: threading.Event,
+        on_gone: list[Callable[[], None]],
+        lost: OSError | None = None,
     ) -> None:
+        """`lost`: why some of the descriptors are not among `fds`."""
         self.pid = pid
         self._fds = fds
+        self._lost = lost
         self._gone = gone
         self._on_gone = on_gone
 
     def take_fds(self) -> list[int]:
-        """The descriptors of this request; the caller owns them from now on."""
+        """The descriptors of this request; the caller owns them from now on. Raises `HostError` if some that
+        it came with are not there.
+        """
+        if self._lost:
+            words = f"cannot take the descriptors of the request: {self._lost.strerror}"
+            raise HostError(words, code="stdio") from self._lost
+        return self._release()
+
+    def _release(self) -> list[int]:
         fds, self._fds = self._fds, []
         return fds
 
@@ -69,7 +86,7 @@ class Peer:
 
     def close_untaken(self) -> None:
         """Close the descriptors that no handler took."""
-        for fd in self.take_fds():
+        for fd in self._release():
             os.close(fd)
 
 
@@ -117,20 +134,22 @@ class Server:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         gone, on_gone, lock = threading.Event(), [], threading.Lock()  # type: ignore[var-annotated]
         pending: list[int] = []
+        lost = None
         try:
             if uid not in (0, os.getuid()):
                 raise ttrpc.ProtocolError(f"peer of uid {uid}")
             frames = ttrpc.FrameReader()
             while True:
-                data, fds = _receive(sock)
+                data, fds, whole = _receive(sock)
                 pending += fds
+                lost = lost if whole else OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 if not data:
                     break
                 for frame in frames.feed(data):
                     if frame.type != ttrpc.REQUEST:
                         continue  # streams are not served
-                    peer = Peer(pid, pending, gone, on_gone)
-                    pending = []
+                    peer = Peer(pid, pending, gone, on_gone, lost)
+                    pending, lost = [], None
                     threading.Thread(target=self._answer, args=(sock, lock, peer, frame), daemon=True).start()
         except (OSError, ttrpc.ProtocolError) as error:
             self._log(f"connection of pid {pid}: {error}")
@@ -174,11 +193,19 @@ class Server:
         except DecodeError as error:
             return ttrpc.Response(status=ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error)))
         except BufferzoneError as error:
-            self._log(f"{name}: {error.line()}")
-            return ttrpc.Response(status=ttrpc.status_of(error, ours=ours))
+            return self._failed(name, error, ours=ours)
         except Exception as error:  # the boundary: a handler's bug must not end the sandbox
+            if isinstance(error, OSError) and error.errno in _FULL:
+                full = HostError(f"{name}: {error.strerror}", code="open-files")
+                full.__cause__ = error
+                return self._failed(name, full, ours=ours)
             self._log(f"{name}: internal error: {error!r}")
             return ttrpc.Response(status=ttrpc.status_of(error))
+
+    def _failed(self, name: str, error: BufferzoneError, *, ours: bool) -> ttrpc.Response:
+        _explain(error)
+        self._log(f"{name}: {error.line()}")
+        return ttrpc.Response(status=ttrpc.status_of(error, ours=ours))
 
 
 def _reply(stream: int, response: ttrpc.Response) -> bytes:
@@ -190,12 +217,23 @@ def _reply(stream: int, response: ttrpc.Response) -> bytes:
         return ttrpc.encode_frame(stream, ttrpc.RESPONSE, ttrpc.Response(status=status).encode())
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """recvmsg(2) with descriptors, close-on-exec."""
+def _explain(error: BufferzoneError) -> None:
+    """Give an error that comes of too many open files a hint whose limit it is."""
+    if error.hint or not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _FULL:
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    where = "ulimit -Hn, or LimitNOFILE= of the service that starts containers"
+    if error.__cause__.errno == errno.ENFILE:
+        where = "sysctl fs.file-max"
+    error.hint = f"the shim may have {most} files open; {where}"
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+    """recvmsg(2) with descriptors, close-on-exec, and whether there was room for all of them."""
     size = socket.CMSG_SPACE(_MAX_FDS * 4)
-    data, ancillary, _, _ = sock.recvmsg(_RECEIVE, size, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(_RECEIVE, size, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)
+    return data, list(fds), not flags & socket.MSG_CTRUNC
