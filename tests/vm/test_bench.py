@@ -52,13 +52,17 @@ def processes_of(place: str) -> list[str]:
 
 def test_a_quick_run_measures_what_was_asked_for_and_leaves_nothing():
     before = places()
-    words = ("--quick", "--runs", "1", "--sandboxes", "2", "--only", "runc,bufferzone-warm,floor", "--json")
+    names = "runc,bufferzone-cold,bufferzone-warm,floor,lean-floor"
+    words = ("--quick", "--runs", "1", "--sandboxes", "2", "--only", names, "--json")
     run = begin(*words)
     out, err = run.communicate(timeout=MOST_S)
     assert (run.returncode, err) == (0, "")
     found = json.loads(out)
+    lean = found["runtimes"].pop("lean-floor")
+    assert ("start" in lean["ms"]) != ("bz setup --guest lean" in lean["reason"])
     assert {name: value["reason"] for name, value in found["runtimes"].items()} == {
         "runc": "",
+        "bufferzone-cold": "",
         "bufferzone-warm": "",
         "floor": "",
     }
@@ -72,6 +76,8 @@ def test_a_quick_run_measures_what_was_asked_for_and_leaves_nothing():
     assert warm["profile"]["timeline_ms"][-1][0] == "mount the share"
     assert warm["one_more_mib"]["vmm"] > warm["one_more_mib"]["not_vmm"] > 0
     assert found["machine"]["image"]
+    cold = found["runtimes"]["bufferzone-cold"]["guest"]
+    assert cold["image_mib"] > 10 < cold["touched_mib"]
     measured = {bar["bar"] for bar in found["bars"] if bar["value"] is not None}
     assert "warm start to first byte, against the floor" in measured
     assert places() <= before

@@ -9,7 +9,7 @@ import time
 
 from bufferzone import state
 from bufferzone.bench import figures, memory, programs
-from bufferzone.bench.runtimes import COLD, VERB_S
+from bufferzone.bench.runtimes import COLD_NAMES, VERB_S
 from bufferzone.client.connection import Client
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.wire import shim
@@ -40,6 +40,7 @@ class Column:
         self.growth: dict[str, Any] = {}
         self.memory: dict[str, float] = {}
         self.roles: dict[str, dict[str, float]] = {}
+        self.guest: dict[str, float] = {}
         self.reason = ""
 
     def add(self, measure: str, value_ms: float | None) -> None:
@@ -82,7 +83,7 @@ def one_round(runtime: Runtime, column: Column, id: str) -> None:
 def _check_kind(runtime: Runtime, id: str) -> None:
     """What was to start warm and started cold is told as what it is."""
     begun = json.loads(runtime.verb("state", id).output)["annotations"].get("bufferzone.start", "unknown")
-    if (begun == "cold") != (runtime.name == COLD):
+    if (begun == "cold") != (runtime.name in COLD_NAMES):
         raise HostError(f"{runtime.name}: the sandbox started {begun}")
 
 

@@ -1,62 +1,35 @@
-"""The pool as one more runtime: while it has its turn, the settings want VMs that wait; afterwards none do.
-
-The settings are changed in our own mount namespace alone: /etc/bufferzone/config.d becomes a directory of
-ours that shows the machine's files and, while the pool has its turn, one more.
-"""
+"""The pool as one more runtime: while it has its turn, the settings want VMs that wait; then none do."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 
-from bufferzone import config
 from bufferzone.bench import programs
-from bufferzone.bench.runtimes import VERB_S, Runtime
+from bufferzone.bench.runtimes import VERB_S
+from bufferzone.bench.turns import Settings, TurnRuntime
 from bufferzone.errors import HostError
-from bufferzone.linux import mount
 
-_DROP_INS = os.path.join(config.DIRECTORY, "config.d")
-_FILE = os.path.join(_DROP_INS, "zz-bench.toml")
 _POLL_S = 0.02
 
 
-def own_settings(directory: str) -> None:
-    """Put a copy of the machine's drop-in settings in place of them; `directory` is new and ours.
-
-    Call in a mount namespace of our own. Raises OSError.
-    """
-    layer = os.path.join(directory, "etc")
-    os.makedirs(os.path.join(layer, "bufferzone/config.d"))
-    if os.path.isdir(_DROP_INS):
-        shutil.copytree(_DROP_INS, os.path.join(layer, "bufferzone/config.d"), dirs_exist_ok=True)
-    else:  # /etc with one more directory in it
-        mount.mount("etc", "/etc", "overlay", mount.MS_RDONLY, f"lowerdir={layer}:/etc")
-    mount.mount(os.path.join(layer, "bufferzone/config.d"), _DROP_INS, "", mount.MS_BIND)
-
-
-class PoolRuntime(Runtime):
+class PoolRuntime(TurnRuntime):
     """bufferzone with VMs that wait. Every start waits first, unmeasured, until they do."""
 
     bz = ""
     _size = 1
-    _settled = False
 
     def enter(self, size: int) -> None:
         """Begin a turn: `size` VMs are to wait. Raises `HostError`."""
-        if not self._settled:
-            own_settings(self.directory)
-            self._settled = True
         self._size = size
-        with open(_FILE, "w", encoding="utf-8") as file:
-            file.write(f"[pool]\nsize = {size}\n")
+        self._turn = Settings(f"{self.rows}[pool]\nsize = {size}\n").__enter__()
         self._ask("start")
         self.rest()
 
     def leave(self) -> None:
         """End the turn: nothing waits any more, nothing is made in the background."""
-        if self._settled and os.path.exists(_FILE):
-            os.unlink(_FILE)
+        if self._turn is not None:
+            super().leave()
             self._ask("stop")
 
     def rest(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bufferzone.bench import figures
 from bufferzone.bench.bars import bars
-from bufferzone.bench.runtimes import FLAGS, FLOOR
+from bufferzone.bench.runtimes import FLAGS, FLOORS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ _SIZES = (
     ("vmm", "  of it VMM"),
     ("not_vmm", "  of it not VMM"),
     ("unmapped", "  beside it: guest memory nobody maps"),
+)
+
+
+_GUEST = (
+    ("image_mib", "guest: kernel and initrd, MiB", 1),
+    ("touched_mib", "  memory touched when the agent answers, MiB", 1),
+    ("blocks", "  blocks translated: boot to agent, restore to first byte", 0),
 )
 
 
@@ -58,6 +65,7 @@ def _runtime(column: Column, version: str) -> dict[str, Any]:
         "one_more_mib": column.memory,
         "per_gib": per_gib(column.memory),
         "growth": column.growth,
+        "guest": column.guest,
         "profile": {"timeline_ms": phases(column.timelines), "processes_mib": column.roles},
     }
 
@@ -128,6 +136,8 @@ def _main_rows(report: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [_growth_title(shown, title), *(_number(f["growth"].get(key), 2) for f in shown.values())]
         )
+    for key, title, digits in _GUEST:
+        rows.append([title, *(_number(found["guest"].get(key), digits) for found in shown.values())])
     alike = {name: found["growth"].get("touched", {}) for name, found in shown.items()}
     rows.append(
         ["  memory touched before: last / first", *(_number(f.get("ratio"), 2) for f in alike.values())]
@@ -165,7 +175,7 @@ def _profile(report: Mapping[str, Any]) -> list[str]:
         rows = [[phase, f"{span:.1f}", f"{end:.1f}"] for phase, span, end in found["profile"]["timeline_ms"]]
         start = found["ms"].get("start")
         if rows and start:
-            if name != FLOOR:
+            if name not in FLOORS:
                 rest = start["p50"] - float(rows[-1][2])
                 rows.append(
                     ["before the shim, and create to first byte", f"{rest:.1f}", f"{start['p50']:.1f}"]

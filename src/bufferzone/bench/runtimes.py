@@ -5,7 +5,6 @@ Refuses to hide a difference: every flag that we add is in the report.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -18,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COLD, WARM, POOL, FLOOR = "bufferzone-cold", "bufferzone-warm", "bufferzone-pool", "floor"
-NAMES = ("crun", "runc", "runsc", COLD, WARM, POOL, FLOOR)
+#: the same with the guest whose kernel is our own, where it has been compiled
+LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR = "lean-cold", "lean-warm", "lean-pool", "lean-floor"
+NAMES = ("crun", "runc", "runsc", COLD, WARM, POOL, FLOOR, LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR)
+COLD_NAMES, FLOORS = (COLD, LEAN_COLD), (FLOOR, LEAN_FLOOR)
+LEAN_NAMES, POOLS = (LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR), (POOL, LEAN_POOL)
 #: flags of foreign runtimes and why; shown in the report
 FLAGS = {
     # crun 1.8 refuses a machine with cgroup v1 and a v2 that has controllers of its own
@@ -29,9 +32,8 @@ FLAGS = {
 }
 _PACKAGES = {"crun": "crun", "runc": "runc", "runsc": "runsc"}
 _ANNOTATIONS = {
-    COLD: {"bufferzone.templates": "false"},
-    WARM: {"bufferzone.templates": "true"},
-    POOL: {"bufferzone.templates": "true"},
+    name: {"bufferzone.templates": "false" if name in COLD_NAMES else "true"}
+    for name in (COLD, WARM, POOL, LEAN_COLD, LEAN_WARM, LEAN_POOL)
 }
 #: seconds a verb may take: a cold start on a busy machine is the longest
 VERB_S = 120.0
@@ -100,9 +102,7 @@ def find(name: str, own_program: str) -> Runtime:
     """The runtime `name` (not the floor); `own_program` is our `bufferzone`."""
     if name in _ANNOTATIONS:
         reason = ""
-        if name == POOL and importlib.util.find_spec("bufferzone.pool.waiting_vm") is None:
-            reason = "this version has no pool"
-        elif os.geteuid() != 0 and name != COLD:
+        if os.geteuid() != 0 and name not in COLD_NAMES:
             reason = "templates are used by root alone"
         return Runtime(name, [own_program], reason=reason)
     path = shutil.which(name, path=programs.ENVIRONMENT["PATH"])

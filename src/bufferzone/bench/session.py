@@ -10,11 +10,14 @@ import tempfile
 import time
 from functools import partial
 
-from bufferzone.bench import bundles, machine, measure, programs, report, runtimes, touched
+from bufferzone import config
+from bufferzone.bench import bundles, guests, machine, measure, programs, report, runtimes, touched, turns
 from bufferzone.bench.floor import Floor
 from bufferzone.bench.measure import Column
 from bufferzone.bench.pool import PoolRuntime
+from bufferzone.bench.turns import Settings, TurnRuntime
 from bufferzone.errors import BufferzoneError
+from bufferzone.guestimage.current import current_image
 from bufferzone.log import passing_over
 
 TYPE_CHECKING = False
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 _PLACE = "/run"
 _QEMU_VERSION = "QEMU emulator version "
+_LEAN = 'guest = "lean"\n'
 
 
 class Order:
@@ -52,7 +56,7 @@ class Session:
     def __init__(self, order: Order, directory: str, progress: Callable[[str], None]) -> None:
         self._order, self._directory, self._progress = order, directory, progress
         self._end = time.monotonic() + order.minutes * 60
-        self._floor: Floor | None = None
+        self._floors: dict[str, Floor] = {}
         self.columns: dict[str, Column] = {}
         self.versions: dict[str, str] = {}
         self._runtimes: list[Runtime] = []
@@ -71,23 +75,25 @@ class Session:
             self._each(f"1 to {most}", partial(measure.grow, count=most, deadline=self._end))
             grow = partial(touched.grow, count=most, deadline=self._end)
             self._each(f"1 to {most}, memory touched before", grow, only=runtimes.WARM)
-        if self._floor is not None:
-            self._floor.close()
+        for floor in self._floors.values():
+            floor.close()
         return report.build(facts, self._order.options(), self.versions, self.columns)
 
     def _prepare(self) -> None:
         rootfs = os.path.join(self._directory, "rootfs")
         bundles.make_rootfs(rootfs)
         own = runtimes.write_program(os.path.join(self._directory, "bufferzone"), "bufferzone.cli.main")
+        turns.own_settings(self._directory)
+        no_lean = _lean_reason()
         bz = runtimes.write_program(os.path.join(self._directory, "bz"), "bufferzone.cli.bz.main")
         for name in self._order.only or runtimes.NAMES:
             self.columns[name] = Column(name)
-            if name == runtimes.FLOOR:
+            self.columns[name].reason = no_lean if name in runtimes.LEAN_NAMES else ""
+            if name in runtimes.FLOORS or self.columns[name].reason:
                 continue
             runtime = runtimes.find(name, own)
-            if name == runtimes.POOL and not runtime.reason:
-                runtime = PoolRuntime(name, runtime.prefix)
-                runtime.bz = bz
+            if runtime.is_ours and not runtime.reason:
+                runtime = _of_ours(name, runtime.prefix, bz)
             self.columns[name].reason = runtime.reason
             if not runtime.reason:
                 self._prepared.append(runtime)
@@ -98,28 +104,51 @@ class Session:
 
     def _warm_up(self, bz: str) -> None:
         """The template, and one round of each that does not count: files are cached then."""
-        if {runtimes.WARM, runtimes.POOL, runtimes.FLOOR} & self.columns.keys():
+        for rows in (rows for rows in ("", _LEAN) if self._wants_template(rows)):
             self._progress("a template")
-            programs.run([bz, "template", "make"], os.path.join(self._directory, "bz.err"), runtimes.VERB_S)
+            with Settings(rows):
+                programs.run(
+                    [bz, "template", "make"], os.path.join(self._directory, "bz.err"), runtimes.VERB_S
+                )
         for runtime in list(self._runtimes):
             self._try(runtime, Column(""), "warm-up", partial(measure.one_round, id="warm-up"))
-        if runtimes.FLOOR in self.columns:
-            try:
-                self._floor = Floor(os.path.join(self._directory, "floor"))
-                self._floor.start()
-            except BufferzoneError as error:
-                self.columns[runtimes.FLOOR].reason = error.line()
-                self._floor = None
+        for name in self.columns:
+            if not self.columns[name].reason:
+                self._look_at(name)
+
+    def _wants_template(self, rows: str) -> bool:
+        return any(
+            _rows(name) == rows and not column.reason
+            for name, column in self.columns.items()
+            if name.partition("-")[2] in ("warm", "pool", "floor") or name == runtimes.FLOOR
+        )
+
+    def _look_at(self, name: str) -> None:
+        """The guest of a cold start, once; the floor's first start, which does not count."""
+        directory = os.path.join(self._directory, f"look-{name}")
+        try:
+            with Settings(_rows(name)):
+                if name in runtimes.COLD_NAMES:
+                    self._progress(f"the guest: {name}")
+                    self.columns[name].guest = guests.measure(directory)
+                elif name in runtimes.FLOORS:
+                    self._floors[name] = floor = Floor(directory)
+                    floor.start()
+                    self.columns[name].guest = {"blocks": floor.blocks}
+        except BufferzoneError as error:
+            self.columns[name].reason = error.line()
+            self._floors.pop(name, None)
 
     def _rounds(self) -> None:
         """In turn, so that whatever else the machine does meets all alike."""
         for number in range(self._order.runs):
             step = f"round {number + 1} of {self._order.runs}"
             self._each(step, partial(measure.one_round, id=f"r{number}"))
-            if self._floor is not None and time.monotonic() < self._end:
-                took_ms, timeline = self._floor.start()
-                self.columns[runtimes.FLOOR].add("start", took_ms)
-                self.columns[runtimes.FLOOR].timelines.append(timeline)
+            for name, floor in self._floors.items():
+                if time.monotonic() < self._end:
+                    took_ms, timeline = floor.start()
+                    self.columns[name].add("start", took_ms)
+                    self.columns[name].timelines.append(timeline)
 
     def _each(self, step: str, action: Action, size: int = 1, only: str = "") -> None:
         for runtime in list(self._runtimes):
@@ -160,6 +189,30 @@ class Session:
                 runtime.leave()
             names = os.listdir(runtime.root) if os.path.isdir(runtime.root) else []
             runtime.remove([name for name in names if os.path.isdir(os.path.join(runtime.root, name))])
+
+
+def _rows(name: str) -> str:
+    """The settings that a column has beside the machine's."""
+    return _LEAN if name in runtimes.LEAN_NAMES else ""
+
+
+def _of_ours(name: str, prefix: Sequence[str], bz: str) -> TurnRuntime:
+    if name in runtimes.POOLS:
+        pool = PoolRuntime(name, prefix)
+        pool.bz, pool.rows = bz, _rows(name)
+        return pool
+    runtime = TurnRuntime(name, prefix)
+    runtime.rows = _rows(name)
+    return runtime
+
+
+def _lean_reason() -> str:
+    """Why there is nothing lean to be measured; empty when there is."""
+    try:
+        current_image(config.load().image_store, lambda line: None, "lean")
+    except BufferzoneError as error:
+        return error.line()
+    return ""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
-NAMES = ("crun", "runc", "runsc", "bufferzone-cold", "bufferzone-warm", "bufferzone-pool", "floor")
+NAMES = (
+    *("crun", "runc", "runsc", "bufferzone-cold", "bufferzone-warm", "bufferzone-pool", "floor"),
+    *("lean-cold", "lean-warm", "lean-pool", "lean-floor"),
+)
 FLAGS = (
     Flag("runs", "N", "rounds; in each, every runtime has its turn", kind="int", default=10),
     Flag("only", "NAMES", "these alone, with commas: " + ", ".join(NAMES)),
@@ -29,7 +32,8 @@ DESCRIPTION = (
     "Every runtime runs the same process in the same root file system, in turn. Measured are start to the\n"
     "first byte of stdout, exec, state, delete, starts side by side, memory of one more sandbox, and how\n"
     "starts grow with the number of sandboxes. The floor is the same QEMU restoring the same template with\n"
-    "nothing around it. What is not installed is left out, and named. The machine should do nothing else."
+    "nothing around it. The lean ones are ours with the guest of `bz setup --guest lean`.\n"
+    "What is not installed is left out, and named. The machine should do nothing else."
 )
 WORDS = (0, 0)
 INTERSPERSED = True
