@@ -241,3 +241,34 @@ def test_a_guest_that_does_not_put_it_back_in_time_is_told_of(pair):
     with pytest.raises(VmmError) as caught, if_alive():
         client.call("Resume", agent.ProcessRef(id="a"), Empty, timeout_s=0.01)
     assert caught.value.code == "agent-timeout"
+
+
+def test_what_is_asked_before_the_guest_has_called_waits_for_its_call():
+    host, other = socket.socketpair()
+    other.settimeout(120)
+    client, guest = AgentClient(None), Guest(other)
+    client.start()
+    asked = in_thread(lambda: client.call("WaitOom", Empty(), agent.OomEvents))
+    client.attach(host)
+    stream, request = guest.request()
+    assert request.method == "WaitOom"
+    guest.reply(stream, agent.OomEvents(ids=["a"]))
+    asked["join"]()
+    assert asked["value"].ids == ["a"]
+    client.close()
+    other.close()
+
+
+def test_what_waits_for_a_guest_that_never_calls_ends_with_the_reason():
+    client = AgentClient(None)
+    client.start()
+    reason = VmmError("the VMM ended before the agent called", code="agent-lost")
+    broken = []
+    client.when_broken(broken.append)
+    asked = in_thread(lambda: client.call("WaitOom", Empty(), agent.OomEvents))
+    client.lose(reason)
+    asked["join"]()
+    assert asked["error"] is reason
+    assert broken == []
+    with pytest.raises(VmmError, match="did not answer Hello"):
+        AgentClient(None).call("Hello", Empty(), Empty, timeout_s=0.01)

@@ -122,6 +122,9 @@ class AgentClient:
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._sock = sock or _closed()
+        self._there = threading.Event()  # the first connection, or that there will be none
+        if sock is not None:
+            self._there.set()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._unsent = b""  # the rest of a frame that the guest did not take in time
@@ -158,6 +161,7 @@ class AgentClient:
         if self._started:
             self._thread = self._reader()
             self._thread.start()
+        self._there.set()
 
     def call(self, method: str, request: Message, reply: type[Reply], *, timeout_s: float = 0) -> Reply:
         """Call `method` and return its reply; `timeout_s` 0 means the method's own limit.
@@ -168,7 +172,8 @@ class AgentClient:
         return self.send((method, request), timeout_s=timeout_s)[0].result(reply)
 
     def send(self, *requests: tuple[str, Message], timeout_s: float = 0) -> list[Pending]:
-        """Send requests at once and return their pending answers, in that order.
+        """Send requests at once and return their pending answers, in that order. Before the first connection
+        is there they wait for it.
 
         The guest wakes up once for all of them and takes them in this order: a request may be about what the
         one before it made. Answers that nobody asks for are dropped. `timeout_s`, as in `call`, is for the
@@ -248,6 +253,7 @@ class AgentClient:
         for call in calls.values():
             call.error = self._lost
             call.done.set()
+        self._there.set()
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -272,6 +278,10 @@ class AgentClient:
         """Send `frame`; False when the guest took nothing of it before `end`. What it took in part is
         finished by a later call.
         """
+        if not self._there.wait(_left(end)):
+            return False
+        if self._lost is not None:
+            raise self._lost  # while we waited
         if not self._send_lock.acquire(timeout=-1 if end is None else max(0.0, end - time.monotonic())):
             return False
         try:

@@ -136,7 +136,7 @@ class Place:
             tree = mnt.open_tree("", at=fd, recursive=False)
             try:
                 mnt.set_attributes(tree, add=mnt.MOUNT_ATTR_RDONLY | mnt.MOUNT_ATTR_NOSUID, recursive=False)
-                mnt.move_mount(tree, os.path.join(self.path, requests.slot(slot)))
+                mnt.move_mount(tree, requests.slot(slot), at=self.fd)
             finally:
                 os.close(tree)
         except OSError as error:
