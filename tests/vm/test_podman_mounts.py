@@ -68,6 +68,28 @@ def test_a_device_outside_dev_is_the_guests(podman) -> None:
     assert found == ["character special file 1:3", "character special file 1:5", "written"]
 
 
+def test_who_may_make_devices_makes_them_in_memory_and_not_on_what_is_the_hosts(
+    podman, tmp_path: Path
+) -> None:
+    script = """
+        mknod /dev/mine c 1 5 && head -c 2 /dev/mine | wc -c
+        for place in /srv /v /o /t; do mkdir -p $place; mknod $place/node c 1 5 2>&1; done
+        mkfifo /srv/fifo /v/fifo
+        stat -c '%F %t:%T' /t/node /srv/fifo /v/fifo
+        head -c 2 /t/node 2>&1 || true
+    """
+    options = ["-v", f"{tmp_path}:/v", "-v", f"{tmp_path}:/o:O", "--tmpfs", "/t"]
+    assert run(podman, script, "--cap-add", "MKNOD", *options) == [
+        "2",
+        *(f"mknod: {place}/node: Operation not permitted" for place in ("/srv", "/v", "/o")),
+        "character special file 1:5",
+        "fifo 0:0",
+        "fifo 0:0",
+        "head: /t/node: Permission denied",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
 def test_a_user_namespace_has_the_sysctls_of_the_network(podman) -> None:
     options = ["--uidmap", "0:100000:65536", "--sysctl", "net.ipv4.ping_group_range=0 5"]
     found = run(podman, "id -u; cat /proc/sys/net/ipv4/ping_group_range /proc/self/uid_map", *options)

@@ -46,7 +46,15 @@ def volume(podman):
 def boxes(podman, nothing_left, volume):
     lower = volume.parent / "semantics-lower"
     lower.mkdir()
-    common = ["--detach", "--volume", "/usr:/host:ro", "--env", "PYTHONHOME=/host", "--cap-add", "SYS_ADMIN"]
+    common = [
+        "--detach",
+        "--volume",
+        "/usr:/host:ro",
+        "--env",
+        "PYTHONHOME=/host",
+        "--cap-add",
+        "SYS_ADMIN,MKNOD",
+    ]
     common += ["--security-opt", "seccomp=unconfined"]
     shared = ["--volume", f"{volume}:/l", "--volume", f"{lower}:/o:O", "--tmpfs", "/t:size=64m"]
     on_disk = ["--annotation", "bufferzone.rootfs=block"]
