@@ -96,6 +96,17 @@ def test_read_only_is_for_the_top_and_names_what_is_below() -> None:
     assert bind == Bind(source="/data", name="c.0", read_only=True)
 
 
+@pytest.mark.parametrize("option", ["shared", "slave", "private", "unbindable", "runbindable"])
+def test_propagation_of_the_top_alone_names_what_is_below(option: str) -> None:
+    assert decide("/data", "rbind", option)[0]["below"] == ["sub", "sub/deep"]
+    assert "below" not in decide("/data", "bind", option)[0]
+
+
+@pytest.mark.parametrize("option", ["rshared", "rslave", "rprivate"])
+def test_propagation_of_the_whole_tree_reaches_what_comes_later(option: str) -> None:
+    assert "below" not in decide("/data", "rbind", option)[0]
+
+
 def test_rro_is_for_all_and_a_plain_bind_has_nothing_below() -> None:
     assert decide("/data", "rbind", "rro")[1] == Bind(
         source="/data", name="c.0", read_only=True, read_only_below=True

@@ -34,6 +34,8 @@ _ANEW = {
     "/dev/pts": "devpts",
 }
 _CGROUP = "/sys/fs/cgroup"
+#: propagation that what is mounted below does not get from above; `runbindable` has to be set on each
+_OF_THE_TOP = frozenset(("shared", "slave", "private", "unbindable", "runbindable"))
 _KEPT = ("ro", "rw", "nosuid", "nodev", "noexec")
 
 
@@ -87,8 +89,9 @@ def _shared(entry: dict[str, Any], source: str, name: str, host: Host) -> tuple[
     made = {**entry, "type": "bind", "source": place, "options": given or ["rbind"]}
     if bind.recursive and (kernels := _kernels_below(entry, source, host)):
         made["kernels"] = kernels
-    # the guest mounts what is below when it gets there, and then as read-only as what it came from
-    if bind.read_only and not bind.read_only_below and bind.recursive and (below := host.below(source)):
+    # the guest mounts what is below when it gets there, and then as read-only and shared as what it came from
+    of_the_top = (bind.read_only and not bind.read_only_below) or not _OF_THE_TOP.isdisjoint(given)
+    if of_the_top and bind.recursive and (below := host.below(source)):
         made["below"] = below
     return made, bind
 
