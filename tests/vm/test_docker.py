@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from vm.containerd import Containerd
-from vm.podman import ROOT, read_until
+from vm.podman import ROOT, Terminal, read_until
 from vm.verbs import await_true
 
 pytestmark = [
@@ -236,6 +236,35 @@ def test_a_terminal_is_one_and_its_status_arrives(docker: Docker) -> None:
         timeout=TIMEOUT_S,
     )
     assert (b"/dev/pts/0" in done.stdout, done.returncode) == (True, 5), done.stdout
+
+
+@pytest.mark.parametrize("of_the_container", [False, True])
+def test_a_terminal_of_an_exec_follows_its_size_and_ends(docker: Docker, of_the_container: bool) -> None:
+    flags = ("--detach", "-it") if of_the_container else ("--detach",)
+    docker.run(*flags, "--name", "seven", "--network", "none", "bb", "sleep", "1000")
+    with Terminal(docker.command("exec", "-it", "seven", "sh"), dict(os.environ), size=(91, 33)) as terminal:
+        terminal.type(b"while [ \"$(stty size)\" != '33 91' ]; do :; done; tty; echo fi''rst\r")
+        assert b"/dev/pts/" in terminal.until(b"first")
+        terminal.resize(77, 22)
+        terminal.type(b"while [ \"$(stty size)\" != '22 77' ]; do :; done; echo se''cond\r")
+        terminal.until(b"second")
+        script = b"trap \"echo inter''rupted; exit\" INT; echo wai''ting; while :; do :; done"
+        terminal.type(b"sh -c '" + script + b"'; exit 6\r")
+        terminal.until(b"waiting")
+        terminal.type(b"\x03")
+        terminal.until(b"interrupted")
+        assert terminal.wait() == 6
+    docker("rm", "--force", "seven")
+
+
+def test_a_container_with_an_open_terminal_is_removed_by_force(docker: Docker) -> None:
+    docker.run("--detach", "--name", "eight", "--network", "none", "bb", "sleep", "1000")
+    with Terminal(docker.command("exec", "-it", "eight", "sh"), dict(os.environ)) as terminal:
+        terminal.type(b"echo re''ady\r")
+        terminal.until(b"ready")
+        docker("rm", "--force", "eight")
+        assert terminal.wait() == 137
+    assert docker("ps", "--all", "--quiet") == ""
 
 
 def test_top_tells_of_the_container_and_its_execs(docker: Docker) -> None:
