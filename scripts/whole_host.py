@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import firecracker_program
 from host_machine import CHECKOUT, MEMORY_MIB, PORT, USER, USERS, Failed, Machine
 
 HERE = Path(__file__).resolve().parent
@@ -159,12 +160,23 @@ def _disk(release: str, work: Path) -> tuple[Path, Path, Path]:
         (work / name).mkdir()
     archive = work / "checkout.tar"
     _call(["tar", "-cf", str(archive), "--exclude=./build", "--exclude=./.git", "-C", str(HERE.parent), "."])
+    try:
+        program = firecracker_program.fetch(HERE.parent / "build/firecracker", _python_with_pip())
+        _call(["tar", "-rf", str(archive), "-C", str(HERE.parent), str(program.relative_to(HERE.parent))])
+    except RuntimeError as error:
+        _step(f"{error}; its checks are skipped")
     disk = work / "disk.img"
     words = [*map(str, (tree, work, archive, disk)), DISK, CHECKOUT, USER, PORT]
     layer = [str(HERE / "host_layer"), *words]
     _call(["unshare", "--mount", "--pid", "--fork", "--kill-child", *layer])
     kernel = sorted((tree / "boot").glob("vmlinuz-*"))[-1]
     return disk, kernel, kernel.with_name(kernel.name.replace("vmlinuz", "initrd.img"))
+
+
+def _python_with_pip() -> str:
+    """That of the test tools, where scripts/test has been; else ours, which has pip or has not."""
+    tools = HERE.parent / "build/venv/bin/python"
+    return str(tools) if tools.exists() else sys.executable
 
 
 def _tree(release: str) -> Path:
@@ -251,7 +263,8 @@ def _checks(machine: Machine, stage: str, user: str) -> list[Row]:
     _step(f"checks as {user}, {STAGES[stage]}")
     report = f"/tmp/report-{stage}-{user}.xml"
     words = ["-p", "no:cacheprovider", "-vv", "-rs", f"--junitxml={report}", "tests/host"]
-    machine.run(user, ["env", f"BUFFERZONE_HOST={stage}", "/usr/bin/python3", "-B", "-m", "pytest", *words])
+    set_ = [f"BUFFERZONE_HOST={stage}", f"BUFFERZONE_FIRECRACKER={CHECKOUT}/build/firecracker/firecracker"]
+    machine.run(user, ["env", *set_, "/usr/bin/python3", "-B", "-m", "pytest", *words])
     return table(user, machine.ask(user, ["cat", report])[1])
 
 

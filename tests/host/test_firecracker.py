@@ -19,7 +19,8 @@ from host.conftest import TIMEOUT_S, podman, run
 
 PROGRAM = os.environ.get("BUFFERZONE_FIRECRACKER", "")
 pytestmark = pytest.mark.skipif(
-    not PROGRAM or not os.path.exists("/dev/kvm"), reason="needs BUFFERZONE_FIRECRACKER and /dev/kvm"
+    not os.path.isfile(PROGRAM) or not os.path.exists("/dev/kvm"),
+    reason="needs BUFFERZONE_FIRECRACKER and /dev/kvm",
 )
 ALLOWED = Path("/etc/bufferzone/config.d/firecracker.toml")
 IN_FIRECRACKER = ("--annotation", "bufferzone.vmm=firecracker")

@@ -19,7 +19,7 @@ from bufferzone.linux import kvm
 from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
 from bufferzone.network import namespace, tcfilter
 from bufferzone.record import replace
-from bufferzone.storage import ram
+from bufferzone.storage import erofs, ram
 from bufferzone.vm import shape
 from bufferzone.vm.size import VmSize
 from bufferzone.vmm.firecracker import driver, place, process
@@ -262,3 +262,18 @@ def test_an_image_that_the_vmms_user_cannot_read_is_refused_by_its_mode(tmp_path
         here.show("rootfs", fd)
         assert (tmp_path / "vmm" / "disk-rootfs").read_bytes() == b"image"
     assert FEATURES.slot_bytes == place.SLOT_BYTES
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
+def test_an_image_without_a_name_is_shown_and_has_none_afterwards(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    with ExitStack() as stack:
+        here = place.Place(replace(SPEC, directory=str(tmp_path / "vmm")), UID)
+        stack.callback(here.close)
+        fd = erofs.nameless_file(str(images))
+        stack.callback(os.close, fd)
+        os.fchmod(fd, 0o444)
+        os.write(fd, b"packed")
+        here.show("rootfs", fd)
+        assert (tmp_path / "vmm" / "disk-rootfs").read_bytes() == b"packed"
+        assert not list(images.iterdir())

@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+from contextlib import contextmanager
 
 from bufferzone.errors import HostError, VmmError
 from bufferzone.linux import mount as mnt
@@ -22,6 +23,8 @@ from bufferzone.wire.agent import VSOCK_PORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bufferzone.model import VmSpec
 
 #: what a guest believes a disk to have, as with QEMU: an image may be as large as that
@@ -133,12 +136,14 @@ class Place:
                 code="disk",
             )
         try:
-            tree = mnt.open_tree("", at=fd, recursive=False)
-            try:
-                mnt.set_attributes(tree, add=mnt.MOUNT_ATTR_RDONLY | mnt.MOUNT_ATTR_NOSUID, recursive=False)
-                mnt.move_mount(tree, requests.slot(slot), at=self.fd)
-            finally:
-                os.close(tree)
+            with _named(fd) as named:
+                tree = mnt.open_tree("", at=named, recursive=False)
+                try:
+                    attributes = mnt.MOUNT_ATTR_RDONLY | mnt.MOUNT_ATTR_NOSUID
+                    mnt.set_attributes(tree, add=attributes, recursive=False)
+                    mnt.move_mount(tree, requests.slot(slot), at=self.fd)
+                finally:
+                    os.close(tree)
         except OSError as error:
             raise HostError(f"cannot show an image to Firecracker: {error.strerror}", code="disk") from error
 
@@ -179,6 +184,32 @@ class Place:
             self.fd = -1
             with ignoring(errno.EINVAL, errno.ENOENT):  # another mount namespace by now, or it is gone
                 mnt.unmount(self.path, mnt.MNT_DETACH | mnt.UMOUNT_NOFOLLOW)
+
+
+@contextmanager
+def _named(fd: int) -> Iterator[int]:
+    """While entered, the file behind `fd` has a name, by which the descriptor that this yields was opened.
+
+    One that was made without (O_TMPFILE) gets it beside where it was made: no kernel mounts what has none.
+    Raises OSError.
+
+    Source: proc(5) /proc/PID/fd, open(2) O_TMPFILE; d_set_mounted in fs/dcache.c of Linux.
+    """
+    if os.fstat(fd).st_nlink:
+        yield fd
+        return
+    link = f"/proc/self/fd/{fd}"
+    path = os.path.join(os.path.dirname(os.readlink(link)), f"shown-{os.getpid()}-{fd}")
+    # with a descriptor it is linkat(2), which follows; the path is absolute, so it means nothing else
+    os.link(link, path, src_dir_fd=fd, follow_symlinks=True)
+    try:
+        named = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield named
+        finally:
+            os.close(named)
+    finally:
+        os.unlink(path)
 
 
 def _write(fd: int, data: bytes) -> None:
