@@ -50,7 +50,9 @@ def refuse_descriptors(options: Options) -> None:
     """--preserve-fds above 0 cannot be honoured."""
     if options.preserve_fds > 0:
         raise CallerError(
-            "host descriptors cannot be passed into a virtual machine: --preserve-fds", code="preserve-fds"
+            "host descriptors cannot be passed into a virtual machine: --preserve-fds",
+            hint="stdin, stdout and stderr are carried; what is in a file can be a volume",
+            code="preserve-fds",
         )
 
 
