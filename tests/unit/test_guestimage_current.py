@@ -51,6 +51,16 @@ def test_the_builder_is_asked_once_per_version_of_our_files(made, monkeypatch):
     monkeypatch.undo()
 
 
+def test_a_start_does_not_wait_for_a_build_of_somebody_elses(made):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    with store.lock(directory, lambda: None):  # for minutes, where it compiles a kernel
+        first = current.current_image(directory, print)
+        assert store.packages_of(store.read_index(directory)) == []
+    assert current.current_image(directory, print) != first  # asked once more, and noted now
+    assert len(store.packages_of(store.read_index(directory))) == 1
+
+
 def test_two_versions_keep_their_own_image(made, monkeypatch):
     directory, builds = made
     store.write_index(directory, {"current": DIGESTS[0]})

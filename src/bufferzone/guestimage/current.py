@@ -48,8 +48,13 @@ def current_image(directory: str, progress: Callable[[str], None], guest: str = 
             f"no {guest} guest in {directory} for this version", hint=hint, code="guest-not-built"
         )
     image = build.ensure_image(directory, guest=guest, progress=progress)
-    remember(directory, mark, image.digest)
+    remember(directory, mark, image.digest, waiting=_let_be)
     return image
+
+
+def _let_be() -> None:
+    """A start does not wait for somebody's build, which may be a kernel's: the next start notes it."""
+    raise HostError("another build is under way")
 
 
 def remember_own(directory: str, digest: str, guest: str = "stock") -> None:
@@ -74,10 +79,13 @@ def _places_of_root(directory: str) -> list[str]:
     return [store.SYSTEM_STORE] if trusted and directory == store.default_store() else []
 
 
-def remember(directory: str, mark: str, digest: str) -> None:
-    """Note that the package with this mark runs this image; a store we may not write stays as it is."""
+def remember(directory: str, mark: str, digest: str, waiting: Callable[[], None] = lambda: None) -> None:
+    """Note that the package with this mark runs this image; a store we may not write stays as it is.
+
+    `waiting` is called when somebody else holds the store's lock; a `HostError` of it leaves the note out.
+    """
     what = f"note the image of this package in {directory}"
-    with log.passing_over(what, HostError, OSError), store.lock(directory, lambda: None):
+    with log.passing_over(what, HostError, OSError), store.lock(directory, waiting):
         index = store.read_index(directory)
         others = [pair for pair in store.packages_of(index) if pair[0] != mark]
         kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
