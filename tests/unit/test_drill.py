@@ -89,22 +89,40 @@ def test_every_attack_is_a_program_that_compiles_and_says_where_it_is_from(attac
     assert len(attack.source) > 15
 
 
-def test_a_trace_is_counted_once_for_each_call_and_by_class(tmp_path: Path) -> None:
+def test_a_trace_is_counted_once_for_each_call_and_by_class_and_role(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text(
-        '10 read(3,  <unfinished ...>\n11 openat(AT_FDCWD, ""..., O_RDONLY|O_CLOEXEC) = 3\n'
-        '10 <... read resumed>""..., 10) = 0\n11 openat(AT_FDCWD, ""..., O_WRONLY|O_CREAT, 0666) = 4\n'
-        "11 clone(child_stack=NULL, flags=CLONE_NEWNS|SIGCHLD) = 12\n11 clone(child_stack=NULL) = 13\n"
-        "12 +++ exited with 0 +++\n12 --- SIGCHLD {si_signo=SIGCHLD} ---\n"
-        "11 mmap(NULL, 4096, PROT_READ|PROT_EXEC, MAP_PRIVATE, 3, 0) = 0x7f\n11 ioctl(9, KVM_RUN, 0) = 0\n"
+        '10 5.10 read(3,  <unfinished ...>\n11 5.11 openat(AT_FDCWD, ""..., O_RDONLY|O_CLOEXEC) = 3\n'
+        '10 5.12 <... read resumed>""..., 10) = 0\n11 5.13 openat(AT_FDCWD, ""..., O_WRONLY|O_CREAT) = 4\n'
+        "11 5.14 clone(child_stack=NULL, flags=CLONE_NEWNS|SIGCHLD) = 12\n11 5.15 clone(0) = 13\n"
+        "12 5.16 +++ exited with 0 +++\n12 5.17 --- SIGCHLD {si_signo=SIGCHLD} ---\n"
+        "13 5.18 mmap(NULL, 4096, PROT_READ|PROT_EXEC, MAP_PRIVATE, 3, 0) = 0x7f\n"
+        "11 5.19 ioctl(9, KVM_RUN, 0) = 0\n"
     )
-    calls, classes = meter.read_trace(str(tmp_path / "trace"))
-    assert calls == {"openat": 2, "clone": 2, "read": 1, "mmap": 1, "ioctl": 1}
+    roles, classes = meter.read_trace(str(tmp_path / "trace"), {10: "shim", 11: "vmm"}, 5.0, 6.0)
+    assert roles == {
+        "shim": {"read": 1},
+        "vmm": {"openat": 2, "clone": 2, "ioctl": 1},
+        "begun meanwhile": {"mmap": 1},
+    }
     assert classes == {"open to write": 1, "new namespace": 1, "executable memory": 1, "ioctl": 1}
+
+
+def test_what_was_under_way_when_counting_began_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_text(
+        "10 4.99 accept4(3, <unfinished ...>\n10 5.00 read(3) = 1\n10 6.00 write(3) = 1\n"
+    )
+    assert meter.read_trace(str(tmp_path / "trace"), {10: "shim"}, 5.0, 6.0) == ({"shim": {"read": 1}}, {})
 
 
 def test_a_row_of_the_meter_has_what_is_compared() -> None:
     count = meter.Count(
-        calls={"read": 30, "write": 10}, classes={}, seconds=4.0, rounds=8, processes=3, privileged=1
+        calls={"read": 30, "write": 10},
+        roles={},
+        classes={},
+        seconds=4.0,
+        rounds=8,
+        processes=3,
+        privileged=1,
     )
     found = {"runc": {"idle": count.form(), "files": {"reason": "no"}}, "runsc": {"reason": "not installed"}}
     rows = meter.rows(found)

@@ -52,7 +52,7 @@ def test_the_builder_is_asked_once_per_version_of_our_files(made, monkeypatch):
 
 
 def test_a_start_does_not_wait_for_a_build_of_somebody_elses(made):
-    directory, builds = made
+    directory, _ = made
     store.write_index(directory, {"current": DIGESTS[0]})
     with store.lock(directory, lambda: None):  # for minutes, where it compiles a kernel
         first = current.current_image(directory, print)

@@ -177,6 +177,16 @@ def test_a_call_with_a_limit_gives_up_and_the_late_answer_hurts_nobody(pair):
     assert call["value"].exit_status == 2
 
 
+def test_a_guest_that_reads_costs_no_call_but_the_sending(pair, monkeypatch):
+    client, guest = pair
+    monkeypatch.setattr(client, "_poll", lambda events: pytest.fail("asked whether it may send"))
+    call = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    stream, _ = guest.request()
+    guest.reply(stream, agent.WaitResponse(exit_status=4))
+    call["join"]()
+    assert call["value"].exit_status == 4
+
+
 def test_before_the_reader_runs_a_call_reads_for_itself_and_the_reader_goes_on_where_it_stopped():
     host, other = socket.socketpair()
     other.settimeout(120)

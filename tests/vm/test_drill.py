@@ -44,10 +44,11 @@ def test_a_drill_where_there_is_no_wall_is_refused() -> None:
 
 @pytest.mark.skipif(not shutil.which("strace") or not shutil.which("runc"), reason="needs strace and runc")
 def test_the_meter_counts_every_workload_of_runc_and_ours() -> None:
-    done = run("audit", "--measure", "--json", "--seconds", "2")
+    chosen = ("--runtime", "runc", "--runtime", "bufferzone", "--runtime", "bufferzone-block")
+    done = run("audit", "--measure", "--json", "--seconds", "2", *chosen)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    for runtime in ("runc", "bufferzone-warm"):
+    for runtime in ("runc", "bufferzone-warm", "bufferzone-block"):
         for workload, count in found[runtime].items():
             assert count.get("unique", 0) > 0, (runtime, workload, count)
             assert count["rounds"] > 0, (runtime, workload)

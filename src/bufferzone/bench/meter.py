@@ -2,9 +2,11 @@
 
 Traced is everything of a container that is a process of the host: with runc the program itself and all it
 starts; with us the shim, what stands for the container, QEMU, virtiofsd. Not traced are threads of the host's
-kernel (kvm's, vhost's) and what happens before the workload has said that it runs. Each call of a traced
-process is stopped twice, so calls a second are fewer than they would be, of a runtime that makes many most of
-all; calls for a round of the workload are comparable. docs/attack-surface.md has method and figures.
+kernel (kvm's, vhost's) and the start: counting begins some seconds after the workload has said that it runs.
+A call that was under way when strace came is not counted: it is shown once more because it was interrupted.
+Each call of a traced process is stopped twice, so calls a second are fewer than they would be, of a runtime
+that makes many most of all; calls for a round of the workload are comparable. docs/attack-surface.md has
+method and figures.
 """
 
 from __future__ import annotations
@@ -59,17 +61,22 @@ CLASSES = {
     "executable memory": ("mmap mprotect", r"PROT_EXEC"),
     "ioctl": ("ioctl", ""),
 }
-_CALL = re.compile(r"^\d+\s+(\w+)\((.*)")
+_CALL = re.compile(r"^(\d+)\s+(\d+\.\d+)\s+(\w+)\((.*)")
 _ATTACH_S, _FIRST_S = 30.0, 180.0
+#: what a start leaves to be done: a guest gives free memory back, code is translated, records are written
+_START_S = 10.0
+#: who is a process of a container that is no helper of ours, and one that began while it was counted
+_CONTAINER, _LATER = "container", "begun meanwhile"
 
 
 class Count(Record):
-    """One workload under one runtime: `calls` by name, dangerous `classes` by name, `seconds` measured,
-    `rounds` of the workload in that time, `processes` that were traced and how many of them were `privileged`
-    (uid 0 of the host, or a capability over it).
+    """One workload under one runtime: `calls` by name, the same for each role of a process (`roles`),
+    dangerous `classes` by name, `seconds` measured, `rounds` of the workload in that time, `processes` that
+    were traced and how many of them were `privileged` (uid 0 of the host, or a capability over it).
     """
 
     calls: dict[str, int]
+    roles: dict[str, dict[str, int]]
     classes: dict[str, int]
     seconds: float
     rounds: int
@@ -127,43 +134,54 @@ def _one(runtime: Runtime, script: str, strace: str, seconds: float) -> Count:
     program = runtime.start("meter")
     try:
         _until(program, lambda: program.first_ms is not None and program.ended, _FIRST_S)
-        pids = _pids(runtime)
-        privileged = sum(_is_privileged(pid) for pid in pids)
-        trace = os.path.join(runtime.directory, "trace")
-        tracer = programs.Program(
-            [strace, "-f", "-qq", "-s", "0", "-o", trace, *(w for pid in pids for w in ("-p", str(pid)))],
-            os.path.join(runtime.directory, "strace.err"),
-        )
-        try:
-            _until(program, lambda: tracer.ended or all(map(_is_traced, pids)), _ATTACH_S)
-            begun, before = time.monotonic(), len(program.output)
-            _until(program, lambda: time.monotonic() - begun > seconds, seconds + _ATTACH_S)
-            took, rounds = time.monotonic() - begun, len(program.output) - before
-            os.kill(tracer.pid, signal.SIGINT)
-            _until(program, lambda: _has_ended(tracer), _ATTACH_S)
-        finally:
-            tracer.close()
-        calls, classes = read_trace(trace)
-        if not calls and not os.path.getsize(trace) and tracer.status not in (0, -2, 130):
-            raise HostError(f"strace counted nothing: {tracer.errors()}")
+        _during(program, _START_S)
+        return _counted(runtime, program, strace, seconds)
     finally:
         program.close()
         runtime.remove(["meter"])
+
+
+def _counted(runtime: Runtime, program: programs.Program, strace: str, seconds: float) -> Count:
+    processes = _processes(runtime)
+    privileged = sum(_is_privileged(pid) for pid in processes)
+    owners = {tid: role for pid, role in processes.items() for tid in _threads(pid)}
+    trace = os.path.join(runtime.directory, "trace")
+    words = [strace, "-f", "-qq", "-ttt", "-s", "0", "-o", trace]
+    tracer = programs.Program(
+        [*words, *(word for pid in processes for word in ("-p", str(pid)))],
+        os.path.join(runtime.directory, "strace.err"),
+    )
+    try:
+        _until(program, lambda: tracer.ended or all(map(_is_traced, processes)), _ATTACH_S)
+        begun, before = time.time(), len(program.output)
+        _during(program, seconds)
+        end, rounds = time.time(), len(program.output) - before
+        os.kill(tracer.pid, signal.SIGINT)
+        _until(program, lambda: _has_ended(tracer), _ATTACH_S)
+    finally:
+        tracer.close()
+    if not os.path.getsize(trace) and tracer.status not in (0, -2, 130):
+        raise HostError(f"strace counted nothing: {tracer.errors()}")
+    roles, classes = read_trace(trace, owners, begun, end)
     return Count(
-        calls=calls,
+        calls=_sorted(_together(roles)),
+        roles={role: _sorted(calls) for role, calls in roles.items()},
         classes=classes,
-        seconds=round(took, 2),
+        seconds=round(end - begun, 2),
         rounds=rounds,
-        processes=len(pids),
+        processes=len(processes),
         privileged=privileged,
     )
 
 
-def read_trace(path: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Calls by name and dangerous classes, of strace's output with `-f`: a call that was interrupted in the
-    output counts once.
+def read_trace(
+    path: str, owners: dict[int, str], begin: float, end: float
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Calls by role and name, and dangerous classes, of strace's output with `-f -ttt`: those that began at
+    `begin` or later and before `end`, wall clock. `owners` has the role of each thread that was there.
+    A call that was interrupted in the output counts once.
     """
-    calls: dict[str, int] = {}
+    roles: dict[str, dict[str, int]] = {}
     classes: dict[str, int] = {}
     by_name: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for label, (names, wanted) in CLASSES.items():
@@ -172,14 +190,33 @@ def read_trace(path: str) -> tuple[dict[str, int], dict[str, int]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             found = _CALL.match(line)
-            if found is None:
+            if found is None or not begin <= float(found[2]) < end:
                 continue
-            name, arguments = found.groups()
+            name, arguments = found[3], found[4]
+            calls = roles.setdefault(owners.get(int(found[1]), _LATER), {})
             calls[name] = calls.get(name, 0) + 1
             for label, wanted_there in by_name.get(name, ()):
                 if wanted_there.search(arguments):
                     classes[label] = classes.get(label, 0) + 1
-    return dict(sorted(calls.items(), key=lambda item: -item[1])), classes
+    return roles, classes
+
+
+def _together(roles: dict[str, dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for calls in roles.values():
+        for name, number in calls.items():
+            total[name] = total.get(name, 0) + number
+    return total
+
+
+def _sorted(calls: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(calls.items(), key=lambda item: -item[1]))
+
+
+def _during(program: programs.Program, seconds: float) -> None:
+    """Take what the container says for so long."""
+    end = time.monotonic() + seconds
+    _until(program, lambda: time.monotonic() > end, seconds + _ATTACH_S)
 
 
 def _until(program: programs.Program, done: Callable[[], bool], timeout_s: float) -> None:
@@ -207,11 +244,20 @@ def _has_ended(tracer: programs.Program) -> bool:
     return tracer.ended
 
 
-def _pids(runtime: Runtime) -> list[int]:
-    """The processes of the host that are there for the container; nothing else of ours runs meanwhile."""
+def _processes(runtime: Runtime) -> dict[int, str]:
+    """pid -> role of the processes of the host that are there for the container; nothing else of ours runs
+    meanwhile.
+    """
     if runtime.is_ours:
-        return sorted({each.held.pid for box in sandboxes.find(runtime.root) for each in box.processes})
-    return programs.descendants()  # we are a subreaper: whatever the runtime left is ours
+        return {each.held.pid: each.role for box in sandboxes.find(runtime.root) for each in box.processes}
+    return dict.fromkeys(programs.descendants(), _CONTAINER)  # we are a subreaper: all that it left is ours
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []  # it ended
 
 
 def _is_traced(pid: int) -> bool:

@@ -22,6 +22,8 @@ LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR = "lean-cold", "lean-warm", "lean-po
 NAMES = ("crun", "runc", "runsc", COLD, WARM, POOL, FLOOR, LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR)
 COLD_NAMES, FLOORS = (COLD, LEAN_COLD), (FLOOR, LEAN_FLOOR)
 LEAN_NAMES, POOLS = (LEAN_COLD, LEAN_WARM, LEAN_POOL, LEAN_FLOOR), (POOL, LEAN_POOL)
+#: for the meter alone: the root file system is a disk, and there is no file server
+BLOCK = "bufferzone-block"
 #: flags of foreign runtimes and why; shown in the report
 FLAGS = {
     # crun 1.8 refuses a machine with cgroup v1 and a v2 that has controllers of its own
@@ -33,8 +35,9 @@ FLAGS = {
 _PACKAGES = {"crun": "crun", "runc": "runc", "runsc": "runsc"}
 _ANNOTATIONS = {
     name: {"bufferzone.templates": "false" if name in COLD_NAMES else "true"}
-    for name in (COLD, WARM, POOL, LEAN_COLD, LEAN_WARM, LEAN_POOL)
+    for name in (COLD, WARM, POOL, BLOCK, LEAN_COLD, LEAN_WARM, LEAN_POOL)
 }
+_ANNOTATIONS[BLOCK]["bufferzone.rootfs"] = "block"
 #: seconds a verb may take: a cold start on a busy machine is the longest
 VERB_S = 120.0
 _DEADLINE_POLL_S = 0.01

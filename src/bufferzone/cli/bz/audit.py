@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
-_MEASURED = ("runc", "crun", "runsc", "bufferzone-warm", "bufferzone-cold")
+_MEASURED = ("runc", "crun", "runsc", "bufferzone-warm", "bufferzone-cold", "bufferzone-block")
 _SEVERITIES = ("high", "medium", "low", "info")
 FLAGS = (
     Flag("json", "", "print everything that was read, and the findings, as JSON"),
