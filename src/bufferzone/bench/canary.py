@@ -57,8 +57,8 @@ class Canary:
 
     @property
     def victim(self) -> str:
-        """A word on the process's command line, which is no secret."""
-        return "bufferzone-drill-victim"
+        """A word on the process's command line, which is no secret, and of no other drill on this machine."""
+        return f"bufferzone-drill-victim-{os.getpid()}"
 
     def look(self) -> Seen:
         """The host now."""
