@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from vm import cri_messages as m
-from vm.containerd import RUNTIME, Containerd
+from vm.containerd import RUNTIME, Containerd, version
 from vm.cri_stream import Stream
 from vm.podman import ROOT
 from vm.verbs import await_true
@@ -64,9 +65,13 @@ _CONFIG = """
 
 
 class CriContainerd(Containerd):
-    """The daemon; `image` is busybox, as is the pause image, once `import_images` was called."""
+    """The daemon; `image` is busybox, as is the pause image, once `import_images` was called.
 
-    def __init__(self, directory: Path) -> None:
+    `pods`: how they are made, with a container of the `pause` image or by the `shim`, without one.
+    """
+
+    def __init__(self, directory: Path, pods: str) -> None:
+        self.pods = pods
         super().__init__(directory, (sys.executable, "-c", _ENTER.format(source=str(ROOT / "src"))))
         self._spaces: dict[str, int] = {}  # of one that was killed
         busybox = _busybox()
@@ -83,10 +88,12 @@ class CriContainerd(Containerd):
         network = {"cniVersion": "0.4.0", "name": "bz-cri", "plugins": [bridge]}
         (cni / "10-bridge.conflist").write_text(json.dumps(network))
         plugin = _CONFIG.format(pause=self._pause, cni=cni, handler=HANDLER, runtime=RUNTIME)
+        if self.pods == "shim":
+            plugin += '      sandboxer = "shim"\n'
         return self.base_config() + plugin
 
     def import_images(self) -> None:
-        for data in (self._archive, self._pause_archive):
+        for data in (self._archive, *([self._pause_archive] if self.pods == "pause" else [])):
             self.ctr("images", "import", "-", stdin=data, namespace=NAMESPACE)
 
     def kill(self) -> None:
@@ -154,9 +161,11 @@ class Cri:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Cri]:
+def serving(directory: Path, pods: str = "pause") -> Iterator[Cri]:
     """A daemon with its images, and a client of it."""
-    daemon = CriContainerd(directory)
+    if pods == "shim" and version() < (2, 0):
+        pytest.skip("the Sandbox API is containerd 2's: BUFFERZONE_CONTAINERD names the directory of one")
+    daemon = CriContainerd(directory, pods)
     daemon.start()
     try:
         daemon.import_images()

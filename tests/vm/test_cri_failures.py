@@ -30,9 +30,10 @@ SLEEP = ("sleep", "1000")
 UNTIL = "while ! test -e /flags/{0}; do sleep 0.1; done; echo saw {0}; exit {1}"
 
 
-@pytest.fixture(scope="module")
-def cri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
-    with serving(tmp_path_factory.mktemp("cri")) as client:
+@pytest.fixture(scope="module", params=["pause", "shim"])
+def cri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    """Pods with a pause image, and by the Sandbox API."""
+    with serving(tmp_path_factory.mktemp("cri"), request.param) as client:
         yield client
 
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 _PREFIXES = ("io.kubernetes.cri.", "io.kubernetes.cri-o.")
 SANDBOX_ID, CRIO_SANDBOX_ID = "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"
+CONTAINER_TYPE = "io.kubernetes.cri.container-type"
+#: who a pod is
+POD_NAME, POD_NAMESPACE = "io.kubernetes.cri.sandbox-name", "io.kubernetes.cri.sandbox-namespace"
+POD_UID = "io.kubernetes.cri.sandbox-uid"
 #: what a pod's containers may use together: bytes, and microseconds of CPU time per period of as many
 POD_MEMORY = "io.kubernetes.cri.sandbox-memory"
 POD_CPU_QUOTA, POD_CPU_PERIOD = "io.kubernetes.cri.sandbox-cpu-quota", "io.kubernetes.cri.sandbox-cpu-period"
 POD_LIMITS = (POD_MEMORY, POD_CPU_QUOTA, POD_CPU_PERIOD)
 #: any of these means that the container is one of a pod's
-_OF_A_POD = (SANDBOX_ID, CRIO_SANDBOX_ID, "io.kubernetes.cri.container-type")
+_OF_A_POD = (SANDBOX_ID, CRIO_SANDBOX_ID, CONTAINER_TYPE)
 
 
 def believed(spec: Mapping[str, Any], *, containerd: bool) -> dict[str, str]:

@@ -14,7 +14,7 @@ from bufferzone import config, oci
 from bufferzone.errors import HostError, StateError
 from bufferzone.linux import libseccomp
 from bufferzone.oci import cri, overrides
-from bufferzone.sandbox import hooks, limits, plan, rootdisk, rootmounts, sources, volumes
+from bufferzone.sandbox import hooks, limits, plan, podfiles, rootdisk, rootmounts, sources, volumes
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
@@ -50,9 +50,16 @@ class Containers:
     """
 
     def __init__(
-        self, sandbox: Sandbox, state_text: Callable[[Container, str], bytes], directory: str = ""
+        self,
+        sandbox: Sandbox,
+        state_text: Callable[[Container, str], bytes],
+        directory: str = "",
+        *,
+        pod_files: str = "",
     ) -> None:
-        """`directory`: the state directory of the first, for a sandbox that others may join."""
+        """`directory`: the state directory of the first, for a sandbox that others may join. `pod_files`: a
+        directory with what all but the first are given, see `podfiles`."""
+        self._pod_files = pod_files
         self._sandbox = sandbox
         self._containerd = not directory
         self._pod = Pod(sandbox, directory)
@@ -133,6 +140,8 @@ class Containers:
     ) -> tuple[oci.Spec, plan.ContainerPlan]:
         """Read the spec and plan the container; what it names is looked for with `see`."""
         spec: oci.Spec = see(partial(oci.load, bundle, containerd=self._containerd))
+        if self._pod_files and container_id != self._sandbox.id:
+            spec.raw = podfiles.given(spec.raw, self._pod_files)
         if joined:
             self._pod.check(spec)
         block = self._sandbox.disk is not None

@@ -22,11 +22,20 @@ _GROUP_KEYS = (cri.SANDBOX_ID, cri.CRIO_SANDBOX_ID, "io.containerd.runc.v2.group
 
 def socket_path(arguments: Arguments, bundle: str) -> str:
     """The path for the sandbox that the bundle's annotations name, else for its own. Raises `SpecError`."""
-    spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
-    annotations = spec.get("annotations") or {}
+    annotations: dict[str, str] = {}
+    if not is_pods(bundle):
+        spec = oci.parse_object(oci.read_bytes(os.path.join(bundle, "config.json")))
+        annotations = spec.get("annotations") or {}
     group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
     text = os.path.join(arguments.address, arguments.namespace, group)
     return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
+
+
+def is_pods(bundle: str) -> bool:
+    """Whether it is a pod's whose sandbox nobody has asked for yet: containerd's Sandbox API starts a shim
+    before it says anything of the pod.
+    """
+    return not os.path.exists(os.path.join(bundle, "config.json"))
 
 
 def record(bundle: str, path: str) -> None:

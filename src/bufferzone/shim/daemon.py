@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bufferzone.errors import VmmError
     from bufferzone.sandbox.sandbox import Sandbox
     from bufferzone.shim.arguments import Arguments
+    from bufferzone.shim.door import Door
     from bufferzone.shim.server import Handler, Peer, Service
     from bufferzone.wire.proto import Empty
 
@@ -77,20 +78,23 @@ def start(arguments: Arguments) -> int:
     bundle = arguments.bundle or os.getcwd()
     path = address.socket_path(arguments, bundle)
     address.record(bundle, path)
-    pool = None if address.answers(path) else PoolStart(arguments, bundle)
-    if pool is None or pool.take(path):
-        return _say(caller.answer(path))
+    of_pod, pool = address.is_pods(bundle), None
+    if not of_pod:
+        pool = None if address.answers(path) else PoolStart(arguments, bundle)
+        if pool is None or pool.take(path):
+            return _say(caller.answer(path))
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        os._exit(_daemon(arguments, bundle, path, handshake.Ready(write_end)))
+        os._exit(_daemon(arguments, bundle, path, handshake.Ready(write_end), of_pod=of_pod))
     os.close(write_end)
     line = handshake.read_line(read_end)
     os.close(read_end)
     if handshake.others_in(line, b"ready") is None:
         raise handshake.error_from(line) if line else _silent_death()
-    pool.begin_pool()
+    if pool is not None:
+        pool.begin_pool()
     return _say(caller.answer(path))
 
 
@@ -101,7 +105,7 @@ def _say(answer: bytes) -> int:
     return 0
 
 
-def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready) -> int:
+def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready, *, of_pod: bool) -> int:
     os.setsid()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in range(3):
@@ -113,7 +117,10 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
-            _run(arguments, directory, listener, ready, cli=False)
+            if of_pod:
+                _run_pod(arguments, directory, listener, ready)
+            else:
+                _run(arguments, directory, listener, ready, cli=False)
         finally:
             os.unlink(path)
             cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
@@ -125,10 +132,34 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready
     return 1
 
 
+def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready) -> None:
+    """The same for containerd's Sandbox API: what to boot comes once the caller knows the address."""
+    from bufferzone.shim.door import Door  # what no other shim has to do with
+    from bufferzone.workload import pod
+
+    door = Door(listener)
+    ready.say(b"ready\n")
+    request = door.await_create(_UNUSED_S)
+    if request is None:
+        return
+    try:
+        pod.write(arguments.bundle, request, pod.config_of(request))
+        _run(arguments, directory, listener, ready, cli=False, door=door)
+    except BufferzoneError as error:
+        door.refuse(error)
+        raise
+
+
 def _run(
-    arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready, *, cli: bool
+    arguments: Arguments,
+    directory: str,
+    listener: socket.socket,
+    ready: handshake.Ready,
+    *,
+    cli: bool,
+    door: Door | None = None,
 ) -> None:
-    """Boot, serve, wait, close."""
+    """Boot, serve, wait, close. `door`: a pod was asked for there."""
     be_a_shim()
     chosen = json.loads(arguments.settings) if cli and arguments.settings else None
     spec = oci.load(arguments.bundle, containerd=not cli, chosen=chosen)
@@ -144,7 +175,7 @@ def _run(
         def announce() -> None:
             ready.say(handshake.ready_line(b"ready", sandbox.cgroup.others))
 
-        run_sandbox(arguments, sandbox, listener, announce, stand_ins, hooks=spec.has_hooks)
+        run_sandbox(arguments, sandbox, listener, announce, stand_ins, hooks=spec.has_hooks, door=door)
 
 
 def be_a_shim() -> None:
@@ -162,10 +193,11 @@ def run_sandbox(
     stand_ins: StandIns | None,
     *,
     hooks: bool,
+    door: Door | None = None,
 ) -> None:
     """From its first container to the end of a sandbox; `on_serving` is called once it is served. Closes
     nothing of the VM. `stand_ins` are for containerd, and ended here; None: the CLI's. `hooks`: the first
-    container has some.
+    container has some. `door`: the Sandbox API is served too, and first what was asked there.
     """
     cli = stand_ins is None
     if stand_ins is not None and sandbox.cgroup.unit:
@@ -175,11 +207,13 @@ def run_sandbox(
     sandbox.when_up = lambda: _count_start(sandbox)
     sandbox.when_failed = _count_failure
     sandbox.start_threads()
-    publisher = Publisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace, log, sandbox.recorder)
+    untold, pod_files = (arguments.id, arguments.bundle) if door is not None else ("", "")
+    to = os.environ.get("TTRPC_ADDRESS", "")
+    publisher = Publisher(to, arguments.namespace, log, sandbox.recorder, untold=untold)
     socket_path = "" if cli else listener.getsockname()
     state_files = StateFiles(arguments.state_root, sandbox.annotations, socket_path)
     home = os.path.join(arguments.state_root, arguments.id) if cli else ""
-    containers = Containers(sandbox, state_files.text, home)
+    containers = Containers(sandbox, state_files.text, home, pod_files=pod_files)
     tasks = TaskService(
         containers,
         state_files,
@@ -191,7 +225,9 @@ def run_sandbox(
     )
     if stand_ins is not None:
         stand_ins.start()
-    server = Server(listener, _services(tasks, sandbox), records.telling(sandbox, log))
+    server = Server(listener, _services(tasks, sandbox, door), records.telling(sandbox, log))
+    if door is not None:
+        door.hand_over(server)
     server.start()
     threading.Thread(target=tasks.oom.watch, args=(sandbox.agent,), name="oom", daemon=True).start()
     termination.be_told(sandbox, tasks)
@@ -227,7 +263,7 @@ def _lift_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
+def _services(tasks: TaskService, sandbox: Sandbox, door: Door | None) -> dict[str, Service]:
     def info(peer: Peer, request: Empty) -> shim.InfoResponse:
         return shim.InfoResponse(json=json.dumps(sandbox.info()).encode())
 
@@ -248,6 +284,7 @@ def _services(tasks: TaskService, sandbox: Sandbox) -> dict[str, Service]:
         task.SERVICE: methods,
         task.SERVICE_V3: methods,
         shim.SERVICE: {name: (shim.METHODS[name][0], handler) for name, handler in own.items()},
+        **(door.services(tasks, sandbox) if door is not None else {}),
     }
 
 

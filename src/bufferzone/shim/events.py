@@ -41,8 +41,13 @@ class Publisher:
         namespace: str,
         log: Callable[[str], None],
         recorder: Journal | Silent = _SILENT,
+        *,
+        untold: str = "",
     ) -> None:
-        """`recorder` is told of every event, whether there is an address or not."""
+        """`recorder` is told of every event, whether there is an address or not. `untold` is the id of one
+        that is no task of containerd's.
+        """
+        self._untold = untold
         self._recorder = recorder
         self._path = address.removeprefix("unix://")
         self.namespace = namespace
@@ -56,7 +61,7 @@ class Publisher:
         """Queue `event`; returns at once."""
         if self._recorder.on:
             self._record(event)
-        if not self._path:
+        if not self._path or (self._untold and getattr(event, "container_id", "") == self._untold):
             return
         kind = type(event)
         any_ = Any_(type_url=f"containerd.events.{kind.__name__}", value=event.encode())

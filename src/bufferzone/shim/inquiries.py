@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.errors import StateError
+from bufferzone.errors import BufferzoneError, StateError
+from bufferzone.log import passing_over
 from bufferzone.wire import agent, metrics, task
 from bufferzone.wire.proto import Any_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bufferzone.shim.server import Peer
     from bufferzone.shim.table import Table
     from bufferzone.vm.agent_client import AgentClient
@@ -29,6 +32,15 @@ class Inquiries:
         reply = self._agent.call("Stats", process.ref, agent.StatsResponse)
         value = metrics.from_counters({c.name: c.value for c in reply.counters})
         return task.StatsResponse(stats=Any_(type_url=metrics.TYPE_URL, value=value.encode()))
+
+    def counters(self) -> Iterator[tuple[str, int]]:
+        """Those of all containers, one after the other."""
+        for process in self._table.inits():
+            if process.status == task.STOPPED:
+                continue
+            with passing_over("measure a container", BufferzoneError):  # it has just ended
+                reply = self._agent.call("Stats", process.ref, agent.StatsResponse)
+                yield from ((counter.name, counter.value) for counter in reply.counters)
 
     def pids(self, peer: Peer, request: task.PidsRequest) -> task.PidsResponse:
         """Host pids: the processes that stand for the container and its running execs.

@@ -102,6 +102,10 @@ class Server:
         self._active = 0
         self._idle = threading.Condition()
 
+    def go_on(self, sock: socket.socket, frames: ttrpc.FrameReader, read: list[ttrpc.Frame]) -> None:
+        """Serve a connection, which is owned from now on, of which somebody else has read some frames."""
+        threading.Thread(target=self._connection, args=(sock, frames, read), daemon=True).start()
+
     def start(self) -> None:
         """Accept connections in a thread until `stop_accepting`."""
         threading.Thread(target=self._accept_forever, name="accept", daemon=True).start()
@@ -116,7 +120,7 @@ class Server:
                 self._log(f"cannot accept a connection: {error.strerror}")
                 time.sleep(_BREATH_S)  # the caller waits in the queue until somebody has let go
                 continue
-            threading.Thread(target=self._connection, args=(sock,), daemon=True).start()
+            self.go_on(sock, ttrpc.FrameReader(), [])
 
     def stop_accepting(self) -> None:
         """Accept no more connections."""
@@ -130,27 +134,25 @@ class Server:
         with self._idle:
             self._idle.wait_for(lambda: self._active == 0, timeout_s)
 
-    def _connection(self, sock: socket.socket) -> None:
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    def _connection(self, sock: socket.socket, frames: ttrpc.FrameReader, read: list[ttrpc.Frame]) -> None:
         gone, on_gone, lock = threading.Event(), [], threading.Lock()  # type: ignore[var-annotated]
         pending: list[int] = []
-        lost = None
+        lost, pid = None, 0
         try:
-            if uid not in (0, os.getuid()):
-                raise ttrpc.ProtocolError(f"peer of uid {uid}")
-            frames = ttrpc.FrameReader()
+            pid = peer_of(sock)
             while True:
-                data, fds, whole = _receive(sock)
-                pending += fds
-                lost = lost if whole else OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                if not data:
-                    break
-                for frame in frames.feed(data):
+                for frame in read:
                     if frame.type != ttrpc.REQUEST:
                         continue  # streams are not served
                     peer = Peer(pid, pending, gone, on_gone, lost)
                     pending, lost = [], None
                     threading.Thread(target=self._answer, args=(sock, lock, peer, frame), daemon=True).start()
+                data, fds, whole = _receive(sock)
+                pending += fds
+                lost = lost if whole else OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                if not data:
+                    break
+                read = frames.feed(data)
         except (OSError, ttrpc.ProtocolError) as error:
             self._log(f"connection of pid {pid}: {error}")
         finally:
@@ -166,9 +168,9 @@ class Server:
         with self._idle:
             self._active += 1
         try:
-            reply = _reply(frame.stream, self._dispatch(peer, frame))
+            answer = reply(frame.stream, self._dispatch(peer, frame))
             with lock:
-                sock.sendall(reply)
+                sock.sendall(answer)
         except OSError as error:
             self._log(f"answer to pid {peer.pid} is lost: {error}")
         finally:
@@ -208,7 +210,15 @@ class Server:
         return ttrpc.Response(status=ttrpc.status_of(error, ours=ours))
 
 
-def _reply(stream: int, response: ttrpc.Response) -> bytes:
+def peer_of(sock: socket.socket) -> int:
+    """Pid of who is at the other end; raises `ProtocolError` for one that is neither root nor we."""
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.getuid()):
+        raise ttrpc.ProtocolError(f"peer of uid {uid}")
+    return int(pid)
+
+
+def reply(stream: int, response: ttrpc.Response) -> bytes:
     """The frame of an answer; one that is too large becomes an error, since a client waits for something."""
     try:
         return ttrpc.encode_frame(stream, ttrpc.RESPONSE, response.encode())

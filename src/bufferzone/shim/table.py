@@ -51,12 +51,14 @@ class Table:
             every = list(self._processes.values())
         return [p for p in every if p.ref.id == container_id and p.status != task.STOPPED]
 
+    def inits(self) -> list[Process]:
+        """The containers' first processes, ended ones included."""
+        with self._lock:
+            return [process for process in self._processes.values() if not process.ref.exec_id]
+
     def stood_for_by_us(self) -> list[str]:
         """Ids of the containers whose init has not ended and for which no waiter stands on the host."""
-        with self._lock:
-            every = list(self._processes.values())
-        inits = [p for p in every if not p.ref.exec_id and p.status != task.STOPPED]
-        return [p.ref.id for p in inits if p.stands_in]
+        return [p.ref.id for p in self.inits() if p.status != task.STOPPED and p.stands_in]
 
     def others(self, process: Process) -> bool:
         """Whether there is any other process, ended and not yet deleted ones of other containers included."""

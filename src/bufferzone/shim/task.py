@@ -167,7 +167,7 @@ class TaskService:
             process.exited.wait()
         self._free(process)
         if not request.exec_id:
-            self._delete_container(process)
+            self.give_back(process)
         response = task.DeleteResponse(
             pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at()
         )
@@ -334,7 +334,7 @@ class TaskService:
             with passing_over("free an exec that nobody deletes", BufferzoneError):  # it stays
                 self._free(process)
                 if not process.ref.exec_id:
-                    self._delete_container(process)
+                    self.give_back(process)
                     self.shutdown(None, task.ShutdownRequest(id=process.ref.id))
 
     def _lost(self, process: Process) -> None:
@@ -390,7 +390,8 @@ class TaskService:
             if process.ref.exec_id and not process.spec:
                 process.exited.wait(10)
 
-    def _delete_container(self, process: Process) -> None:
+    def give_back(self, process: Process) -> None:
+        """Free what the host holds for the container of this init; a second call changes nothing."""
         container = self._table.take_container(process.ref.id)
         if container is not None:
             self._containers.delete(container)
