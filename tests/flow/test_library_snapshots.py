@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +113,9 @@ def test_a_wish_that_makes_no_sense_is_refused_before_anything_starts():
     for wish in (
         {"reseed": bufferzone.Reseed(signal="NONE")},
         {"reseed": bufferzone.Reseed(file="seed")},
+        {"reseed": bufferzone.Reseed(timeout_s=0)},
+        {"reseed": bufferzone.Reseed(timeout_s=float("nan"))},
+        {"reseed": bufferzone.Reseed(timeout_s=1e9)},
         {"detached": True},
     ):
         with pytest.raises(bufferzone.UsageError):
@@ -125,6 +130,29 @@ def test_a_hook_that_fails_ends_the_sandbox(world, tmp_path):
     with pytest.raises(bufferzone.GuestError) as caught:
         ready.start(root=world.root)
     assert caught.value.code == "hook-failed"
+    ready.remove()
+
+
+def test_a_hook_that_never_ends_is_waited_for_so_long_and_ends_the_sandbox(world, tmp_path):
+    hook = ("sh", "-c", "echo asking >&2; while :; do sleep 1; done")
+    ready = bufferzone.Snapshot.prepare(
+        "ready", tmp_path / "rootfs", reseed=bufferzone.Reseed(hook=hook, timeout_s=0.5), root=world.root
+    )
+    with pytest.raises(bufferzone.GuestError) as caught:
+        ready.start(root=world.root)
+    assert caught.value.line() == "the hook of the snapshot did not end within 0.5 s (hint: asking)"
+    assert caught.value.code == "hook-failed"
+    assert world.left() == []
+    ready.remove()
+
+
+def test_a_snapshot_whose_hook_has_no_limit_of_time_has_the_usual_one(world, tmp_path):
+    ready = bufferzone.Snapshot.prepare("ready", tmp_path / "rootfs", root=world.root)
+    path = Path(snapshots.find("ready")) / "reseed.json"
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "timeout_s"}
+    path.write_text(json.dumps(old | {"hook": ["sh", "-c", "echo done >/done"]}))
+    with ready.start(root=world.root) as box:
+        assert box.files.read_text("/done") == "done\n"
     ready.remove()
 
 

@@ -164,11 +164,12 @@ class Sandbox:
         if wanted.signal:
             number = signals.number_of(wanted.signal)
             self._connections.call("Kill", task.KillRequest(id=self.name, signal=number))
-        if wanted.hook and not (done := self.run(wanted.hook)).ok:
+        if wanted.hook and not (done := self.run(wanted.hook, timeout_s=wanted.timeout_s)).ok:
+            why = f"failed: {done.verdict}"
+            if done.verdict == "timeout":
+                why = f"did not end within {wanted.timeout_s:g} s"
             said = (done.stderr.splitlines() or [""])[-1][:200]
-            raise GuestError(
-                f"the hook of the snapshot failed: {done.verdict}", hint=said, code="hook-failed"
-            )
+            raise GuestError(f"the hook of the snapshot {why}", hint=said, code="hook-failed")
 
     @staticmethod
     def list(*, root: str = "") -> builtins.list[Info]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bufferzone.client.connection import Client
 
 _IMAGE, _CONFIG, _RESEED, _UNFINISHED = "image", "config.json", "reseed.json", "fork-"
+#: of a hook; somebody waits for it
+_MOST_S = 3600
 
 
 class Reseed(record.Record):
@@ -36,12 +38,13 @@ class Reseed(record.Record):
     before it was saved are the same in all of them. In this order, before anybody gets hold of it:
 
     `file`: one inside that gets 64 fresh random bytes. `signal`: sent to its command, such as USR1. `hook`: a
-    program that is run in it, whose failure is the sandbox's.
+    program that is run in it, whose failure is the sandbox's, and so is it if it takes more than `timeout_s`.
     """
 
     file: str = ""
     signal: str = ""
     hook: tuple[str, ...] = ()
+    timeout_s: float = 30.0
 
     def check(self) -> None:
         """Raises `UsageError`."""
@@ -49,6 +52,8 @@ class Reseed(record.Record):
             raise UsageError("reseed: expected an absolute path inside", hint="/run/seed")
         if self.signal:
             signals.number_of(self.signal)
+        if not 0 < self.timeout_s < _MOST_S:
+            raise UsageError(f"reseed: expected seconds, above 0 and below {_MOST_S}: {self.timeout_s}")
 
 
 NOTHING = Reseed()
@@ -213,7 +218,8 @@ def _users_file(saved: str, name: str) -> bytes:
 def _read_reseed(saved: str) -> Reseed:
     """Raises OSError or ValueError."""
     found = _read(saved, _RESEED)
-    return Reseed(file=found["file"], signal=found["signal"], hook=tuple(found["hook"]))
+    timeout_s = float(found.get("timeout_s") or Reseed().timeout_s)  # older ones have none
+    return Reseed(file=found["file"], signal=found["signal"], hook=tuple(found["hook"]), timeout_s=timeout_s)
 
 
 def _read(saved: str, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ FLAGS = (
     Flag("reseed-file", "PATH", "a file inside that gets fresh random bytes in each that goes on"),
     Flag("reseed-signal", "SIGNAL", "what its command is sent then, such as USR1"),
     Flag("reseed-hook", "PROGRAM", "what is run in it then"),
+    Flag("reseed-timeout", "SECONDS", "how long that may take", kind="int", default=30),
 )
 USAGE = "[options] CONTAINER NAME"
 DESCRIPTION = (
@@ -29,7 +30,12 @@ INTERSPERSED = True
 def run(options: Options, words: list[str]) -> int:
     """Save it; the name is printed."""
     hook = (options.reseed_hook,) if options.reseed_hook else ()
-    reseed = snapshots.Reseed(file=options.reseed_file, signal=options.reseed_signal, hook=hook)
+    reseed = snapshots.Reseed(
+        file=options.reseed_file,
+        signal=options.reseed_signal,
+        hook=hook,
+        timeout_s=options.reseed_timeout,
+    )
     snapshots.save(chosen.directory(options.root, words[0]), words[1], reseed, replace=options.replace)
     output.print_text(f"{words[1]}\n")
     return 0
