@@ -12,6 +12,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
 from bufferzone import jail
+from bufferzone.linux import landlock
 from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
 from bufferzone.network import passt
 from bufferzone.record import replace
@@ -31,7 +32,7 @@ HEAD = (
     "/dev",
     "/proc",
     "descriptors beside the log",
-    "may write, by Landlock",
+    "by Landlock",
     "limits",
 )
 _PROGRAM = "/the/program"
@@ -64,7 +65,7 @@ def jails() -> list[jail.Jail]:
         program = virtiofs.Program(kind=kind, path=_PROGRAM)
         numbers = {"tree_fd": 8, "listen_fd": 9, "log_fd": 2, "open_files": 1 << 18}
         found.append(virtiofs.describe_jail(program, uid=uid, gid=uid, **numbers))
-    found.append(passt.describe_jail(_PROGRAM, uid=uid, fd=5, empty=6, log_fd=2))
+    found.append(passt.describe_jail(_PROGRAM, (), uid=uid, fd=5, empty=6, log_fd=2))
     found.append(erofs.describe_jail(_PROGRAM, "/the/tree", 5, uid=uid, log_fd=2, most=1 << 30))
     return found
 
@@ -103,9 +104,17 @@ def row(made: jail.Jail) -> tuple[str, ...]:
         " ".join((*made.devices, *made.owned_devices)),
         " ".join((*made.proc, *(f"copy of self/{name}" for name in made.own_proc))) or "none",
         str(len(made.keep_fds)),
-        "no Landlock" if made.writes is None else " ".join(made.writes),
+        _restricted(made.restricted),
         " ".join(limits),
     )
+
+
+def _restricted(rules: landlock.Rules | None) -> str:
+    if rules is None:
+        return "no Landlock"
+    written = [*(rules.writable or ()), *(f"all below {path}" for path in rules.trees)]
+    files = "files: all" if rules.writable is None else f"writes {' '.join(written)}"
+    return f"{files}; TCP: {'none' if rules.ports is None else 'listens where it is told to'}"
 
 
 def table() -> str:

@@ -71,9 +71,8 @@ class JailBind(Record):
 class Jail(Record):
     """What a helper keeps.
 
-    `calls` are the system calls that it may make. `writes`, unless it is None, are paths in its root: where
-    the kernel has Landlock, it opens nothing else to write, and makes and removes nothing, but sockets of its
-    own in the directories `sockets`.
+    `calls` are the system calls that it may make. `restricted` holds where the kernel has Landlock; its
+    paths are those of the new root.
     `capabilities` are held by nobody unless named; with `user_namespace` (identity map of all ids) they count
     against the inodes in the jail's root and nothing else of the host. `devices` are names in /dev,
     `owned_devices` the ones that the helper's uid shall own (/dev/kvm is root's on many hosts). `proc` are
@@ -104,8 +103,7 @@ class Jail(Record):
     heeds: tuple[int, ...] = ()
     cgroups: tuple[int, ...] = ()
     limits: tuple[tuple[int, int], ...] = ()
-    writes: tuple[str, ...] | None = None
-    sockets: tuple[str, ...] = ()
+    restricted: landlock.Rules | None = None
 
 
 class UidLease:
@@ -351,9 +349,9 @@ def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -
 
 def _confine(argv: Sequence[str], jail: Jail, talk: spawn.Conversation) -> Callable[[], object]:
     """Load the filters; what is returned becomes the program, which none of its successors can."""
-    if jail.writes is not None:
-        talk.step = "give up files (Landlock)"
-        landlock.restrict(jail.writes, jail.sockets)
+    if jail.restricted is not None:
+        talk.step = "give up files and ports (Landlock)"
+        landlock.restrict(jail.restricted)
     talk.step = "load the system call filter"
     execution = process.Execution(argv)
     program = allowlist.program(jail.calls, execution.addresses)

@@ -11,6 +11,7 @@ import stat
 
 from bufferzone import allowlists, config, jail, programs, state
 from bufferzone.errors import HostError, UsageError
+from bufferzone.linux import landlock
 from bufferzone.record import Record
 
 #: seconds that a program may take to say its version
@@ -133,5 +134,5 @@ def _jail(program: str, uid: int, log_fd: int) -> jail.Jail:
         binds=(*libraries, jail.JailBind(source=program, target=program)),
         links=links,
         devices=("null", "urandom"),
-        writes=("/dev/null",),
+        restricted=landlock.Rules(writable=("/dev/null",)),
     )

@@ -15,6 +15,7 @@ import socket
 
 from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
+from bufferzone.linux import landlock
 from bufferzone.network import frame_filter
 
 TYPE_CHECKING = False
@@ -56,8 +57,12 @@ def argv(program: str, fd: int, ports: Sequence[Port]) -> list[str]:
     return words
 
 
-def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -> jail.Jail:
-    """passt's jail; `empty` is the descriptor of an empty directory, on which passt builds its root."""
+def describe_jail(
+    program: str, ports: Sequence[Port], *, uid: int, fd: int, empty: int, log_fd: int
+) -> jail.Jail:
+    """passt's jail; `empty` is the descriptor of an empty directory, on which passt builds its root. So files
+    are no matter of Landlock's: who may not write all of them may not mount either.
+    """
     libraries, links = jail.library_view()
     return jail.Jail(
         name="passt",
@@ -77,6 +82,9 @@ def describe_jail(program: str, *, uid: int, fd: int, empty: int, log_fd: int) -
         own_proc=("uid_map",),
         devices=("null", "urandom"),
         namespaces=("ipc", "uts", "pid"),
+        restricted=landlock.Rules(
+            writable=None, ports=tuple(port.host for port in ports if port.protocol == "tcp")
+        ),
     )
 
 
@@ -91,7 +99,7 @@ def start(ports: Sequence[Port], *, directory: str, uid: int, log_fd: int) -> tu
     try:
         with theirs:
             fd = theirs.fileno()
-            confined = describe_jail(program, uid=uid, fd=fd, empty=empty, log_fd=log_fd)
+            confined = describe_jail(program, ports, uid=uid, fd=fd, empty=empty, log_fd=log_fd)
             return jail.start(argv(program, fd, ports), confined), ours
     except BaseException:
         ours.close()

@@ -15,6 +15,7 @@ import time
 
 from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
+from bufferzone.linux import landlock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd:
         devices=("null", "urandom"),
         proc=("self/fd",),  # where the image's descriptor has a name
         limits=((resource.RLIMIT_FSIZE, most),),
+        restricted=landlock.Rules(writable=("/dev/null", f"/proc/self/fd/{image_fd}")),
     )
 
 

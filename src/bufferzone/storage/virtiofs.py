@@ -18,6 +18,7 @@ import socket
 
 from bufferzone import allowlists, jail
 from bufferzone.errors import HostError
+from bufferzone.linux import landlock
 from bufferzone.model import Share
 from bufferzone.record import Record
 from bufferzone.wire.agent import SHARE_TAG
@@ -166,6 +167,7 @@ def describe_jail(
         proc=_PROC[program.kind],
         cgroups=cgroups,
         limits=((resource.RLIMIT_NOFILE, open_files),),
+        restricted=landlock.Rules(writable=("/dev/null",), trees=(TREE_PATH,)),
     )
 
 

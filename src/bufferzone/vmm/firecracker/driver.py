@@ -15,6 +15,7 @@ from contextlib import ExitStack
 
 from bufferzone import allowlists, jail, vmmstore
 from bufferzone.errors import HostError
+from bufferzone.linux import landlock
 from bufferzone.vmm.console import BoundedLog, Reader
 from bufferzone.vmm.firecracker import process, requests
 from bufferzone.vmm.firecracker.api import Api
@@ -136,11 +137,13 @@ def describe_jail(
         network=network,
         heeds=(_KICK,),
         cgroups=confinement.cgroups,
-        writes=(
-            "/dev/null",
-            *(f"/dev/{name}" for name in devices),
-            requests.PLACE,
-            *([requests.MEMORY] if spec.memory else []),
+        restricted=landlock.Rules(
+            writable=(
+                "/dev/null",
+                *(f"/dev/{name}" for name in devices),
+                requests.PLACE,
+                *([requests.MEMORY] if spec.memory else []),
+            ),
+            sockets=(requests.PLACE,),
         ),
-        sockets=(requests.PLACE,),
     )

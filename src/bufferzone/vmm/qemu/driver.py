@@ -6,6 +6,7 @@ import os
 
 from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
+from bufferzone.linux import landlock
 from bufferzone.vmm.console import BoundedLog, Reader
 from bufferzone.vmm.qemu import command_line, process
 from bufferzone.vmm.qemu.channels import Channels
@@ -156,9 +157,11 @@ def describe_jail(
         owned_devices=("kvm",) if kvm else (),
         cgroups=confinement.cgroups,
         # what it opens to write, besides what it was given; /dev/kvm where there is KVM
-        writes=(
-            "/dev/null",
-            *(["/dev/kvm"] if kvm else []),
-            *([command_line.MEMORY_PATH] if spec.memory else []),
+        restricted=landlock.Rules(
+            writable=(
+                "/dev/null",
+                *(["/dev/kvm"] if kvm else []),
+                *([command_line.MEMORY_PATH] if spec.memory else []),
+            )
         ),
     )
