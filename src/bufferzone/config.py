@@ -200,7 +200,7 @@ TABLE: tuple[Setting, ...] = (
         "int",
         VM,
         1 << 18,
-        "files of the host that one VM may keep open, those in its kernel's caches included; more: EMFILE",
+        "files of the host that one VM may keep open; its kernel's caches are emptied before; more: EMFILE",
         limits=(1024, 1 << 20),
     ),
     Setting(

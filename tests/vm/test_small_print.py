@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vm import private
 from vm.leftovers import Watch
 from vm.verbs import Runtime, bundle, config
 
@@ -99,3 +100,26 @@ def test_a_cpu_set_without_a_path_is_in_a_cgroup_of_the_containers_name(runtime:
     assert qemu in pids
     allowed = Path(f"/proc/{qemu}/status").read_text().split("Cpus_allowed_list:")[1].split()[0]
     assert allowed == "0"
+
+
+def test_a_walk_through_more_files_than_virtiofsd_may_have_open_ends_well(tmp_path: Path) -> None:
+    """The guest's kernel remembers each of them; at the bound not even `cat` could be run."""
+    (tmp_path / "config.toml").write_text("open_files = 4096\n")
+    for number in range(6000):
+        (tmp_path / "volume" / str(number // 100)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "volume" / str(number // 100) / str(number)).write_text(str(number))
+    value = config("ls -lR /v | grep -c -- -rw; cat /v/59/5999; exec sleep 1000")
+    value["mounts"].append({"destination": "/v", "type": "bind", "source": str(tmp_path / "volume")})
+    runtime = Runtime(tmp_path / "root", private.words(settings=str(tmp_path / "config.toml")))
+    try:
+        container = runtime.run("many", bundle(tmp_path / "bundle", **value))
+        container.expect("6000\n5999")
+        virtiofsd = runtime.helper_pids("many")["virtiofsd"]
+        assert len(os.listdir(f"/proc/{virtiofsd}/fd")) < 4096
+        assert runtime.ok("exec", "many", "cat", "/v/0/1").out == "1"
+        told = (runtime.root / "many" / "shim.log").read_text()
+        assert "of 4096 that it may: it forgets those that nobody uses" in told
+        runtime.ok("delete", "--force", "many")
+        assert container.errors() == ""
+    finally:
+        runtime.close()

@@ -6,15 +6,17 @@ Three things run: the boot thread (greets the VMM and the agent), the agent's re
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
 import time
+from functools import partial
 
 from bufferzone.errors import BufferzoneError, VmmError
 from bufferzone.record import Record, replace
 from bufferzone.recorder import Silent
-from bufferzone.sandbox import locks
+from bufferzone.sandbox import locks, openfiles
 from bufferzone.vm.hello import be_greeted, begin_hello, mount_share
 from bufferzone.vm.timeline import GUEST
 from bufferzone.wire import agent
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 #: how long the VMM may take to end after its guest went silent, before we call the agent dead and not the VM
 _SETTLE_S = 1.0
+#: how long a guest may take to forget files
+_FORGET_S = 60.0
 #: how long a peer that does not take what the last container sent may hold back its end, and how often we ask
 _LEAVING_S, _LEAVING_STEP_S = 2.0, 0.01
 
@@ -274,19 +278,33 @@ class Sandbox:
         watched = {self._wake_read: "", **dict(zip(self.vm.filenos, ("vmm", "virtiofsd"), strict=False))}
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        timeout_ms: float | None = unused_s * 1000
+        files = self._open_files()
+        unused_at = time.monotonic() + unused_s
+        look_s = files.look() if files else math.inf
         while not self._end:
-            ready = poll.poll(timeout_ms)
-            if not ready and unused():
-                self.log("no container was created in this sandbox: ending")
-                return
-            timeout_ms = None
+            left_s = max(0.0, min(unused_at - time.monotonic(), look_s))
+            ready = poll.poll(None if left_s == math.inf else left_s * 1000)
+            if files and not ready:
+                look_s = files.look()
+            if time.monotonic() >= unused_at:
+                unused_at = math.inf
+                if unused():
+                    self.log("no container was created in this sandbox: ending")
+                    return
             for fd, _ in ready:
                 if fd == self._wake_read:
                     os.read(fd, 64)
                 else:
                     poll.unregister(fd)
                     self._helper_ended(watched[fd])
+
+    def _open_files(self) -> openfiles.OpenFiles | None:
+        """What looks after those of virtiofsd, if there is one."""
+        if self.vm.virtiofsd is None:
+            return None
+        forget = partial(self.agent.call, "Forget", Empty(), Empty, timeout_s=_FORGET_S)
+        most = openfiles.allowed(self.start.settings.open_files)
+        return openfiles.OpenFiles(self.vm.virtiofsd.pid, most, forget, self.log)
 
     def close(self) -> None:
         """End the agent's connection; the helpers are ended by whoever started them."""

@@ -298,6 +298,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Pids": (ProcessRef, PidsResponse),
     "WaitOom": (Empty, OomEvents),
     "Unsent": (Empty, UnsentResponse),
+    "Forget": (Empty, Empty),  # the kernel's memory of files that nobody has open
     "Locks": (LocksRequest, LocksResponse),
     "Shutdown": (Empty, Empty),
 }
