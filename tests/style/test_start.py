@@ -50,6 +50,14 @@ def test_a_verb_says_what_it_takes_without_importing_an_event_loop(verb):
     assert loaded & {"asyncio", "argparse", "typing", "dataclasses", "logging"} == set()
 
 
+def test_a_run_of_an_image_that_is_there_imports_nothing_that_it_does_not_need():
+    program = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import bufferzone.cli.bz.run"
+    words = [PYTHON, "-IS", "-B", "-c", f"{program}; print(*sys.modules)"]
+    loaded = set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert "bufferzone.images.fetch" in loaded
+    assert loaded & {"re", "enum", "subprocess", "tempfile", "shutil", "base64", "random", "hashlib"} == set()
+
+
 def test_exec_imports_neither_the_settings_nor_what_makes_containers():
     loaded, _ = modules_after("exec", "--help")
     strangers = (

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.errors import HostError, NotFoundError, UsageError
-from bufferzone.images import config, reference, skopeo, store
-from bufferzone.linux import scratch
+from bufferzone.images import config, reference, store
 from bufferzone.log import shown
 from bufferzone.record import Record
 
@@ -132,6 +131,10 @@ def _of_stored(here: store.Store, text: str, found: store.Stored) -> Image:
 
 
 def _copy(here: store.Store, wanted: reference.Reference, report: Report, tls_verify: bool | None) -> None:
+    # subprocess and tempfile come with these, and a run of an image that is there needs neither
+    from bufferzone.images import skopeo
+    from bufferzone.linux import scratch
+
     plain = wanted.plain if tls_verify is None else not tls_verify
     skopeo.find()
     with scratch.scratch(f"{here.path}/pulls") as directory:

@@ -12,7 +12,7 @@ needs no lock. Source: containers-storage(1), containers/storage's types for bot
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 
 from bufferzone import config as settings
@@ -116,7 +116,7 @@ class Store:
 
     def configuration(self, id: str) -> Any:
         """The configuration blob of an image, parsed. Raises `HostError`."""
-        name = base64.b64encode(f"sha256:{id}".encode()).decode()
+        name = binascii.b2a_base64(f"sha256:{id}".encode(), newline=False).decode()
         return self._json(f"{self.driver}-images/{id}/={name}")
 
     def _index(self, name: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ names, libraries, certificates) and no configuration or secret of the host; home
 from __future__ import annotations
 
 import os
-import shutil
 
 from bufferzone.errors import HostError
 from bufferzone.linux import filesystem, identity
@@ -57,7 +56,7 @@ def _make_etc(root: str, *, network: bool, hostname: str) -> None:
     os.mkdir(f"{etc}/ssl", 0o755)
     for name in _FILES.split():
         if os.path.isfile(f"/etc/{name}"):
-            shutil.copyfile(f"/etc/{name}", f"{etc}/{name}")
+            _copy_file(f"/etc/{name}", f"{etc}/{name}")
     for name in _TREES.split():
         _copy_tree(f"/etc/{name}", f"{etc}/{name}")
     for name in ("localtime", "os-release", "mtab"):
@@ -77,6 +76,11 @@ def _make_etc(root: str, *, network: bool, hostname: str) -> None:
             file.write(text)
 
 
+def _copy_file(source: str, target: str) -> None:
+    with open(source, "rb") as there, open(target, "wb") as here:
+        here.write(there.read())  # they are small, and shutil brings in `re`
+
+
 def _copy_tree(source: str, target: str) -> None:
     """Files and links of one directory; what lies deeper stays."""
     os.mkdir(target, 0o755)
@@ -88,7 +92,7 @@ def _copy_tree(source: str, target: str) -> None:
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), f"{target}/{entry.name}")
         elif entry.is_file():
-            shutil.copyfile(entry.path, f"{target}/{entry.name}")
+            _copy_file(entry.path, f"{target}/{entry.name}")
 
 
 def resolvers() -> str:

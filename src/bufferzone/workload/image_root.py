@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 
-from bufferzone.client import imagedisk
 from bufferzone.errors import HostError
 from bufferzone.images import layered
 from bufferzone.workload import host_root, users
@@ -42,6 +41,8 @@ def make_disk(place: str, image: Image, path: str, *, shim: str = "") -> None:
     """PLACE/rootfs with what tells who its users are, and the EROFS file `path` with all of the image, made
     where it is missing. Raises `HostError`.
     """
+    from bufferzone.client import imagedisk  # with it comes subprocess
+
     at = f"{place}/rootfs"
     try:
         os.mkdir(at, 0o755)

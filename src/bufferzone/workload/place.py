@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 
 from bufferzone import config, jsontext, log, state
 from bufferzone.client import removal
@@ -84,11 +82,12 @@ class Place:
 def _make(directory: str, id: str) -> tuple[str, int]:
     """A new directory and its lock."""
     while True:
-        path = tempfile.mkdtemp(prefix=f"{id[:40]}-", dir=directory)
+        path = os.path.join(directory, f"{id[:40]}-{os.urandom(4).hex()}")
         try:
+            os.mkdir(path, 0o700)
             lock = _open_lock(path)
-        except FileNotFoundError:
-            continue  # somebody tidied it away before it was locked
+        except (FileExistsError, FileNotFoundError):
+            continue  # taken, or somebody tidied it away before it was locked
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.stat(os.path.join(path, _LOCK))):
@@ -107,6 +106,8 @@ def _open_lock(path: str) -> int:
 
 
 def _remove_tree(path: str) -> None:
+    import shutil  # it brings in `re`, for which no start has to wait
+
     shutil.rmtree(path, ignore_errors=True)  # never follows links; the kernel leaves a work/ without rights
 
 
