@@ -7,7 +7,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bufferzone.audit import configuration, finding, held, host, hypervisor, jailed, page, report, walls
+from bufferzone.audit import (
+    configuration,
+    finding,
+    held,
+    host,
+    hypervisor,
+    jailed,
+    page,
+    report,
+    sandboxes,
+    walls,
+)
 from bufferzone.audit.finding import Collector, Finding
 from bufferzone.audit.held import Descriptor, Mount, Thread
 from bufferzone.audit.sandboxes import Process, Sandbox
@@ -40,6 +51,7 @@ def process(**changes):
     given = {
         "pid": 10,
         "program": "/usr/bin/qemu-system-x86_64",
+        "inode": (1, 1),
         "threads": (thread(), thread(tid=11)),
         "namespaces": APART,
         "root": (9, 9),
@@ -221,6 +233,21 @@ def test_the_gravest_come_first_and_decide_the_exit_status():
     assert [each.id for each in finding.in_order(rows)] == ["b", "a"]
     assert finding.reaches(rows, "high")
     assert not finding.reaches(rows[:1], "medium")
+
+
+def test_what_a_process_may_still_get_is_not_what_it_holds():
+    """passt's bounding set is full in the user namespace that it makes, where it gives up all it holds."""
+    assert process(threads=(holding("CAP_CHOWN", which="bounding"),)).capabilities == ()
+    assert process(threads=(holding("CAP_CHOWN", which="ambient"),)).capabilities == ("CAP_CHOWN",)
+
+
+def test_a_passt_is_known_though_its_path_is_gone(monkeypatch, tmp_path):
+    (tmp_path / "passt").write_text("")
+    monkeypatch.setattr(sandboxes, "_PASSTS", (str(tmp_path / "passt"), str(tmp_path / "none")))
+    own = held.inode_of(str(tmp_path / "passt"))
+    assert sandboxes._role("helper", process(program="/", inode=own)) == "passt"
+    assert sandboxes._role("helper", process(program="/", inode=(0, 0))) == "helper"
+    assert sandboxes._role("helper", process(program="/x/virtiofsd", inode=(0, 0))) == "virtiofsd"
 
 
 def test_a_process_is_read_as_proc_tells_it():

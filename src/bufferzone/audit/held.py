@@ -54,12 +54,14 @@ class Thread(Record):
 
 
 class Held(Record):
-    """A process; `namespaces` has the numbers by kind, `root` (device, inode) of its root directory,
+    """A process; `program` is the path of its program and `inode` (device, inode) of that, since a program in
+    a root that was left has no path. `namespaces` has the numbers by kind, `root` is that of its root directory,
     `limits` soft limits (-1: none), `environment` the number of its bytes. `tracer` is a pid or 0.
     """
 
     pid: int
     program: str
+    inode: tuple[int, int]
     threads: tuple[Thread, ...]
     namespaces: dict[str, int]
     root: tuple[int, int]
@@ -78,12 +80,18 @@ class Held(Record):
     @property
     def capabilities(self) -> tuple[str, ...]:
         """Everything that any thread has in any of its sets, the bounding set left out."""
-        names = {name for thread in self.threads for held in thread.capabilities.values() for name in held}
+        names = {
+            name
+            for thread in self.threads
+            for kind, held in thread.capabilities.items()
+            if kind != "bounding"
+            for name in held
+        }
         return tuple(name for name in CAPABILITIES if name in names)
 
 
-def read(pid: int) -> Held:
-    """Everything; raises OSError when the process is gone or may not be looked at."""
+def read(pid: int, *, mounts: bool = True) -> Held:
+    """Everything, `mounts` only if asked for; raises OSError when the process is gone or may not be looked at."""
     place = f"/proc/{pid}"
     names = sorted(map(int, os.listdir(f"{place}/task")), key=lambda tid: (tid != pid, tid))
     threads = [thread for tid in names if (thread := _thread(f"{place}/task/{tid}", tid)) is not None]
@@ -93,11 +101,12 @@ def read(pid: int) -> Held:
     return Held(
         pid=pid,
         program=_link(f"{place}/exe"),
+        inode=inode_of(f"{place}/exe"),
         threads=tuple(threads),
         namespaces=namespaces(place),
         root=(root.st_dev, root.st_ino),
         descriptors=tuple(_descriptors(place)),
-        mounts=tuple(_mounts(place)),
+        mounts=tuple(_mounts(place)) if mounts else (),
         cgroups=tuple(sorted({line.split(":", 2)[2] for line in _text(f"{place}/cgroup").splitlines()})),
         limits=_limits(place),
         environment=len(_text(f"{place}/environ")),
@@ -126,6 +135,15 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except FileNotFoundError:
         return ""  # a kernel thread, or a process that is a zombie
+
+
+def inode_of(path: str) -> tuple[int, int]:
+    """(device, inode) of a file; (0, 0) where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _status(place: str) -> dict[str, str]:

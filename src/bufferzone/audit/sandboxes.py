@@ -20,6 +20,7 @@ _ROLES = {
     "passt": "passt",
     "passt.avx2": "passt",
 }
+_PASSTS = tuple(f"/usr/{place}/{name}" for place in ("bin", "local/bin") for name in ("passt", "passt.avx2"))
 SHIM, WAITER, HELPER = "shim", "waiter", "helper"
 
 
@@ -98,7 +99,11 @@ def _look(root: str, shim: int, ids: list[str]) -> Sandbox:
 
 
 def _role(recorded: str, seen: Held) -> str:
-    return _ROLES.get(os.path.basename(seen.program), HELPER) if recorded == HELPER else recorded
+    if recorded != HELPER:
+        return recorded
+    # passt has left the root that its program lies in: the path is gone, the file is the same
+    is_passt = seen.inode in {held.inode_of(path) for path in _PASSTS} - {(0, 0)}
+    return _ROLES.get(os.path.basename(seen.program)) or ("passt" if is_passt else HELPER)
 
 
 def _children(pid: int) -> list[int]:
