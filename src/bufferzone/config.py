@@ -244,6 +244,16 @@ TABLE: tuple[Setting, ...] = (
         False,
         "restore checkpoints that another host or user saved, whose writer feeds the VMM's migration stream",
     ),
+    Setting(
+        "self_audit",
+        "str",
+        HOST,
+        "refuse",
+        "what becomes of a sandbox one of whose helpers holds, in any thread, what its jail should have "
+        "taken: `refuse` ends it before its program runs, `warn` says so in the shim's log; `off`: nobody "
+        "looks",
+        choices=("refuse", "warn", "off"),
+    ),
     Setting("allow_annotations", "list", HOST, [], "annotations allowed beyond the open ones"),
 )
 ROWS = {row.key: row for row in TABLE}
@@ -277,6 +287,7 @@ class Settings:
     annotation_memory_mib: int
     recorder: bool
     foreign_checkpoints: bool
+    self_audit: str
     allow_annotations: list[str]
 
     def __init__(self, **values: Any) -> None:

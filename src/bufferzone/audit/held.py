@@ -55,7 +55,7 @@ class Thread(Record):
 
 class Held(Record):
     """A process; `program` is the path of its program and `inode` (device, inode) of that, since a program in
-    a root that was left has no path. `namespaces` has the numbers by kind, `root` is that of its root directory,
+    a root that was left has no path. `namespaces` has the numbers by kind, `root` that of its root directory,
     `limits` soft limits (-1: none), `environment` the number of its bytes. `tracer` is a pid or 0.
     """
 
@@ -91,7 +91,7 @@ class Held(Record):
 
 
 def read(pid: int, *, mounts: bool = True) -> Held:
-    """Everything, `mounts` only if asked for; raises OSError when the process is gone or may not be looked at."""
+    """Everything, `mounts` if asked for; raises OSError when the process is gone or may not be looked at."""
     place = f"/proc/{pid}"
     names = sorted(map(int, os.listdir(f"{place}/task")), key=lambda tid: (tid != pid, tid))
     threads = [thread for tid in names if (thread := _thread(f"{place}/task/{tid}", tid)) is not None]

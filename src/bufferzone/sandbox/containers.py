@@ -260,7 +260,7 @@ class Containers:
 
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
-        self._sandbox.network.begin()
+        self._sandbox.before_a_program()
         netns_owner = self._pod.netns_owner
         if container.namespace >= 0 and not netns_owner.is_attached(container.namespace):
             try:

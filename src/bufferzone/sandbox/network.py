@@ -155,6 +155,11 @@ class TapNetwork:
                 self._part()
 
     @property
+    def helpers(self) -> tuple[tuple[str, int], ...]:
+        """None: a tap is the kernel's."""
+        return ()
+
+    @property
     def is_joined(self) -> bool:
         """Whether interfaces of the container are the VM's."""
         return bool(self._nics.macs)

@@ -14,6 +14,10 @@ class Network(Protocol):
         """Whether the guest has a network."""
 
     @property
+    def helpers(self) -> tuple[tuple[str, int], ...]:
+        """(role, pid) of the processes that make it."""
+
+    @property
     def not_saveable(self) -> str:
         """Why a VM with this network cannot be saved; empty when it can."""
 

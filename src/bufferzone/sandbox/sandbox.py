@@ -93,7 +93,7 @@ class Sandbox:
         self.recorder = host.recorder
         self.failure: VmmError | None = None
         self._vmm, self._timeline, self._facts = vm.vmm, host.timeline, facts
-        self._ready, self._finished = threading.Event(), threading.Event()
+        self._ready, self._finished, self._looked_at = (threading.Event() for _ in range(3))
         self._lock = threading.Lock()
         self.when_up: Callable[[], None] = _nothing  # called when it is ready and nobody waits any more
         self.when_failed: Callable[[VmmError], None] = lambda error: None  # called once, before others know
@@ -116,6 +116,15 @@ class Sandbox:
         self._finished.wait()
         if self.failure is not None:
             raise self.failure
+
+    def before_a_program(self) -> None:
+        """Wait until somebody has looked what the helpers hold, and have the network begin; raises the
+        failure, too much among them.
+        """
+        self._looked_at.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.network.begin()
 
     def finish_start(self) -> None:
         """Do what a container needs and its caller does not wait for; a failure is the sandbox's."""
@@ -152,7 +161,21 @@ class Sandbox:
             finally:
                 self._ready.set()
         if self.failure is None:
+            self._look_at_helpers()
             self.when_up()
+
+    def _look_at_helpers(self) -> None:
+        """While the container is made: its program waits for this."""
+        policy = self.start.settings.self_audit
+        try:
+            if policy != "off" and self._vmm.features.wall:
+                from bufferzone.sandbox import selfaudit
+
+                selfaudit.check((*self.vm.helpers, *self.network.helpers), policy, self.log)
+        except VmmError as error:
+            self._fail(error)
+        finally:
+            self._looked_at.set()
 
     def _greet(self, timeout_s: float) -> agent.HelloResponse:
         """The VMM answers, and then the guest."""
@@ -353,6 +376,7 @@ class Sandbox:
                 self.when_failed(error)
                 self.recorder.note("failure", reason=error.line(), code=error.code)
         self._ready.set()
+        self._looked_at.set()
         self.agent.lose(self.failure or error)
         self.vm.kill()
 

@@ -87,6 +87,11 @@ class UserNetwork:
         return True
 
     @property
+    def helpers(self) -> tuple[tuple[str, int], ...]:
+        """passt."""
+        return (("passt", self._link.child.pid),)
+
+    @property
     def not_saveable(self) -> str:
         """Why a VM with this network cannot be saved."""
         return "it is behind passt, whose connections cannot be saved"

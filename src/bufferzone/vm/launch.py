@@ -61,6 +61,11 @@ class RunningVm(Record):
         return (self.vmm.pid, *((self.virtiofsd.pid,) if self.virtiofsd else ()))
 
     @property
+    def helpers(self) -> tuple[tuple[str, int], ...]:
+        """(role, pid) of the same, as an audit calls them."""
+        return tuple(zip(("vmm", "virtiofsd"), self.pids, strict=False))
+
+    @property
     def filenos(self) -> tuple[int, ...]:
         """In the same order, what becomes readable when one of them has ended."""
         return (self.vmm.fileno(), *((self.virtiofsd.fileno(),) if self.virtiofsd else ()))
