@@ -88,11 +88,15 @@ class Bench:
 
 
 def times_of(rounds: int, **works: functools.partial[object]) -> dict[str, list[float]]:
-    """The times of each, in turn, after one round that does not count."""
+    """The times of each, after one round that does not count. Each round begins with another one: who comes
+    first finds a machine that still clears away after the last.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds + 1):
-        for name, work in works.items():
-            times[name].append(seconds(work))
+    names = list(works)
+    for round_ in range(rounds + 1):
+        for at in range(len(names)):
+            name = names[(round_ + at) % len(names)]
+            times[name].append(seconds(works[name]))
     return {name: values[1:] for name, values in times.items()}
 
 
