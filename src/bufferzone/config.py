@@ -106,9 +106,10 @@ TABLE: tuple[Setting, ...] = (
         "guest",
         "str",
         VM,
-        "stock",
-        "`stock`: the distribution's kernel; `lean`: our own, which `bz setup --guest lean` compiles once",
-        choices=("stock", "lean"),
+        "auto",
+        "`stock`: the distribution's kernel; `lean`: our own, which `bz setup --guest lean` compiles once; "
+        "`auto`: the lean one where it has been built",
+        choices=("auto", "stock", "lean"),
         annotation="guest",
     ),
     Setting(

@@ -109,3 +109,19 @@ def test_a_start_compiles_no_kernel_and_says_what_does(made):
         current.current_image(directory, print, "lean")
     assert caught.value.hint == "run: bz setup --guest lean"
     assert builds == []
+
+
+def test_where_the_lean_guest_has_been_built_it_is_the_one_that_is_used(made, monkeypatch):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0]})
+    compiled = []
+    monkeypatch.setattr(build, "is_ready", lambda directory, guest: guest != "lean" or bool(compiled))
+    stock = current.current_image(directory, print)
+    assert builds == ["stock"]
+    current.remember_own(directory, "c" * 64, "lean")  # bz setup --guest lean
+    assert current.current_image(directory, print).digest == "c" * 64
+    assert current.current_image(directory, print, "stock") == stock
+    compiled.append(True)
+    monkeypatch.setattr(current, "fingerprint", lambda package: "another version")
+    current.current_image(directory, print)
+    assert builds == ["stock", "lean"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PLACE = "/run"
 _QEMU_VERSION = "QEMU emulator version "
-_LEAN = 'guest = "lean"\n'
+_LEAN, _STOCK = 'guest = "lean"\n', 'guest = "stock"\n'
 
 
 class Order:
@@ -104,7 +104,7 @@ class Session:
 
     def _warm_up(self, bz: str) -> None:
         """The template, and one round of each that does not count: files are cached then."""
-        for rows in (rows for rows in ("", _LEAN) if self._wants_template(rows)):
+        for rows in (rows for rows in (_STOCK, _LEAN) if self._wants_template(rows)):
             self._progress("a template")
             with Settings(rows):
                 programs.run(
@@ -193,7 +193,7 @@ class Session:
 
 def _rows(name: str) -> str:
     """The settings that a column has beside the machine's."""
-    return _LEAN if name in runtimes.LEAN_NAMES else ""
+    return _LEAN if name in runtimes.LEAN_NAMES else _STOCK
 
 
 def _of_ours(name: str, prefix: Sequence[str], bz: str) -> TurnRuntime:

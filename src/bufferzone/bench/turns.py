@@ -38,14 +38,12 @@ class Settings:
         self._rows = rows
 
     def __enter__(self) -> Settings:
-        if self._rows:
-            with open(_FILE, "w", encoding="utf-8") as file:
-                file.write(self._rows)
+        with open(_FILE, "w", encoding="utf-8") as file:
+            file.write(self._rows)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._rows:
-            os.unlink(_FILE)
+        os.unlink(_FILE)
 
 
 class TurnRuntime(Runtime):

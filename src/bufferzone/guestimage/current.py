@@ -24,31 +24,39 @@ if TYPE_CHECKING:
 #: what goes into an image or decides how it is made, below the package
 _PARTS = ("", "container", "guest", "guestimage", "linux", "wire")
 _REMEMBERED = 8
+#: the lean guest where it has been built, else the stock one
+AUTO = "auto"
+_IN_TURN = ("lean", "stock")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def current_image(directory: str, progress: Callable[[str], None], guest: str = "stock") -> ImageRef:
+def current_image(directory: str, progress: Callable[[str], None], guest: str = AUTO) -> ImageRef:
     """The image of `guest` that belongs to the running package; builds it, with `progress`, when its inputs
     changed.
 
     Raises `HostError` when there is no image at all or a damaged one, or a kernel is to be compiled first
     (that is for `bz setup` to say and repair), and when it cannot be built.
     """
-    mark = mark_of(guest)
-    for place in (directory, *_places_of_root(directory)):
-        digest = dict(store.packages_of(store.read_index(place))).get(mark)
-        if digest is not None:
-            return store.open_image(place, digest)
+    wanted = _IN_TURN if guest == AUTO else (guest,)
+    package, places = fingerprint(_PACKAGE), (directory, *_places_of_root(directory))
+    known = [(place, dict(store.packages_of(store.read_index(place)))) for place in places]
+    for one in wanted:
+        mark = _mark(package, one)
+        for place, digests in known:
+            if mark in digests:
+                return store.open_image(place, digests[mark])
     store.open_image(directory)
     from bufferzone.guestimage import build
 
-    if not build.is_ready(directory, guest):
+    if guest == AUTO:
+        guest = built_guest(directory)
+    elif not build.is_ready(directory, guest):
         hint = f"run: bz setup --guest {guest}"
         raise HostError(
             f"no {guest} guest in {directory} for this version", hint=hint, code="guest-not-built"
         )
     image = build.ensure_image(directory, guest=guest, progress=progress)
-    remember(directory, mark, image.digest, waiting=_let_be)
+    remember(directory, _mark(package, guest), image.digest, waiting=_let_be)
     return image
 
 
@@ -57,15 +65,21 @@ def _let_be() -> None:
     raise HostError("another build is under way")
 
 
+def built_guest(directory: str) -> str:
+    """The guest of `auto`: the first one whose image is made in seconds here. Imports the builder."""
+    from bufferzone.guestimage import build
+
+    return next((guest for guest in _IN_TURN[:-1] if build.is_ready(directory, guest)), _IN_TURN[-1])
+
+
 def remember_own(directory: str, digest: str, guest: str = "stock") -> None:
     """Note that the running package runs the image `digest`, just built, where `guest` is wanted."""
-    remember(directory, mark_of(guest), digest)
+    remember(directory, _mark(fingerprint(_PACKAGE), guest), digest)
 
 
-def mark_of(guest: str) -> str:
-    """By what the index knows the running package with this guest."""
-    mark = fingerprint(_PACKAGE)
-    return mark if guest == "stock" else f"{mark} {guest}"
+def _mark(package: str, guest: str) -> str:
+    """By what the index knows the package with this fingerprint with this guest."""
+    return package if guest == "stock" else f"{package} {guest}"
 
 
 def _places_of_root(directory: str) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bufferzone.cli.flags import Options
 
 FLAGS = (
-    Flag("guest", "NAME", "stock, the distribution's, or lean, our own; not set: what the settings say"),
+    Flag("guest", "NAME", "stock, the distribution's, or lean, our own; not set: as the settings say"),
     Flag("upgrade", "", "take today's packages even if nothing is missing"),
     Flag("vmm", "NAME", "take in the program PATH of a VMM that no distribution has: firecracker"),
 )
@@ -38,6 +38,8 @@ def run(options: Options, words: list[str]) -> int:
 
     settings = config.load()
     start, store, guest = time.monotonic(), settings.image_store, options.guest or settings.guest
+    if guest == current.AUTO:
+        guest = current.built_guest(store)
     image = ensure_image(
         store,
         guest=guest,
@@ -46,8 +48,10 @@ def run(options: Options, words: list[str]) -> int:
     )
     current.remember_own(store, image.digest, guest)  # for users, who may not build in this store
     output.print_text(f"guest image: {image.directory}\n")
-    if guest != settings.guest:
+    if settings.guest not in (guest, current.AUTO):
         output.print_text(f'it is used where the settings say: guest = "{guest}"\n')
+    elif options.guest and current.current_image(store, output.print_text, settings.guest) != image:
+        output.print_text(f'the lean one is used; this one where the settings say: guest = "{guest}"\n')
     return 0
 
 
