@@ -24,6 +24,7 @@ import manual_pages  # noqa: E402
 from install_programs import DROP_IN, ENTRIES  # noqa: E402
 
 from bufferzone import __version__  # noqa: E402
+from bufferzone.errors import HostError  # noqa: E402
 
 CONTROL = ("postinst", "prerm", "postrm", "triggers")
 # The link is followed here, once, so that a process keeps its version: what it imports later, and the
@@ -40,10 +41,55 @@ sys.exit({call})
 """
 
 
+KERNEL_COPYRIGHT = """Linux, from Debian's source package linux, compiled with options of bufferzone
+(the file config beside it). Copyright: its authors. License: GPL-2, see
+/usr/share/common-licenses/GPL-2. Source: apt-get source linux-source-6.12, in the version of this package.
+"""
+KERNEL_CONTROL = """Package: bufferzone-kernel
+Version: {version}
+Architecture: amd64
+Maintainer: bufferzone maintainers <bufferzone@packages.invalid>
+Installed-Size: {size}
+Section: admin
+Priority: optional
+Enhances: bufferzone
+Description: kernel of the lean guest of bufferzone, compiled
+ What "bz setup --guest lean" would compile from Debian's linux-source, for
+ machines that have no compiler. It runs in virtual machines alone.
+"""
+
+
 def main() -> int:
-    place = sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "build")
-    print(build(place))
+    words = [word for word in sys.argv[1:] if word != "--kernel"]
+    place = words[0] if words else os.path.join(HERE, "build")
+    try:
+        print(build_kernel(place) if "--kernel" in sys.argv else build(place))
+    except HostError as error:
+        sys.exit(f"package: {error.line()}")
     return 0
+
+
+def build_kernel(place: str) -> str:
+    """Make the package of the lean kernel that was compiled on this machine; returns its path. The same
+    kernel gives the same bytes. Raises `HostError` where there is none.
+    """
+    from bufferzone.guestimage import build as image
+    from bufferzone.guestimage import lean, store
+
+    directory = store.default_store()
+    row = store.read_index(directory).get("recipes", {}).get(lean.Lean.name, {})
+    version, files = lean.compiled(os.path.join(directory, "cache"), image.pinned_packages(row))
+    named = {f"{lean.PACKAGED[1:]}/{path}": data for path, data in files.items()}
+    named["usr/share/doc/bufferzone-kernel/copyright"] = KERNEL_COPYRIGHT.encode()
+    size = sum(-(-len(data) // 1024) for data in files.values())
+    os.makedirs(place, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bufferzone-deb-") as work:
+        for path, data in named.items():
+            _write(os.path.join(work, path), data)
+        _write(f"{work}/DEBIAN/control", KERNEL_CONTROL.format(version=version, size=size).encode())
+        _write_sums(f"{work}/DEBIAN", named)
+        _settle(work, 0)
+        return _pack(work, os.path.join(place, f"bufferzone-kernel_{version}_amd64.deb"), 0)
 
 
 def build(place: str, version: str = "") -> str:
@@ -58,11 +104,13 @@ def build(place: str, version: str = "") -> str:
         size = sum(-(-len(data) // 1024) for data in files.values())
         _write_control(os.path.join(work, "DEBIAN"), files, version, size)
         _settle(work, epoch)
-        path = os.path.join(place, f"bufferzone_{version}_amd64.deb")
-        argv = ["dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--build", work, path]
-        subprocess.run(
-            argv, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
-        )
+        return _pack(work, os.path.join(place, f"bufferzone_{version}_amd64.deb"), epoch)
+
+
+def _pack(work: str, path: str, epoch: int) -> str:
+    argv = ["dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--build", work, path]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=environment)
     return path
 
 
@@ -137,6 +185,10 @@ def _write_control(directory: str, files: dict[str, bytes], version: str, size: 
     _write(
         f"{directory}/conffiles", "".join(f"/{path}\n" for path in files if path.startswith("etc/")).encode()
     )
+    _write_sums(directory, files)
+
+
+def _write_sums(directory: str, files: dict[str, bytes]) -> None:
     sums = (f"{hashlib.md5(data).hexdigest()}  {path}\n" for path, data in sorted(files.items()))
     _write(f"{directory}/md5sums", "".join(sums).encode())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -232,3 +233,31 @@ def test_a_kernel_without_modules_gets_no_modprobe_but_must_have_them_built_in()
     part = Kernel(release="1", vmlinux=b"", config=b"", builtin=frozenset(names) - {"virtiofs"})
     with pytest.raises(HostError, match="the kernel has no module virtiofs"):
         rootfs.of_kernel(part)
+
+
+def test_a_kernel_that_a_package_brought_needs_no_source_and_no_compiler(
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, packaged = tmp_path / "cache", tmp_path / "packaged"
+    cache.mkdir()
+    monkeypatch.setattr(lean, "PACKAGED", str(packaged))
+    recipe = lean.Lean()
+    with pytest.raises(HostError, match="no lean kernel was compiled here"):
+        lean.compiled(str(cache), [SOURCE])
+    recipe.kernel([SOURCE], str(cache), quiet)
+    version, files = lean.compiled(str(cache), [SOURCE])
+    assert version == SOURCE.version
+    assert recipe.more_inputs([SOURCE]) == []
+    for path, data in files.items():
+        (packaged / path).parent.mkdir(parents=True, exist_ok=True)
+        (packaged / path).write_bytes(data)
+    assert recipe.kernel_packages() == []
+    assert recipe.is_ready([], str(cache))
+    assert recipe.kernel([], str(cache), quiet) == MADE
+    assert len(compiled) == 1
+    assert recipe.more_inputs([]) == [hashlib.sha256(MADE.vmlinux).hexdigest()]
+    monkeypatch.setattr(lean_options, "ROWS", (*lean_options.ROWS, ("a test", "ANOTHER=7")))
+    assert not recipe.is_ready([], str(cache))  # it has been compiled with other options
+    with pytest.raises(HostError, match="damaged") as caught:
+        recipe.kernel([], str(cache), quiet)
+    assert "--upgrade" in (caught.value.hint or "")

@@ -38,15 +38,14 @@ def ensure_image(
     was, but for cached packages.
     """
     chosen = recipes.of_guest(guest)
-    recipe = chosen.name
     sources = agent.sources(package or agent.package_directory())
-    if not upgrade and (found := _current(directory, recipe, sources)):
+    if not upgrade and (found := _current(directory, chosen, sources)):
         return found
     with store.lock(directory, lambda: progress("waiting for another build")):
-        if not upgrade and (found := _current(directory, recipe, sources)):
+        if not upgrade and (found := _current(directory, chosen, sources)):
             return found
         packages = _packages(directory, chosen, progress, upgrade)
-        if upgrade and (found := _current(directory, recipe, sources, packages)):
+        if upgrade and (found := _current(directory, chosen, sources, packages)):
             progress("already up to date")
             return found
         return _build(directory, chosen, packages, sources, progress)
@@ -59,19 +58,20 @@ def is_ready(directory: str, guest: str) -> bool:
     return chosen.is_ready(pinned_packages(row), os.path.join(directory, "cache"))
 
 
-def input_key(recipe: str, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
+def input_key(recipe: Recipe, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
     """SHA-256 over all that goes into an image: recipe, the builder's own sources, packages, the agent."""
     here = os.path.dirname(os.path.abspath(__file__))
     builder = {name: _read(os.path.join(here, name)) for name in os.listdir(here) if name.endswith(".py")}
-    inputs = [recipes.VERSION, recipe, agent.hash_of(builder), agent.hash_of(sources)]
-    return hashlib.sha256(json.dumps([*inputs, *_pins(packages)]).encode()).hexdigest()
+    inputs = [recipes.VERSION, recipe.name, agent.hash_of(builder), agent.hash_of(sources)]
+    pins = [*_pins(packages), *recipe.more_inputs(packages)]
+    return hashlib.sha256(json.dumps([*inputs, *pins]).encode()).hexdigest()
 
 
 def _current(
-    directory: str, recipe: str, sources: dict[str, bytes], packages: list[apt.Package] | None = None
+    directory: str, recipe: Recipe, sources: dict[str, bytes], packages: list[apt.Package] | None = None
 ) -> ImageRef | None:
     """The image that the index names for this recipe, if its inputs are these and its files are there."""
-    row = store.read_index(directory).get("recipes", {}).get(recipe, {})
+    row = store.read_index(directory).get("recipes", {}).get(recipe.name, {})
     pinned = pinned_packages(row) if packages is None else packages
     if not pinned or row.get("key") != input_key(recipe, pinned, sources):
         return None
@@ -187,7 +187,7 @@ def _record(
     directory: str, chosen: Recipe, packages: list[apt.Package], sources: dict[str, bytes], digest: str
 ) -> None:
     index = store.read_index(directory)
-    row = {"key": input_key(chosen.name, packages, sources), "digest": digest, "packages": _pins(packages)}
+    row = {"key": input_key(chosen, packages, sources), "digest": digest, "packages": _pins(packages)}
     index["recipes"] = {**index.get("recipes", {}), chosen.name: row}
     index["current"] = digest
     store.write_index(directory, index)

@@ -27,6 +27,9 @@ class Distro:
     def is_ready(self, packages: list[apt.Package], cache: str) -> bool:
         return True
 
+    def more_inputs(self, packages: list[apt.Package]) -> list[str]:
+        return []
+
     def kernel_packages(self) -> list[str]:
         try:
             image = apt.one_needed_by(META_PACKAGE, _IMAGE)

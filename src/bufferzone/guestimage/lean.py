@@ -3,6 +3,8 @@
 A compiled kernel lies in the cache under a key over its source and its options (lean_options.py), so it is
 compiled once, and an image with a new agent is made of it in seconds. Compiling takes minutes and is asked
 for by name (`bz setup --guest lean`): no start of a container does it, since `is_ready` says that it would.
+A Debian package of ours may bring one that another machine has compiled (`scripts/package --kernel`): it
+counts before any source.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _NAMED = re.compile(r"linux-source-\d+\.\d+")
 _VERSION = 1
 _CACHED = re.compile(r"lean-[0-9a-f]{64}")
 _FACTS, _VMLINUX, _CONFIG = "kernel.json", "vmlinux", "config"
+#: where a package brings compiled kernels, each below `options_key`
+PACKAGED = "/usr/share/bufferzone-kernels"
 
 
 class Lean:
@@ -32,7 +36,13 @@ class Lean:
     name = "lean"
     arguments = LEAN_ARGUMENTS
 
+    def more_inputs(self, packages: list[apt.Package]) -> list[str]:
+        packaged = None if _sources(packages) else _read(_packaged())
+        return [hashlib.sha256(packaged.vmlinux).hexdigest()] if packaged else []
+
     def kernel_packages(self) -> list[str]:
+        if _read(_packaged()) is not None:
+            return []
         try:
             apt.resolve([SOURCE])
         except HostError as error:
@@ -46,19 +56,49 @@ class Lean:
 
     def is_ready(self, packages: list[apt.Package], cache: str) -> bool:
         """Whether the kernel of these packages is compiled already."""
-        return any(os.path.exists(os.path.join(_place(cache, each), _FACTS)) for each in _sources(packages))
+        places = [_packaged(), *(_place(cache, each) for each in _sources(packages))]
+        return any(os.path.exists(os.path.join(place, _FACTS)) for place in places)
 
     def kernel(self, packages: list[apt.Package], cache: str, progress: apt.Progress) -> Kernel:
-        source = _sources(packages)[0]
-        place = _place(cache, source)
+        sources = _sources(packages)
+        place = _place(cache, sources[0]) if sources else _packaged()
         found = _read(place)
-        if found is None:
+        if found is None and sources:
             compiler.check_tools()
-            _compile(source, cache, place, progress)
+            _compile(sources[0], cache, place, progress)
             found = _read(place)
         if found is None:
-            raise HostError(f"the compiled kernel is damaged: {place}", code="kernel-format")
+            raise HostError(
+                f"the compiled kernel is damaged: {place}",
+                hint="reinstall its package, or run: bz setup --guest lean --upgrade",
+                code="kernel-format",
+            )
         return found
+
+
+def options_key() -> str:
+    """The name of a compiled kernel whatever its source: SHA-256 over options and how they are compiled."""
+    inputs = [_VERSION, lean_options.fragment(), compiler.ENVIRONMENT]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def compiled(cache: str, packages: list[apt.Package]) -> tuple[str, dict[str, bytes]]:
+    """For a package that carries it: version of its source, and the files of the kernel compiled here, by
+    their path below `PACKAGED`. Raises `HostError` where there is none.
+    """
+    for source in _sources(packages):
+        place = _place(cache, source)
+        if _read(place) is not None:
+            files = {}
+            for name in (_FACTS, _VMLINUX, _CONFIG):
+                with open(os.path.join(place, name), "rb") as file:
+                    files[f"{options_key()}/{name}"] = file.read()
+            return source.version, files
+    raise HostError("no lean kernel was compiled here", hint="run: bz setup --guest lean")
+
+
+def _packaged() -> str:
+    return os.path.join(PACKAGED, options_key())
 
 
 def key(source: apt.Package) -> str:

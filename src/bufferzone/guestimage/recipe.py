@@ -33,6 +33,9 @@ class Recipe(Protocol):
     def is_ready(self, packages: list[apt.Package], cache: str) -> bool:
         """Whether `kernel` takes seconds and not minutes."""
 
+    def more_inputs(self, packages: list[apt.Package]) -> list[str]:
+        """What `kernel` takes beside `packages`, as hashes."""
+
     def kernel_packages(self) -> list[str]:
         """Concrete names of the packages that `kernel` needs; asks apt's lists, not the network."""
 
