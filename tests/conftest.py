@@ -120,9 +120,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def guest_image():
     """The current guest image, built now if it is missing or its inputs changed; of the settings' guest."""
     from bufferzone import config
-    from bufferzone.guestimage import build, store
+    from bufferzone.guestimage import build, current, store
 
-    guest = config.load().guest
-    return build.ensure_image(
-        store.default_store(), guest=guest, progress=lambda line: print(f"image: {line}")
-    )
+    directory, guest = store.default_store(), config.load().guest
+    if guest == current.AUTO:
+        guest = current.built_guest(directory)
+    return build.ensure_image(directory, guest=guest, progress=lambda line: print(f"image: {line}"))
