@@ -103,3 +103,13 @@ def test_a_nic_without_the_window_is_a_warning_and_no_failure(devices, capfd):
     (devices / "virtio0" / "config").write_bytes(bytes(256))
     mac.randomize_all()
     assert "keeps the MAC of its template" in capfd.readouterr().err
+
+
+def test_a_nic_on_no_pci_bus_keeps_its_mac_without_a_word(devices, capfd, tmp_path):
+    directory = tmp_path / "platform" / "LNRO0005:01" / "virtio2"
+    directory.mkdir(parents=True)
+    (directory / "device").write_text("0x0001\n")
+    (tmp_path / "devices" / "virtio2").symlink_to(directory)
+    mac.randomize_all()
+    assert len(mac._originals) == 1  # the one that is on the PCI bus
+    assert capfd.readouterr().err == ""

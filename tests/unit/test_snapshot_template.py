@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,16 +92,27 @@ def test_a_share_that_cannot_be_saved_is_left_out(
     assert len(told) == (1 if kind == "rust" and not able else 0)
 
 
-def test_the_guest_of_a_template_has_the_time_that_the_settings_give_a_boot(tmp_path: Path) -> None:
-    """A slow host sets `boot_timeout_s`: with limits of its own no template was ever made there."""
+@pytest.mark.parametrize("balloon", [True, False])
+def test_the_guest_of_a_template_has_the_time_that_the_settings_give_a_boot(
+    balloon: bool, tmp_path: Path
+) -> None:
+    """A slow host sets `boot_timeout_s`: with limits of its own no template was ever made there.
+
+    Without a balloon that holds it, free memory is not overwritten: the guest would touch all of it, and die.
+    """
     limits = []
 
     def call(method: str, request: object, response: object, *, timeout_s: float) -> object:
         limits.append((method, timeout_s))
         return agent.PrepareSnapshotResponse(free=0)
 
-    vmm = SimpleNamespace(features=SimpleNamespace(balloon=False), save=lambda fd: None)
+    vmm = SimpleNamespace(
+        features=SimpleNamespace(balloon=balloon),
+        save=lambda fd: None,
+        squeezed=lambda *, memory, free: nullcontext(),
+    )
     vm = SimpleNamespace(agent=SimpleNamespace(call=call), vmm=vmm)
     with ExitStack() as stack:
         template._prepare_and_save(vm, 1 << 20, str(tmp_path), 900, stack)
-    assert limits == [("Hello", 900), ("PrepareSnapshot", 900), ("ZeroFreeMemory", 900)]
+    zeroed = [("ZeroFreeMemory", 900)] if balloon else []
+    assert limits == [("Hello", 900), ("PrepareSnapshot", 900), *zeroed]

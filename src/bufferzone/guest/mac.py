@@ -2,8 +2,9 @@
 
 The MAC lies in the device's configuration, which is written through a window in its PCI configuration: no
 driver, no mapping of its memory. A device takes it as long as no driver has negotiated with it, and forgets
-it when a driver lets go of it. Runs in the VM only. Source: virtio 1.2, 4.1.4.9 "PCI configuration access
-capability", 5.1.4 "Device configuration layout".
+it when a driver lets go of it. A NIC that is on no PCI bus (Firecracker's) keeps the one it has. Runs in the
+VM only. Source: virtio 1.2, 4.1.4.9 "PCI configuration access capability", 5.1.4 "Device configuration
+layout".
 """
 
 from __future__ import annotations
@@ -88,9 +89,14 @@ def _text(mac: bytes) -> str:
 def _find() -> list[Nic]:
     found = []
     for name in os.listdir(_DEVICES):
-        if int(read(f"{_DEVICES}/{name}/device"), 16) == _NETWORK_CARD:
-            found.append(Nic(f"{_DEVICES}/{name}"))
+        directory = f"{_DEVICES}/{name}"
+        if int(read(f"{directory}/device"), 16) == _NETWORK_CARD and _is_on_pci(directory):
+            found.append(Nic(directory))
     return found
+
+
+def _is_on_pci(directory: str) -> bool:
+    return os.path.exists(os.path.join(os.path.dirname(os.path.realpath(directory)), "config"))
 
 
 def _capabilities(config: bytes) -> dict[int, tuple[int, int, int]]:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 from bufferzone import config, jail, log, programs
 from bufferzone.errors import BufferzoneError, HostError, VmmError
@@ -259,9 +259,11 @@ def _prepare_and_save(
     prepared = vm.agent.call(
         "PrepareSnapshot", Empty(), agent.PrepareSnapshotResponse, timeout_s=boot_timeout_s
     )
-    free = min(prepared.free, size)
-    with vm.vmm.squeezed(memory=size, free=free) if vm.vmm.features.balloon else nullcontext():
-        vm.agent.call("ZeroFreeMemory", Empty(), Empty, timeout_s=boot_timeout_s)
+    # without a balloon the guest would have to touch all that is free, and dies of it; where clones map the
+    # file, what they do not read of it costs them nothing
+    if vm.vmm.features.balloon:
+        with vm.vmm.squeezed(memory=size, free=min(prepared.free, size)):
+            vm.agent.call("ZeroFreeMemory", Empty(), Empty, timeout_s=boot_timeout_s)
     vm.vmm.save(_create(stack, directory, template_store.STATE))
 
 
