@@ -31,13 +31,16 @@ def store(tmp_path: Path) -> str:
     return str(tmp_path / "templates")
 
 
-def make(store: str, key: str = KEY, memory: bytes = b"memory", used_s: int = 0) -> Path:
+def make(
+    store: str, key: str = KEY, memory: bytes = b"memory", used_s: int = 0, *, is_mapped: bool = False
+) -> Path:
     """Publish a template."""
     with template_store.making(store, key) as directory:
         assert directory is not None
         Path(directory, template_store.MEMORY).write_bytes(memory)
         Path(directory, template_store.STATE).write_bytes(b"state")
-        template_store.publish(store, key, directory, {"vcpus": 1, "memory_mib": 512})
+        facts = {"vcpus": 1, "memory_mib": 512}
+        template_store.publish(store, key, directory, facts, is_mapped=is_mapped)
     made = Path(store, key)
     if used_s:
         os.utime(made, (used_s, used_s))
@@ -93,6 +96,20 @@ def test_a_template_that_is_not_there_is_none(store: str) -> None:
 def test_what_others_may_touch_is_not_used(store: str, name: str, mode: int) -> None:
     (make(store) / name).chmod(mode)
     assert "not private" in assert_unused(store)
+
+
+def test_memory_that_vmms_map_may_be_read_by_them_and_its_directory_by_nobody(store: str) -> None:
+    made = make(store, is_mapped=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (made, *made.iterdir())}
+    assert modes == {
+        KEY: 0o700,
+        template_store.MEMORY: 0o444,
+        template_store.STATE: 0o600,
+        "meta.json": 0o600,
+    }
+    found = template_store.open_template(store, KEY)
+    assert found is not None
+    found.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")

@@ -34,6 +34,8 @@ SHARE = "share"
 #: templates kept, and bytes on disk; least recently used go first
 KEEP, MOST_BYTES = 8, 4 << 30
 _KEY_CHARACTERS = frozenset("0123456789abcdef")
+#: of memory that VMMs map by its name, each the user of a jail that shows it
+_MAPPED_MODE = 0o444
 _KEY_LENGTH = 32
 
 
@@ -141,7 +143,7 @@ def _open_checked(directory: str, fd: int, name: str, meta: Mapping[str, Any]) -
         raise _damaged(directory, f"{name}: {error.strerror}") from error
     try:
         found = os.fstat(number)
-        _check_private(directory, found)
+        _check_private(directory, found, shown=name == MEMORY)
         if _fingerprint(found) != meta["files"][name]:
             raise _damaged(directory, f"{name} was changed after it was written")
         if name == STATE and _sha256(number, found.st_size) != meta["sha256"]:
@@ -167,8 +169,10 @@ def _sha256(fd: int, size: int) -> str:
     return total.hexdigest()
 
 
-def _check_private(directory: str, found: os.stat_result) -> None:
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+def _check_private(directory: str, found: os.stat_result, *, shown: bool = False) -> None:
+    """`shown`: it may have `_MAPPED_MODE`; its directory is private in any case."""
+    mode = found.st_mode & 0o7777
+    if found.st_uid != os.geteuid() or (mode & 0o077 and not (shown and mode == _MAPPED_MODE)):
         raise _damaged(directory, "not private to this user")
 
 
@@ -213,13 +217,19 @@ def _try_lock(path: str) -> int:
     return fd
 
 
-def publish(store: str, key: str, directory: str, facts: Mapping[str, Any]) -> None:
-    """Move a finished template from its `making` directory into place, with its meta.json; atomic."""
+def publish(
+    store: str, key: str, directory: str, facts: Mapping[str, Any], *, is_mapped: bool = False
+) -> None:
+    """Move a finished template from its `making` directory into place, with its meta.json; atomic.
+
+    `is_mapped`: VMMs, each of a user of its own, map the memory by its name, in their jails. Only there: the
+    directory is private.
+    """
     files = {}
     for name in (MEMORY, STATE):
         path = os.path.join(directory, name)
         os.chown(path, os.geteuid(), os.getegid())
-        os.chmod(path, 0o600)
+        os.chmod(path, _MAPPED_MODE if is_mapped and name == MEMORY else 0o600)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)  # delayed allocation settles: st_blocks is final

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from bufferzone import state
 from bufferzone.errors import HostError, VmmError
 from bufferzone.guestimage import store, template_store
+from bufferzone.log import passing_over
 from bufferzone.sandbox import plan, rootdisk, sources, user_network
 from bufferzone.sandbox.facts import NO_WALL
 from bufferzone.sandbox.sandbox import Start
@@ -88,6 +89,8 @@ class PlannedVm:
         return vm, Start(kind=kind, settings=self._settings, came_up=self._warm.boot_ended)
 
     def _restore(self, stack: ExitStack, launcher: VmLauncher) -> RunningVm | None:
+        if drivers.find(self.shape.vmm).FEATURES.maps_memory:
+            self._warm.open_again()
         if self._warm.template is None:
             return None
         try:
@@ -181,6 +184,17 @@ class Warm:
                 log(f"no template will be made: {error.strerror}: {error.filename or self._store}")
             else:
                 stack.callback(self._maker.cancel)
+
+    def open_again(self) -> None:
+        """The descriptors become those of the mount namespace that we are in by now: no other's can be shown
+        in a jail (open_tree(2): EINVAL)."""
+        if self.template is None:
+            return
+        key = self.template.key
+        self.template.close()
+        self.template = None
+        with passing_over(f"the template {key} was replaced just now", HostError):
+            self.template = template_store.open_template(self._store, key)
 
     def refused(self, error: BufferzoneError) -> None:
         """The template does not work: one warning, and it is made again after the next cold boot."""

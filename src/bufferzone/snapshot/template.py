@@ -27,6 +27,7 @@ from bufferzone.vm.launch import VmLauncher, explained, make_directory
 from bufferzone.vm.shape import VmShape, describe, from_fields, may_carry, template_key
 from bufferzone.vm.size import size_for
 from bufferzone.vm.timeline import Timeline
+from bufferzone.vmm import drivers
 from bufferzone.wire import agent
 from bufferzone.wire.proto import Empty
 
@@ -187,7 +188,8 @@ def _make(
             template_store.SHARE: carries,
             "took_s": round(time.monotonic() - began, 2),
         }
-        template_store.publish(store, key, directory, facts)
+        is_mapped = drivers.find(shape.vmm).FEATURES.maps_memory
+        template_store.publish(store, key, directory, facts, is_mapped=is_mapped)
         progress(f"made template {key} in {facts['took_s']} s")
     template_store.prune(store, keep=template_store.KEEP, most_bytes=template_store.MOST_BYTES)
     return key
