@@ -44,7 +44,7 @@ FEATURES = Features(
     hotplug_nic=False,
     slot_bytes=SLOT_BYTES,
     snapshot=False,  # what it would write beside the container's memory counts against the same limit
-    templates=False,  # saving and loading are there; no guest of ours was seen to call again after it
+    templates=True,
     maps_memory=True,
     balloon=False,
 )
