@@ -52,7 +52,8 @@ podman --runtime bufferzone run --rm --annotation bufferzone.vmm=firecracker bus
 - A container has one network interface, which may come at any time before its start.
 - An image file (`rootfs_image`) must be readable for all: Firecracker has a user of its own and
   opens it by name.
-- Every start is cold. There is no checkpoint and no fork.
+- A template's memory is mapped, not copied: what a clone does not change is in memory once, however
+  many there are. There is no checkpoint, no fork and no pool.
 - A guest cannot say that its kernel panicked: an error line has "was reset by its guest" and the
   last lines of the console.
 
