@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +21,7 @@ from bufferzone.sandbox.sandbox import HostSide, Sandbox, Start
 from bufferzone.vm.group import Group
 
 BUSYBOX = "/bin/busybox"
+PTRACE_SEIZE = 0x4206
 UID = jail.UID_BASE + 2 * jail.UID_SLOTS + 7
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not Path(BUSYBOX).exists(), reason="needs root, busybox")
 
@@ -81,6 +84,24 @@ def test_a_descriptor_of_the_hosts_is_found(started):
         os.close(fd)
     with pytest.raises(VmmError, match=r"descriptor .* is '/etc', a directory that is not for it"):
         selfaudit.check([("vmm", pid)], selfaudit.REFUSE, print)
+
+
+def test_a_helper_that_somebody_traces_is_told_and_not_refused(started):
+    pid, said = started(), []
+    reader, writer = os.pipe()
+    tracer = os.fork()
+    if tracer == 0:
+        os.write(writer, b"%d" % ctypes.CDLL(None).ptrace(PTRACE_SEIZE, pid, None, None))
+        signal.pause()
+    try:
+        assert os.read(reader, 8) == b"0"
+        selfaudit.check([("vmm", pid)], selfaudit.REFUSE, said.append)
+    finally:
+        os.kill(tracer, signal.SIGKILL)
+        os.waitpid(tracer, 0)
+        os.close(reader)
+        os.close(writer)
+    assert said == [f"vmm {pid} holds too much: process {tracer} traces it"]
 
 
 def test_a_helper_that_has_ended_is_for_others_to_tell():

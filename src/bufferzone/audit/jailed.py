@@ -37,7 +37,7 @@ class Rules(Record):
 RULES = {
     "vmm": Rules(
         filters=2,
-        files=("/memory", "/kernel", "/initrd", "/boot", "/run"),
+        files=("/memory", "/saved-memory", "/kernel", "/initrd", "/boot", "/run"),
         writable=("/memory", "/run"),  # Firecracker and we meet in /run, a few files in memory
         devices=(_KVM, _TUN, _VHOST_NET),
     ),
