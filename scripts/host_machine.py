@@ -73,8 +73,8 @@ class Machine:
         disk, kernel, initrd = self._files
         return [
             *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
-            # one CPU: with two, what one of them patches in the kernel the other may run in its old translation,
-            # and the kernel panics (int3 in __schedule, QEMU 7.2)
+            # one CPU: with two, what one of them patches in the kernel the other may run in its old
+            # translation, and the kernel panics (int3 in __schedule, QEMU 7.2)
             *("-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max", "-smp", "1"),
             *("-m", str(MEMORY_MIB), "-display", "none", "-nodefaults", "-no-reboot"),
             *("-kernel", str(kernel), "-initrd", str(initrd), "-append", _KERNEL_WORDS),
