@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
 from bufferzone import jail
@@ -16,6 +17,7 @@ from bufferzone.linux import landlock
 from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
 from bufferzone.network import passt
 from bufferzone.record import replace
+from bufferzone.shim import rights
 from bufferzone.storage import erofs, virtiofs
 from bufferzone.vmm.firecracker import driver as firecracker
 from bufferzone.vmm.qemu import command_line, driver
@@ -35,6 +37,7 @@ HEAD = (
     "by Landlock",
     "limits",
 )
+_SHIM_HEAD = ("a shim keeps", "which calls ask for it")
 _PROGRAM = "/the/program"
 _SPEC = VmSpec(
     name="name",
@@ -118,9 +121,12 @@ def _restricted(rules: landlock.Rules | None) -> str:
 
 
 def table() -> str:
-    """The lines between the marks."""
-    rows = [HEAD, ("---",) * len(HEAD), *(row(made) for made in jails())]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+    """The lines between the marks: the helpers, and what is left to a shim."""
+    return _lines(HEAD, map(row, jails())) + "\n" + _lines(_SHIM_HEAD, rights.KEPT.items())
+
+
+def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ("---",) * len(head), *rows))
 
 
 def page(text: str) -> str:

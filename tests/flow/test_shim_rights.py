@@ -38,6 +38,13 @@ def test_every_thread_of_a_shim_that_runs_has_given_up_what_it_does_not_need(bz)
         assert (thread.no_new_privileges, thread.seccomp) == (True, 2), thread.name
 
 
+def test_threads_that_carry_what_the_guest_says_hold_nothing_to_reach_the_host_with(bz):
+    bz.create("one", bz.bundle("pause"))
+    held_by = [set(thread.capabilities["permitted"]) for thread in shim_of(bz, "one").threads]
+    assert {"CAP_KILL", "CAP_SYSLOG"} in held_by  # the agent's reader
+    assert set() in held_by  # a console's
+
+
 def test_hooks_have_all_rights_and_the_shim_has_not(bz, tmp_path):
     copied = tmp_path / "status"
     hook = {"path": "/bin/cp", "args": ["cp", "/proc/self/status", str(copied)]}

@@ -15,6 +15,7 @@ import struct
 import threading
 from collections import deque
 
+from bufferzone.linux import process
 from bufferzone.network import handshake
 
 TYPE_CHECKING = False
@@ -91,6 +92,7 @@ class FrameFilter:
         return not any(destination & mask == network for network, mask in _CLOSED)
 
     def _run(self, work: Callable[[], None]) -> None:
+        process.hold_only()
         try:
             work()
         except OSError:

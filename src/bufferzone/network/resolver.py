@@ -156,6 +156,7 @@ class Relay:
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
         """Both ways, until one of them ends, or says nothing for long."""
+        process.hold_only()
         try:
             with client, server, selectors.EpollSelector() as selector:
                 client.settimeout(_CONNECTION_S)

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 
 from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
+from bufferzone.linux import process
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import DecodeError, Empty, Message
 
@@ -319,6 +320,8 @@ class AgentClient:
         return threading.Thread(target=self._read_forever, name="agent", daemon=True)
 
     def _read_forever(self) -> None:
+        # for the end: the VMM is of another uid, and the kernel's log says what was denied to it
+        process.hold_only("CAP_KILL", "CAP_SYSLOG")
         while self._read_once():
             pass
 

@@ -11,6 +11,7 @@ import os
 import threading
 
 from bufferzone.errors import HostError
+from bufferzone.linux import process
 
 #: bytes kept in memory, for messages
 RING_BYTES = 64 << 10
@@ -88,6 +89,7 @@ class Reader:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        process.hold_only()
         try:
             while chunk := os.read(self._fd, 1 << 16):
                 self.log.write(chunk)
