@@ -32,7 +32,7 @@ STARTS_PROGRAMS = {
     "linux/pidns.py": "a fork into a new PID namespace, for spawn.py and the waiter",
     "linux/kvm.py": "probes KVM in a child, which may be killed when the probe hangs",
     "pool/daemon.py": "the keeper starts shims that wait, which outlive it once taken; posix_spawn only",
-    "shim/daemon.py": "the shim leaves its caller: double fork",
+    "shim/start.py": "the shim leaves its caller: double fork",
     "shim/loggers.py": "binary:// log programs of containerd's callers, with their rights; posix_spawn only",
     "shim/stand_ins.py": "what stands for a task on the host: a fork costs a millisecond, a program forty",
     "container/child.py": "inside the VM: a container's process, and a second fork into its PID namespace",

@@ -87,3 +87,13 @@ def test_a_shim_imports_nothing_that_costs_more_than_it_gives():
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     costly = {"dataclasses", "inspect", "ast", "typing", "secrets", "shutil", "tempfile", "urllib.parse"}
     assert set(done.stdout.split()) & costly == set()
+
+
+def test_containerds_start_of_a_container_whose_shim_is_there_imports_nothing_slow():
+    program = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import bufferzone.shim.start"
+    words = [PYTHON, "-IS", "-B", "-c", f"{program}; print(*sys.modules)"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "bufferzone.shim.address" in loaded
+    assert loaded & SLOW == set()
+    assert loaded & {"bufferzone.shim.daemon", "bufferzone.config", "bufferzone.sandbox"} == set()

@@ -58,10 +58,16 @@ def main(argv: list[str]) -> int:
             from bufferzone.shim.cleanup import delete
 
             return delete(parsed)
-        from bufferzone.shim import daemon, logs
+        from bufferzone.shim import logs
 
         logs.tell_steps(parsed.debug)
-        return daemon.serve(parsed) if parsed.action == "serve" else daemon.start(parsed)
+        if parsed.action == "start":
+            from bufferzone.shim.start import start
+
+            return start(parsed)
+        from bufferzone.shim import daemon
+
+        return daemon.serve(parsed)
     except BufferzoneError as error:
         print(f"containerd-shim-bufferzone-v2: {error.line()}", file=sys.stderr)
         return error.exit_status

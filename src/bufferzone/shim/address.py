@@ -5,16 +5,21 @@ Source: containerd pkg/shim SocketAddress; runtime v2 README, "Start".
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import socket
 
 from bufferzone import oci, state
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci import cri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from bufferzone.shim.arguments import Arguments
+else:
+    import _socket as socket  # socket.py alone (enum, selectors) costs as much as a bare interpreter
 
 _SOCKETS = "/run/containerd/s"
 _GROUP_KEYS = (cri.SANDBOX_ID, cri.CRIO_SANDBOX_ID, "io.containerd.runc.v2.group")
@@ -48,11 +53,29 @@ def record(bundle: str, path: str) -> None:
     state.replace_file(os.path.join(bundle, "address"), f"unix://{path}".encode())
 
 
+def bound(path: str) -> int:
+    """The descriptor of a socket that listens there, in place of what lies there. Raises OSError."""
+    os.umask(0o077)
+    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+    with ignoring(errno.ENOENT):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener.detach()
+
+
 def answers(path: str) -> bool:
     """Whether somebody listens there. Raises OSError where that cannot be told."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    finally:
+        probe.close()
     return True

@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 
 from bufferzone import config, oci, state
@@ -20,13 +19,11 @@ from bufferzone.linux import process
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.sandbox.boot import boot
 from bufferzone.sandbox.containers import Containers
-from bufferzone.shim import address, cleanup, records, rights, termination
-from bufferzone.shim.bootstrap import Caller
+from bufferzone.shim import cleanup, records, rights, termination
 from bufferzone.shim.callers import Callers
 from bufferzone.shim.events import Publisher
-from bufferzone.shim.listeners import listen, listen_at
-from bufferzone.shim.logs import log, log_to_containerd
-from bufferzone.shim.pool_start import PoolStart
+from bufferzone.shim.listeners import listen
+from bufferzone.shim.logs import log
 from bufferzone.shim.server import Server
 from bufferzone.shim.stand_ins import StandIns
 from bufferzone.shim.state_files import StateFiles
@@ -71,49 +68,11 @@ def serve(arguments: Arguments) -> int:
     return 0
 
 
-def start(arguments: Arguments) -> int:
-    """containerd's start: fork the daemon, print its address once it listens."""
-    caller = Caller(sys.stdin.buffer.read(), arguments)
-    os.umask(0o077)
-    bundle = arguments.bundle or os.getcwd()
-    path = address.socket_path(arguments, bundle)
-    address.record(bundle, path)
-    of_pod, pool = address.is_pods(bundle), None
-    if not of_pod:
-        pool = None if address.answers(path) else PoolStart(arguments, bundle)
-        if pool is None or pool.take(path):
-            return _say(caller.answer(path))
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read_end)
-        os._exit(_daemon(arguments, bundle, path, handshake.Ready(write_end), of_pod=of_pod))
-    os.close(write_end)
-    line = handshake.read_line(read_end)
-    os.close(read_end)
-    if handshake.others_in(line, b"ready") is None:
-        raise handshake.error_from(line) if line else _silent_death()
-    if pool is not None:
-        pool.begin_pool()
-    return _say(caller.answer(path))
-
-
-def _say(answer: bytes) -> int:
-    """To containerd, which takes every byte for the answer."""
-    sys.stdout.buffer.write(answer)
-    sys.stdout.flush()
-    return 0
-
-
-def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready, *, of_pod: bool) -> int:
-    os.setsid()
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    log_to_containerd(bundle)
-    arguments.bundle = bundle
+def run(arguments: Arguments, path: str, fd: int, ready: handshake.Ready, *, of_pod: bool) -> int:
+    """A daemon of containerd's, which listens at `path` by `fd`: the rest of its life."""
+    listener = socket.socket(fileno=fd)
+    listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
     try:
-        listener = listen_at(path)
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
@@ -133,12 +92,11 @@ def _daemon(arguments: Arguments, bundle: str, path: str, ready: handshake.Ready
 
 
 def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready) -> None:
-    """The same for containerd's Sandbox API: what to boot comes once the caller knows the address."""
+    """The same for containerd's Sandbox API: what to boot is said by a caller who knows the address."""
     from bufferzone.shim.door import Door  # what no other shim has to do with
     from bufferzone.workload import pod
 
     door = Door(listener)
-    ready.say(b"ready\n")
     request = door.await_create(_UNUSED_S)
     if request is None:
         return
@@ -298,7 +256,3 @@ def _report(ready: handshake.Ready, error: BufferzoneError, id: str) -> None:
     records.start_failed(error, id)
     with ignoring(errno.EPIPE):  # the verb is gone
         ready.say(handshake.error_line(error))
-
-
-def _silent_death() -> HostError:
-    return HostError("the shim died before it listened", hint="see containerd's log", code="shim-died")

@@ -71,12 +71,13 @@ class Door:
         return {sandbox.SERVICE: SandboxService(tasks, box).methods()}
 
     def refuse(self, error: BufferzoneError) -> None:
-        """There will be no pod: say why, and stay until the caller lets go."""
+        """There will be no pod: say why, and stay until the caller lets go. It hears of our end when nothing
+        is left.
+        """
         if self._sock is None or not self._read:
             return
         self._say(self._read.pop(0), ttrpc.Response(status=ttrpc.status_of(error, ours=False)))
         self.await_create(_LEAVE_S)
-        self._hang_up()
 
     def _next(self, deadline: float) -> ttrpc.Frame:
         """A request that is to be answered, which stays the first; raises `TimeoutError`."""

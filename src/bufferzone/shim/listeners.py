@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 
 from bufferzone import state
 from bufferzone.errors import HostError
+from bufferzone.shim import address
 
 
 def listen(directory: str) -> socket.socket:
@@ -30,11 +30,4 @@ def listen_at(path: str) -> socket.socket:
 
     Raises OSError.
     """
-    os.umask(0o077)
-    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    listener.listen(64)
-    return listener
+    return socket.socket(fileno=address.bound(path))
