@@ -72,17 +72,20 @@ def run(arguments: Arguments, path: str, fd: int, ready: handshake.Ready, *, of_
     """A daemon of containerd's, which listens at `path` by `fd`: the rest of its life."""
     listener = socket.socket(fileno=fd)
     listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
+    door = None
     try:
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
             if of_pod:
-                _run_pod(arguments, directory, listener, ready)
+                door = _run_pod(arguments, directory, listener, ready)
             else:
                 _run(arguments, directory, listener, ready, cli=False)
         finally:
             os.unlink(path)
             cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
+        if door is not None:
+            door.close()
         return 0
     except BufferzoneError as error:
         _report(ready, error, arguments.id)
@@ -91,21 +94,25 @@ def run(arguments: Arguments, path: str, fd: int, ready: handshake.Ready, *, of_
     return 1
 
 
-def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready) -> None:
-    """The same for containerd's Sandbox API: what to boot is said by a caller who knows the address."""
+def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, ready: handshake.Ready) -> Door:
+    """The same for containerd's Sandbox API: what to boot is said by a caller who knows the address.
+
+    Until what is returned is closed, the caller does not hear of an end.
+    """
     from bufferzone.shim.door import Door  # what no other shim has to do with
     from bufferzone.workload import pod
 
     door = Door(listener)
     request = door.await_create(_UNUSED_S)
     if request is None:
-        return
+        return door
     try:
         pod.write(arguments.bundle, request, pod.config_of(request))
         _run(arguments, directory, listener, ready, cli=False, door=door)
     except BufferzoneError as error:
         door.refuse(error)
         raise
+    return door
 
 
 def _run(

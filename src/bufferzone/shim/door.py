@@ -65,6 +65,7 @@ class Door:
         if self._sock is not None:
             self._sock.settimeout(None)
             server.go_on(self._sock, self._frames, self._read)
+            self._sock = None
 
     def services(self, tasks: TaskService, box: Sandbox) -> dict[str, Service]:
         """What is served besides, for who asks here."""
@@ -95,7 +96,7 @@ class Door:
         with passing_over("let in a caller", ttrpc.ProtocolError):
             peer_of(self._sock)
             return
-        self._hang_up()
+        self.close()
 
     def _receive(self, sock: socket.socket, deadline: float) -> None:
         """More of the requests, or the next caller: some only look whether anybody listens."""
@@ -108,14 +109,15 @@ class Door:
         except (OSError, ttrpc.ProtocolError):
             data = b""
         if not data:
-            self._hang_up()
+            self.close()
 
     def _say(self, frame: ttrpc.Frame, response: ttrpc.Response) -> None:
         if self._sock is not None:
             with passing_over("answer a caller", OSError):
                 self._sock.sendall(reply(frame.stream, response))
 
-    def _hang_up(self) -> None:
+    def close(self) -> None:
+        """Hang up; nothing where a server has the connection."""
         if self._sock is not None:
             self._sock.close()
         self._sock = None
