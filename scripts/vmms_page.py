@@ -7,6 +7,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
+from bufferzone import allowlists
 from bufferzone.vmm import drivers
 
 HEAD = """# Which VMM runs a VM
@@ -30,6 +31,11 @@ ROWS = {
     "stream_nic": "the host's network through passt",
     "snapshot": "checkpoint, restore, fork",
     "templates": "warm starts from a template",
+}
+#: under KVM, and without where that can be
+CALLS = {
+    "qemu": f"{allowlists.VMM_KVM.size} under KVM, {allowlists.VMM_TCG.size} without",
+    "firecracker": str(allowlists.FIRECRACKER.size),
 }
 TAIL = """
 ## Firecracker
@@ -73,6 +79,8 @@ def page() -> str:
         f"| {text} | {' | '.join('yes' if getattr(each, name) else 'no' for each in features)} |\n"
         for name, text in ROWS.items()
     ]
+    cells = (CALLS.get(each.name, "-") for each in features)
+    rows.append(f"| system calls that the jail's filter knows | {' | '.join(cells)} |\n")
     return head + "".join(rows) + TAIL
 
 
