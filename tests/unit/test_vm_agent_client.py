@@ -282,3 +282,49 @@ def test_what_waits_for_a_guest_that_never_calls_ends_with_the_reason():
     assert broken == []
     with pytest.raises(VmmError, match="did not answer Hello"):
         AgentClient(None).call("Hello", Empty(), Empty, timeout_s=0.01)
+
+
+def test_while_it_is_held_another_connection_takes_over_what_was_asked(pair):
+    client, guest = pair
+    broken = []
+    client.when_broken(broken.append)
+    waited = in_thread(lambda: client.call("Wait", agent.ProcessRef(id="a"), agent.WaitResponse))
+    stream, _ = guest.request()
+    host, other = socket.socketpair()
+    other.settimeout(120)
+    replaced = Guest(other)
+
+    def hold():
+        with client.held():
+            client.attach(host)
+
+    held = in_thread(hold)
+    guest.reply(guest.request()[0], Empty())  # Hold
+    release, request = replaced.request()
+    assert request.method == "Release"
+    replaced.reply(release, Empty())
+    held["join"]()
+    assert "error" not in held
+    replaced.reply(stream, agent.WaitResponse(exit_status=7))
+    waited["join"]()
+    assert waited["value"].exit_status == 7
+    assert broken == []
+    other.close()
+
+
+def test_a_connection_that_ends_while_it_is_held_is_told_when_nothing_took_its_place(pair):
+    client, guest = pair
+    broken = []
+    client.when_broken(lambda reason: (broken.append(reason.message), client.lose(reason)))
+
+    def hold():
+        with client.held():
+            client._thread.join()
+            assert broken == []
+
+    held = in_thread(hold)
+    guest.reply(guest.request()[0], Empty())
+    guest.sock.close()
+    held["join"]()
+    assert "error" not in held
+    assert broken == ["the agent channel was closed"]

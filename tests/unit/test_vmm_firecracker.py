@@ -119,13 +119,16 @@ def test_a_vm_is_saved_and_loaded_with_its_memory_mapped(tmp_path: Path, monkeyp
     tap = tcfilter.park()
     nic = Nic(name="first", fd=tap.fd, mac="02:00:00:00:00:01")
     with started(tmp_path, tiny_kernel(), nics=(nic,), memory=str(tmp_path / "memory")) as vmm:
+        (tmp_path / "memory").unlink()  # its jail shows it
         with pytest.raises(VmmError):  # it starts, and no agent calls
             vmm.greet(2)
         vmm.save(state)
-    os.fchmod(memory, 0o444)
+    copied = ram.create(str(tmp_path / "copied"), 128 << 20, UID)
+    assert ram.copy(memory, copied)
     other = tcfilter.park()
     nic = replace(nic, fd=other.fd)
-    with started(tmp_path / "there", b"", nics=(nic,), mapped_memory=memory) as vmm:
+    with started(tmp_path / "there", b"", nics=(nic,), mapped_memory=copied) as vmm:
+        (tmp_path / "copied").unlink()
         vmm.greet(60)
         vmm.load(state)
         assert tcfilter.PARKED in _links(other.namespace_fd)
@@ -137,7 +140,7 @@ def test_a_vm_is_saved_and_loaded_with_its_memory_mapped(tmp_path: Path, monkeyp
     assert tcfilter.PARKED in _links(other.namespace_fd)
     with started(tmp_path, b"no kernel", nics=(nic,)) as vmm, pytest.raises(VmmError, match="PUT /actions"):
         vmm.greet(60)
-    for fd in (memory, state, tap.fd, tap.namespace_fd, other.fd, other.namespace_fd):
+    for fd in (memory, copied, state, tap.fd, tap.namespace_fd, other.fd, other.namespace_fd):
         os.close(fd)
 
 

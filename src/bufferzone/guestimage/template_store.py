@@ -47,6 +47,7 @@ class Template:
 
     noun = "template"
     disk_fd = -1
+    is_mappable = True
 
     def __init__(self, key: str, memory_fd: int, state_fd: int, meta: Mapping[str, Any]) -> None:
         self.key, self.memory_fd, self.state_fd, self.meta = key, memory_fd, state_fd, meta

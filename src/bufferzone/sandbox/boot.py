@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from bufferzone import egress, jail, recorder, state
 from bufferzone.oci import host
-from bufferzone.sandbox import limits
+from bufferzone.sandbox import limits, rootdisk
 from bufferzone.sandbox.facts import facts_of
 from bufferzone.sandbox.network import TapNetwork
 from bufferzone.sandbox.origin import NewVm, RestoredVm
@@ -80,6 +80,7 @@ def boot(
             open_files=settings.open_files,
             timeline=timeline,
             record=left.add_process,
+            disks=rootdisk.directory_of(wish.settings),
         )
         vm, start = planned.launch(stack, launcher)
         records = recorder.of(wish.settings, container_id)

@@ -120,6 +120,7 @@ class Capture:
                 finally:
                     if not complete:
                         self._vm.vmm.resume()
+                        self._vm.agent.attach(self._vm.vmm.agent)  # another, where saving ended it
                         self.stopped_s = time.monotonic() - began
             if copied >= 0:
                 digests[checkpoint_dir.MEMORY] = saver.pack(copied, memory_fd)

@@ -47,7 +47,7 @@ class Checkpoint:
     """An opened checkpoint, a `vm.saved.SavedVm`; its descriptors are read-only and its own."""
 
     noun = "checkpoint"
-    carries_share = False
+    carries_share = is_mappable = False
 
     def __init__(self, directory: str, manifest: dict[str, Any], fds: dict[str, int]) -> None:
         self.directory = directory

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+from bufferzone import log
 from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
 from bufferzone.linux import process
 from bufferzone.wire import agent, ttrpc
@@ -134,7 +135,8 @@ class AgentClient:
         self._lost: VmmError | None = None
         self._broken: Callable[[VmmError], None] = self.lose
         self._frames = ttrpc.FrameReader()
-        self._started = False
+        self._started = self._held = False
+        self._ended: VmmError | None = None  # how the connection ended while it was held
         self._thread = self._reader()
 
     def when_broken(self, action: Callable[[VmmError], None]) -> None:
@@ -152,13 +154,18 @@ class AgentClient:
             self._thread.start()
 
     def attach(self, sock: socket.socket | None) -> None:
-        """Go on with `sock`, which is owned now: the first connection, or another one after that broke while
-        it was `held`. The one that is there already, and None, change nothing.
+        """Go on with `sock`, which is owned now: the first connection, or while it is `held` another one.
+        What was asked before is answered there. The one that is there already, and None, change nothing.
         """
         if sock is None or sock is self._sock:
             return
+        if self._thread.ident is not None:
+            with log.passing_over("end a connection that is over", OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
         self._sock.close()
-        self._sock = sock
+        self._sock, self._ended = sock, None
+        self._frames, self._unsent = ttrpc.FrameReader(), b""
         if self._started:
             self._thread = self._reader()
             self._thread.start()
@@ -220,9 +227,13 @@ class AgentClient:
             raise VmmError("the agent does not read its channel", code="agent-timeout")
         try:
             self._ask_locked("Hold")
+            self._held = True
             try:
                 yield
             finally:
+                self._held = False
+                if self._ended is not None:
+                    self._broken(self._ended)
                 with if_alive():  # it may have been ended meanwhile
                     self._ask_locked("Release")
         finally:
@@ -349,7 +360,10 @@ class AgentClient:
             reason = f"the agent sent bytes that are not ttrpc: {error}"
         except OSError as error:
             reason = f"the agent channel broke: {error.strerror}"
-        self._broken(VmmError(reason, code="agent-lost"))
+        if self._held:  # another one may take its place
+            self._ended = VmmError(reason, code="agent-lost")
+        else:
+            self._broken(VmmError(reason, code="agent-lost"))
         return False
 
     def _deliver(self, frame: ttrpc.Frame) -> None:

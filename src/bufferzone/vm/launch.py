@@ -94,7 +94,8 @@ class VmLauncher:
     """Starts the VM `name`. `directory` gets logs and mount points; `tree` is what it shares, None: nothing;
     `nic_fd` the back end of its NIC, -1: none; `open_files` as many as virtiofsd may have open.
 
-    `record` is told of every process that has to end with it.
+    `record` is told of every process that has to end with it. `disks` is a directory on a disk, for files
+    that the container's memory is not to be charged for.
     """
 
     def __init__(
@@ -109,11 +110,13 @@ class VmLauncher:
         open_files: int,
         timeline: Timeline,
         record: Callable[[int], None] = lambda pid: None,
+        disks: str = "",
     ) -> None:
         self._name, self._shape, self._directory = name, shape, directory
         self._uids, self._tree, self._nic_fd = uids, tree, nic_fd
         self._timeline, self._record = timeline, record
-        self._open_files = open_files
+        self._open_files, self._disks = open_files, disks
+        self._names: list[str] = []
         self._driver = drivers.find(shape.vmm)
 
     def boot(self, stack: ExitStack, *, in_file: bool = False, carries_share: bool = False) -> RunningVm:
@@ -121,19 +124,23 @@ class VmLauncher:
         it if it `carries_share`. Raises `HostError` or `VmmError`.
         """
         daemon, log, shares = self._virtiofsd(stack)
-        memory, memory_fd = self._memory(stack) if in_file else ("", -1)
-        spec = self._spec(shares, memory, carries_share=carries_share)
-        vmm = self._vmm(stack, self._driver.start, spec)
+        with self._naming():
+            memory, memory_fd = self._memory(stack) if in_file else ("", -1)
+            spec = self._spec(shares, memory, carries_share=carries_share)
+            vmm = self._vmm(stack, self._driver.start, spec)
         self._timeline.enter("boot the guest")
         return self._running(stack, vmm, daemon, log, memory_fd, awake=False)
 
     def restore(self, stack: ExitStack, saved: SavedVm) -> RunningVm:
         """Start from a saved VM, the guest running when this returns; raises `VmmError` or `HostError`."""
         daemon, log, shares = self._virtiofsd(stack)
-        mapped = saved.memory_fd if self._driver.FEATURES.maps_memory else -1
-        memory, memory_fd = self._memory(stack) if mapped < 0 else ("", -1)
-        spec = self._spec(shares, memory, carries_share=saved.carries_share, mapped_memory=mapped)
-        vmm = self._vmm(stack, self._driver.restore, spec)
+        features = self._driver.FEATURES
+        with self._naming():
+            mapped = self._mapped(stack, saved) if features.maps_memory else -1
+            can_be_saved = features.snapshot and self._shape.block
+            memory, memory_fd = self._memory(stack) if mapped < 0 or can_be_saved else ("", -1)
+            spec = self._spec(shares, memory, carries_share=saved.carries_share, mapped_memory=mapped)
+            vmm = self._vmm(stack, self._driver.restore, spec)
         if mapped < 0:
             self._timeline.enter("copy memory")  # while the VMM starts
             ram.copy(saved.memory_fd, memory_fd)
@@ -194,8 +201,45 @@ class VmLauncher:
             awake=awake,
         )
 
+    def _mapped(self, stack: ExitStack, saved: SavedVm) -> int:
+        """The saved memory for a VMM that maps it: the file itself, or a copy for this VMM's user."""
+        if saved.is_mappable:
+            return saved.memory_fd
+        _, fd = self._on_disk(stack)
+        ram.copy(saved.memory_fd, fd)
+        saved.check_memory(fd)
+        return fd
+
+    def _on_disk(self, stack: ExitStack) -> tuple[str, int]:
+        """A file of the memory's size, for this VMM's user: (path, descriptor). `_naming` ends its name."""
+        path = os.path.join(self._disks, f"memory-{os.getpid()}-{len(self._names)}")
+        try:
+            os.makedirs(self._disks, 0o700, exist_ok=True)
+            fd = ram.create(path, self._shape.memory_mib << 20, self._uids.vmm)
+        except OSError as error:
+            text = f"cannot make a file for the memory in {self._disks}: {error.strerror}"
+            raise HostError(text, code="memory") from error
+        self._names.append(path)
+        stack.callback(os.close, fd)
+        return path, fd
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """On leaving, what `_on_disk` made has no name any more: a jail shows it, and it goes with its last
+        user.
+        """
+        try:
+            yield
+        finally:
+            while self._names:
+                os.unlink(self._names.pop())
+
     def _memory(self, stack: ExitStack) -> tuple[str, int]:
-        """The guest's memory as a file: (path, descriptor)."""
+        """The guest's memory as a file: (path, descriptor). Where a VMM has it elsewhere it is the file that
+        saving writes all of it to, at once: on a disk.
+        """
+        if self._driver.FEATURES.maps_memory and self._disks:
+            return self._on_disk(stack)
         size = self._shape.memory_mib << 20
         path, fd = ram.make_file(make_directory(self._directory, "memory"), size, self._uids.vmm)
         stack.callback(os.close, fd)

@@ -17,6 +17,10 @@ class SavedVm(Protocol):
         """The guest's memory, a sparse file."""
 
     @property
+    def is_mappable(self) -> bool:
+        """Whether a VMM of any user may map that file: it stays as it is, and was looked at."""
+
+    @property
     def state_fd(self) -> int:
         """The VMM's devices."""
 

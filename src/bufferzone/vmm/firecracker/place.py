@@ -13,7 +13,7 @@ import errno
 import os
 import select
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from bufferzone.errors import HostError, VmmError
 from bufferzone.linux import mount as mnt
@@ -114,7 +114,9 @@ class Place:
         Raises VmmError: `agent-timeout`, `agent-lost`.
         """
         assert self._calls is not None
-        with self._calls as calls:
+        with ExitStack() as stack:
+            calls = stack.enter_context(self._calls)
+            stack.callback(os.unlink, _CALLS, dir_fd=self.fd)
             poll = select.poll()
             for fd in (calls.fileno(), ended):
                 poll.register(fd, select.POLLIN)
@@ -123,7 +125,6 @@ class Place:
                 raise VmmError(f"the agent did not call within {timeout_s:g} s", code="agent-timeout")
             if calls.fileno() not in ready:
                 raise VmmError("the VMM ended before the agent called", code="agent-lost")
-            os.unlink(_CALLS, dir_fd=self.fd)
             return calls.accept()[0]
 
     def show(self, slot: str, fd: int) -> None:

@@ -43,7 +43,7 @@ FEATURES = Features(
     stream_nic=False,
     hotplug_nic=False,
     slot_bytes=SLOT_BYTES,
-    snapshot=False,  # what it would write beside the container's memory counts against the same limit
+    snapshot=True,
     templates=True,
     maps_memory=True,
     balloon=False,
@@ -185,9 +185,12 @@ class Firecracker:
 
     def save(self, state_fd: int) -> None:
         """Stop the guest, write its devices to `state_fd`, its memory to the file of `spec`. The agent's
-        connection ends with that. Raises `VmmError`, OSError.
+        connection ends with that: the guest calls again when it is resumed, saved or not. Raises `VmmError`,
+        OSError.
         """
         self.stop()
+        self._place.listen()
+        self._expects_call = True
         method, path, body = requests.save()
         self._api.call(method, path, body, timeout_s=_SAVE_S)
         self._place.read_state(state_fd)
