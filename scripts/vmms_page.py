@@ -59,7 +59,9 @@ podman --runtime bufferzone run --rm --annotation bufferzone.vmm=firecracker bus
 - An image file (`rootfs_image`) must be readable for all: Firecracker has a user of its own and
   opens it by name.
 - A template's memory is mapped, not copied: what a clone does not change is in memory once, however
-  many there are. There is no checkpoint, no fork and no pool.
+  many there are. There is no pool.
+- A checkpoint writes all of a guest's memory to the disk of `/var/lib/bufferzone` while the guest stands
+  still; a restore copies it there, for the VMM's own user, and maps the copy.
 - A guest cannot say that its kernel panicked: an error line has "was reset by its guest" and the
   last lines of the console.
 

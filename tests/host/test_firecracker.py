@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.vmm import drivers
 from host.conftest import TIMEOUT_S, podman, run
 
 PROGRAM = os.environ.get("BUFFERZONE_FIRECRACKER", "")
@@ -67,7 +67,6 @@ def test_a_container_runs_takes_an_exec_and_stops(image):
     podman("rm", "fire")
 
 
-@pytest.mark.skipif(not drivers.find("firecracker").FEATURES.templates, reason="it starts cold alone")
 def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(image):
     for _ in range(5):  # its maker works in the background, while others start cold
         if (facts := start("warm", image))["bufferzone.start"] == "warm":
@@ -80,6 +79,41 @@ def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(image):
     now = int(podman("exec", "warm", "date", "+%s"))
     assert abs(now - time.time()) < TIMEOUT_S
     podman("rm", "--force", "--time", "0", "warm", "other")
+
+
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.2; done"
+
+
+def number(root: Path, id: str) -> int:
+    """Where a counter is."""
+    return int(run("bufferzone", "--root", str(root), "exec", id, "cat", "/n"))
+
+
+def test_a_container_is_saved_goes_on_is_restored_and_forked(image, tmp_path):
+    bundle, root, saved = tmp_path / "bundle", tmp_path / "root", tmp_path / "saved"
+    bundle.mkdir()
+    root.mkdir()
+    shutil.copytree(podman("image", "mount", image), bundle / "rootfs", symlinks=True)
+    run("bufferzone", "spec", "--bundle", str(bundle))
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"] |= {"terminal": False, "args": ["sh", "-c", COUNTER]}
+    spec["root"]["readonly"] = False
+    (bundle / "config.json").write_text(json.dumps(spec | {"annotations": {"bufferzone.vmm": "firecracker"}}))
+    verb = ("bufferzone", "--root", str(root))
+    in_background = ("sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh")  # a detached one keeps its streams
+    run(*in_background, *verb, "run", "--detach", "--bundle", str(bundle), "one")
+    before = number(root, "one")
+    run(*verb, "checkpoint", "--leave-running", "--image-path", str(saved), "one")
+    assert number(root, "one") > before  # by another connection: saving ends the first
+    run(*in_background, *verb, "restore", "-d", "--image-path", str(saved), "--bundle", str(bundle), "two")
+    assert number(root, "two") > before
+    run("bz", "--root", str(root), "fork", "two", "three")
+    assert number(root, "three") > before
+    run(*verb, "checkpoint", "--image-path", str(tmp_path / "again"), "two")
+    assert json.loads(run(*verb, "state", "two"))["status"] == "stopped"
+    for id in ("one", "two", "three"):
+        run(*verb, "delete", "--force", id)
+    assert not list(Path("/var/lib/bufferzone/disks").iterdir())
 
 
 def test_a_killed_firecracker_is_told_and_leaves_nothing(image):

@@ -103,6 +103,7 @@ def test_a_helper_as_it_should_be_has_no_finding():
         ({"descriptors": (fd("/etc", "directory"),)}, ("descriptor", "high")),
         ({"descriptors": (fd("/etc/shadow", "file"),)}, ("descriptor", "medium")),
         ({"descriptors": (fd("/dev/null", "device", device="b 253:0"),)}, ("descriptor-device", "high")),
+        ({"descriptors": (fd("/kernel (deleted)", "file", True),)}, ("descriptor-writable", "high")),
         ({"descriptors": (fd("/kernel", "file", True),)}, ("descriptor-writable", "high")),
         (
             {"mounts": (Mount(point="/x", type="ext4", options=("rw", "nosuid", "nodev")),)},

@@ -18,6 +18,8 @@ _VIRTIOFSD = "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_SETGID CAP_SE
 _DEVICES = ("c 1:3", "c 1:5", "c 1:8", "c 1:9")
 _KVM, _TUN, _VHOST_NET = "c 10:232", "c 10:200", "c 10:238"
 _FILTER = 2  # SECCOMP_MODE_FILTER
+#: what the kernel adds to the path of a file that has no name any more, as those that a jail shows often have
+_DELETED = " (deleted)"
 
 
 class Rules(Record):
@@ -135,11 +137,12 @@ def _descriptor(fd: Descriptor, rules: Rules, findings: Collector) -> None:
         return
     if fd.target.startswith("/memfd:"):
         return
-    ours = _below(fd.target, rules.files) or _below(fd.target, rules.writable)
+    place = fd.target.removesuffix(_DELETED)
+    ours = _below(place, rules.files) or _below(place, rules.writable)
     if not ours:
         severity = "high" if fd.kind == "directory" or fd.writable else "medium"
         findings.add("descriptor", severity, f"{named}, a {fd.kind} that is not for it")
-    elif fd.writable and not _below(fd.target, rules.writable):
+    elif fd.writable and not _below(place, rules.writable):
         findings.add("descriptor-writable", "high", f"{named}, which it may write to")
 
 

@@ -15,8 +15,9 @@ import time
 from contextlib import contextmanager
 
 from bufferzone import log
-from bufferzone.errors import BufferzoneError, ExecError, GuestError, SpecError, StateError, VmmError
+from bufferzone.errors import BufferzoneError, GuestError, VmmError
 from bufferzone.linux import process
+from bufferzone.vm import guest_errors
 from bufferzone.wire import agent, ttrpc
 from bufferzone.wire.proto import DecodeError, Empty, Message
 
@@ -41,9 +42,6 @@ _LIMITS_S: dict[str, float | None] = {
     "Delete": 15.0,
 }
 _LIMIT_S = 30.0
-_BELIEVED = (GuestError, ExecError, SpecError, StateError)
-_MESSAGE, _HINT, _CODE = 4096, 1024, 64  # most characters of a guest's error
-_CODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
 class if_alive:
@@ -95,7 +93,7 @@ class Pending:
         response = call.response
         assert response is not None
         if response.status is not None and response.status.code != ttrpc.OK:
-            raise _error_of(response.status)
+            raise guest_errors.error_of(response.status)
         try:
             return reply.decode(response.payload)
         except DecodeError as error:
@@ -254,7 +252,7 @@ class AgentClient:
         if call.error is not None:
             raise call.error
         if call.response is not None and call.response.status is not None:
-            raise _error_of(call.response.status)
+            raise guest_errors.error_of(call.response.status)
 
     def lose(self, reason: VmmError) -> None:
         """End the connection for `reason`: every pending and later call raises it. The first reason stays."""
@@ -389,22 +387,3 @@ def _closed() -> socket.socket:
 def _left(end: float | None) -> float | None:
     """Seconds until `end`; None: for ever."""
     return None if end is None else max(0.0, end - time.monotonic())
-
-
-def _error_of(status: ttrpc.Status) -> BufferzoneError:
-    """What the guest says went wrong: bounded, printable, and of a class that a guest can know about.
-
-    It ends in logs, on terminals and in state files, and callers act on class and code: a guest that says
-    the VMM died, or that there is no such container to delete, is not believed.
-    """
-    try:
-        told = ttrpc.error_of(status, GuestError)
-    except DecodeError:
-        told = GuestError(status.message)
-    cls = type(told) if type(told) in _BELIEVED else GuestError
-    code = told.code if _CODE_CHARACTERS.issuperset(told.code) and len(told.code) <= _CODE else ""
-    return cls(_text(told.message, _MESSAGE), hint=_text(told.hint, _HINT), code=code)
-
-
-def _text(text: str, most: int) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:most])

@@ -157,7 +157,8 @@ class VmLauncher:
             if mapped < 0:
                 saved.check_memory(memory_fd)
             if saved.disk_fd >= 0:
-                vmm.insert_disk(ROOT_DISK, saved.disk_fd)
+                disk_fd = self._shown(stack, saved) if features.maps_memory else saved.disk_fd
+                vmm.insert_disk(ROOT_DISK, disk_fd)
             for share in () if saved.carries_share else shares:
                 vmm.plug_share(share)
             vmm.resume()
@@ -208,6 +209,21 @@ class VmLauncher:
         _, fd = self._on_disk(stack)
         ram.copy(saved.memory_fd, fd)
         saved.check_memory(fd)
+        return fd
+
+    def _shown(self, stack: ExitStack, saved: SavedVm) -> int:
+        """The saved disk as a file that a VMM of any user may open: a copy without a name."""
+        from bufferzone.storage import erofs  # a VMM that inherits its files has no use for it
+
+        try:
+            fd = erofs.nameless_file(self._disks)
+            stack.callback(os.close, fd)
+            os.ftruncate(fd, os.fstat(saved.disk_fd).st_size)
+            ram.copy(saved.disk_fd, fd)
+            os.fchmod(fd, 0o444)
+        except OSError as error:
+            text = f"cannot copy the saved disk to {self._disks}: {error.strerror}"
+            raise HostError(text, code="disk") from error
         return fd
 
     def _on_disk(self, stack: ExitStack) -> tuple[str, int]:
