@@ -317,13 +317,17 @@ def test_a_connection_that_ends_while_it_is_held_is_told_when_nothing_took_its_p
     broken = []
     client.when_broken(lambda reason: (broken.append(reason.message), client.lose(reason)))
 
+    entered = threading.Event()
+
     def hold():
         with client.held():
+            entered.set()
             client._thread.join()
             assert broken == []
 
     held = in_thread(hold)
     guest.reply(guest.request()[0], Empty())
+    assert entered.wait(120)
     guest.sock.close()
     held["join"]()
     assert "error" not in held
