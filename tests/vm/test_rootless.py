@@ -88,6 +88,12 @@ def test_a_read_only_volume_stays_as_it_is(podman, user):
     assert list(folder.iterdir()) == []
 
 
+def test_below_the_hosts_root_the_kernels_own_is_the_guests(podman):
+    script = "cat /host/proc/sys/kernel/hostname; ls /host/sys/class/net; head -c 2 /host/dev/zero | wc -c"
+    words = ("--hostname", "inside", "--network", "none", "-v", "/:/host:ro,rslave", podman.image)
+    assert podman("run", "--rm", *words, "sh", "-c", script).lines == ["inside", "lo", "2"]
+
+
 def test_a_file_is_copied_out_of_a_running_container(podman, user):
     started(podman, "--name", "source")
     podman("cp", "source:/srv/plain", user.home / "copy")
