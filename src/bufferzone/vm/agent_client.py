@@ -272,6 +272,8 @@ class AgentClient:
     def close(self) -> None:
         """Close the socket; pending calls fail."""
         self.lose(VmmError("the sandbox is shutting down", code="agent-closed"))
+        if self._thread.ident not in (None, threading.get_ident()):
+            self._thread.join()  # its descriptor's number is somebody else's at once
         self._sock.close()
 
     def _register(self, call: _Call, method: str, request: Message) -> tuple[int, bytes]:
