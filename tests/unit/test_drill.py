@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.bench import attacks, drill, meter
+from bufferzone.bench import attacks, canary, drill, meter
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and device nodes")
 
@@ -66,6 +66,37 @@ def test_what_a_runtime_lets_through_is_told(made, tmp_path: Path, leak: str) ->
     found = made(leak).run(ATTACK)
     wanted = [str(tmp_path / "runtime") if each == "the runtime" else each for each in LEAKS[leak]]
     assert (found.tried, found.touched, found.contained) == (True, wanted, not wanted)
+
+
+KILL = next(leak for leak, told in LEAKS.items() if "a process of the host was killed" in told)
+
+
+def test_what_an_attack_changed_is_put_back(made, tmp_path: Path, monkeypatch) -> None:
+    """A later attack finds the host as the one before did, so that each is told what it did itself."""
+    setting = tmp_path / "setting"
+    setting.write_text("as it was\n")
+    monkeypatch.setattr(canary, "_SYSCTLS", (str(setting),))
+    changes = f"open({str(setting)!r}, 'w').write('changed')\nos.mknod(facts['shared'] + '/node', 0o20600)\n"
+    place = made(changes + KILL)
+    told = [str(setting), "device node node", "a process of the host was killed"]
+    assert place.run(ATTACK).touched == told
+    assert setting.read_text() == "as it was\n"
+    assert place.run(ATTACK).touched == told
+
+
+def test_a_second_container_has_the_link_in_place_of_proc(made) -> None:
+    attack = attacks.Attack(name="x", source="x", code="", linked="/shared/fake")
+    leak = (
+        "place = words[words.index('--bundle') + 1] + '/rootfs/proc'\n"
+        "if os.path.islink(place) and config['linux']['sysctl']:\n"
+        "    open(facts['host'] + '/OWNED-' + os.readlink(place).replace('/', '-'), 'w').close()"
+    )
+    assert made(leak).run(attack).touched == ["file OWNED--shared-fake"]
+
+
+def test_an_attack_that_failed_and_reached_the_host_is_told_as_reaching_it(made) -> None:
+    found = drill.Outcome(**{**_fields(made("").run(ATTACK)), "tried": False, "contained": False})
+    assert drill.rows([found])[1][1] == "REACHED"
 
 
 def test_an_attack_that_did_not_run_is_told_as_not_tried(made) -> None:

@@ -21,7 +21,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BZ, *words], capture_output=True, text=True, timeout=MOST_S, check=False)
 
 
-#: one of each kind, in the catalogue's order: all twenty take minutes
+#: one of each kind, in the catalogue's order: all of them take minutes
 CHOSEN = ("host-disk", "ptrace", "kernel-panic", "volume-link", "device-node", "fork-bomb")
 
 
@@ -40,6 +40,27 @@ def test_a_drill_where_there_is_no_wall_is_refused() -> None:
     done = run("drill", "--runtime", "/usr/sbin/runc")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the attacks reach this host (hint: --throw-away-host, if it is one)" in done.stderr
+
+
+#: what a privileged container reaches by design, with any version of runc and in a guest's kernel
+REACHING = ("core-pattern", "host-root", "ptrace", "sysctl", "device-node", "clock")
+
+
+@pytest.mark.skipif(not shutil.which("runc"), reason="needs runc")
+def test_the_same_attacks_reach_a_host_that_has_no_zone() -> None:
+    """A sandbox of ours is the host that is thrown away: runc runs in it."""
+    root = Path(PROGRAM).parents[1]
+    inside = (
+        "mount -o remount,rw /sys/fs/cgroup && exec /usr/bin/python3 -ISXutf8 bin/bz drill --json"
+        f" --runtime {shutil.which('runc')} --throw-away-host --only {','.join(REACHING)}"
+    )
+    options = ("--memory", "2g", "--cap-add", "ALL", "--tmpfs", "/var/tmp:dev,suid,exec")
+    words = (*options, "--volume", f"{root}:{root}:ro", "--workdir", str(root))
+    done = run("run", *words, "--", "sh", "-c", inside)
+    assert done.returncode == 1, done.stderr
+    assert {each["name"]: each["contained"] for each in json.loads(done.stdout)} == dict.fromkeys(
+        REACHING, False
+    )
 
 
 @pytest.mark.skipif(not shutil.which("strace") or not shutil.which("runc"), reason="needs strace and runc")

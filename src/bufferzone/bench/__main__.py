@@ -1,7 +1,6 @@
 """The program behind `bz bench`, `bz drill` and `bz audit --measure`. Its one argument is JSON: runs, only,
-sandboxes, parallel, minutes, json, profile, plot; or `drill`, only, json, runtime; or `meter`, runtimes,
-seconds, json, plot. The report goes to stdout, progress and errors
-to stderr.
+sandboxes, parallel, minutes, json, profile, plot; or `drill`, only, json, runtime, open; or `meter`,
+runtimes, seconds, json, plot. The report goes to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations

