@@ -85,7 +85,8 @@ class CriContainerd(Containerd):
         ranges = {"type": "host-local", "dataDir": f"{self.directory}/ipam", "ranges": [[{"subnet": SUBNET}]]}
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True}
         bridge["ipam"] = {**ranges, "routes": [{"dst": "0.0.0.0/0"}]}
-        network = {"cniVersion": "0.4.0", "name": "bz-cri", "plugins": [bridge]}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+        network = {"cniVersion": "0.4.0", "name": "bz-cri", "plugins": [bridge, ports]}
         (cni / "10-bridge.conflist").write_text(json.dumps(network))
         plugin = _CONFIG.format(pause=self._pause, cni=cni, handler=HANDLER, runtime=RUNTIME)
         if self.pods == "shim":
@@ -113,6 +114,11 @@ class CriContainerd(Containerd):
         for fd in self._spaces.values():
             os.close(fd)
         self._spaces.clear()
+
+    def in_its_mounts(self, *words: str) -> None:
+        """Run a program of the host in the mount namespace that is the node's."""
+        command = ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "--", *words]
+        subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
 
     def in_its_network(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the host in the network namespace that is the node's."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("bridge", path="/usr/lib/cni"), reason="needs CNI's plug-ins"),
 ]
 
+#: of the bridge of cri.SUBNET, in the node's network
+NODE = "10.88.77.1"
 SLEEP = ("sleep", "1000")
 KINDS = ("net", "ipc", "uts", "pid", "mnt")
 LINKS = f"for kind in {' '.join(KINDS)}; do readlink /proc/self/ns/$kind; done"
@@ -226,6 +229,31 @@ def test_a_port_is_forwarded_to_the_pods_own_localhost(cri: Cri) -> None:
             assert sorted(ports) == [(0, b"\x90\x1f"), (1, b"\x90\x1f")]
             stream.send(0, b"GET /page HTTP/1.0\r\n\r\n")
             assert stream.until(0, b"hello\n").startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_port_of_the_node_leads_to_the_pod(cri: Cri) -> None:
+    mapping = m.PortMapping(container_port=8080, host_port=18080)
+    with cri.pod(port_mappings=[mapping]) as pod:
+        pod.start("one", "sh", "-c", "while :; do nc -l -p 8080 -e echo hello; done")
+        ask = f"while ! busybox nc {NODE} 18080 </dev/null; do :; done"  # it may not listen yet
+        assert cri.daemon.in_its_network("timeout", "60", "sh", "-c", ask).stdout == "hello\n"
+
+
+def test_memory_of_the_kubelet_is_shared_by_the_pods_containers(cri: Cri, tmp_path: Path) -> None:
+    """emptyDir with medium Memory: a tmpfs of the node."""
+    tmp_path.chmod(0o755)
+    volume = tmp_path / "memory"
+    volume.mkdir()
+    cri.daemon.in_its_mounts("mount", "-t", "tmpfs", "-o", "size=1m,mode=1777", "tmpfs", str(volume))
+    mounts = [m.Mount(container_path="/memory", host_path=str(volume))]
+    with cri.pod() as pod:
+        one = pod.start("one", *SLEEP, mounts=mounts)
+        two = pod.start("two", *SLEEP, mounts=mounts)
+        one.sh("echo text > /memory/file")
+        assert two.sh("cat /memory/file") == "text\n"
+        full = two.exec("dd", "if=/dev/zero", "of=/memory/zeros", "bs=1M", "count=2")
+        assert b"No space left" in full.stderr
+    cri.daemon.in_its_mounts("umount", str(volume))
 
 
 def test_the_nodes_network_is_refused_by_one_line_and_nothing_is_left(cri: Cri) -> None:
