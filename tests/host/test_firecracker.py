@@ -83,10 +83,13 @@ def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(image):
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.2; done"
 
+# not before it has counted, nor between the end of the old number and the new one
+READ = 'until n=$(cat /n) && [ "$n" ]; do sleep 0.1; done 2>/dev/null; echo $n'
+
 
 def number(root: Path, id: str) -> int:
     """Where a counter is."""
-    return int(run("bufferzone", "--root", str(root), "exec", id, "cat", "/n"))
+    return int(run("bufferzone", "--root", str(root), "exec", id, "sh", "-c", READ))
 
 
 def test_a_container_is_saved_goes_on_is_restored_and_forked(image, tmp_path):
