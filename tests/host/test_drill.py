@@ -1,5 +1,9 @@
 """The drill on a host that is thrown away: the attacks reach it where there is no zone, and not under ours.
 
+A stage of its own, since it takes an hour and changes the host's clock and settings:
+
+    ./scripts/host trixie env BUFFERZONE_HOST=drill python3 -m pytest tests/host/test_drill.py
+
 runc's own faults of the catalogue are tried and not expected: its version decides. What a privileged
 container may do by design is.
 """
@@ -13,6 +17,7 @@ import pytest
 from bufferzone.bench import attacks
 from host.conftest import run
 
+pytestmark = pytest.mark.stage("drill")
 #: the end of this host, or of the tests on it
 DEADLY = ("kernel-panic", "reboot", "fork-bomb", "memory-bomb")
 #: what a container that has every capability and the host's processes reaches, whatever the runtime's version
