@@ -28,8 +28,19 @@ def watcher(most: int, forget=lambda: None) -> tuple[openfiles.OpenFiles, list[s
     return openfiles.OpenFiles(os.getpid(), most, forget, said.append), said
 
 
-def test_descriptors_are_counted(many: int) -> None:
-    assert many == len(os.listdir("/proc/self/fd")) - 1  # the listing has one itself
+def test_descriptors_are_counted() -> None:
+    given = [os.open(os.devnull, os.O_RDONLY) for _ in range(7)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["cat"], pass_fds=given, stdin=pipe, stdout=pipe, stderr=pipe) as other:
+        assert other.stdin
+        assert other.stdout
+        other.stdin.write(b"x")
+        other.stdin.flush()
+        assert other.stdout.read(1) == b"x"  # it has begun, and closed what its libraries took
+        assert openfiles.open_files(other.pid) == 3 + len(given)
+        other.stdin.close()
+    for fd in given:
+        os.close(fd)
 
 
 def test_a_look_is_taken_the_sooner_the_fewer_are_left(many: int) -> None:
