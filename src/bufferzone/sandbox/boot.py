@@ -81,6 +81,7 @@ def boot(
             timeline=timeline,
             record=left.add_process,
             disks=rootdisk.directory_of(wish.settings),
+            answer_s=wish.settings.boot_timeout_s,
         )
         vm, start = planned.launch(stack, launcher)
         records = recorder.of(wish.settings, container_id)

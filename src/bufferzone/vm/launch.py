@@ -95,7 +95,8 @@ class VmLauncher:
     `nic_fd` the back end of its NIC, -1: none; `open_files` as many as virtiofsd may have open.
 
     `record` is told of every process that has to end with it. `disks` is a directory on a disk, for files
-    that the container's memory is not to be charged for.
+    that the container's memory is not to be charged for. `answer_s`: how long a VMM that is to load a saved
+    VM may take to answer.
     """
 
     def __init__(
@@ -111,11 +112,12 @@ class VmLauncher:
         timeline: Timeline,
         record: Callable[[int], None] = lambda pid: None,
         disks: str = "",
+        answer_s: float = 20.0,
     ) -> None:
         self._name, self._shape, self._directory = name, shape, directory
         self._uids, self._tree, self._nic_fd = uids, tree, nic_fd
         self._timeline, self._record = timeline, record
-        self._open_files, self._disks = open_files, disks
+        self._open_files, self._disks, self._answer_s = open_files, disks, answer_s
         self._names: list[str] = []
         self._driver = drivers.find(shape.vmm)
 
@@ -147,7 +149,7 @@ class VmLauncher:
         phase = f"load the {saved.noun}"
         self._timeline.enter(phase)
         with _watched(vmm, phase):
-            vmm.greet()
+            vmm.greet(self._answer_s)
         try:
             vmm.load(saved.state_fd)
         except VmmError as error:
