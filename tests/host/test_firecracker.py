@@ -110,7 +110,7 @@ def test_a_container_is_saved_goes_on_is_restored_and_forked(image, tmp_path):
     assert number(root, "one") > before  # by another connection: saving ends the first
     run(*in_background, *verb, "restore", "-d", "--image-path", str(saved), "--bundle", str(bundle), "two")
     assert number(root, "two") > before
-    run("bz", "--root", str(root), "fork", "two", "three")
+    run(*in_background, "bz", "--root", str(root), "fork", "two", "three")
     assert number(root, "three") > before
     run(*verb, "checkpoint", "--image-path", str(tmp_path / "again"), "two")
     assert json.loads(run(*verb, "state", "two"))["status"] == "stopped"
