@@ -81,10 +81,10 @@ def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(image):
     podman("rm", "--force", "--time", "0", "warm", "other")
 
 
-COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.2; done"
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/dev/shm/n; sleep 0.2; done"
 
 # not before it has counted, nor between the end of the old number and the new one
-READ = 'until n=$(cat /n) && [ "$n" ]; do sleep 0.1; done 2>/dev/null; echo $n'
+READ = 'until n=$(cat /dev/shm/n) && [ "$n" ]; do sleep 0.1; done 2>/dev/null; echo $n'
 
 
 def number(root: Path, id: str) -> int:
