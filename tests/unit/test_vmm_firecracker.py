@@ -6,6 +6,7 @@ BUFFERZONE_FIRECRACKER names one for these tests.
 
 import os
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,11 +16,11 @@ import pytest
 
 from bufferzone import config, jail, vmmstore
 from bufferzone.errors import HostError, UsageError, VmmError
-from bufferzone.linux import kvm
+from bufferzone.linux import kvm, nameless
 from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
 from bufferzone.network import namespace, tcfilter
 from bufferzone.record import replace
-from bufferzone.storage import erofs, ram
+from bufferzone.storage import ram
 from bufferzone.vm import shape
 from bufferzone.vm.size import VmSize
 from bufferzone.vmm.firecracker import driver, place, process
@@ -122,7 +123,12 @@ def test_a_vm_is_saved_and_loaded_with_its_memory_mapped(tmp_path: Path, monkeyp
         (tmp_path / "memory").unlink()  # its jail shows it
         with pytest.raises(VmmError):  # it starts, and no agent calls
             vmm.greet(2)
+        assert vmm.agent is None
         vmm.save(state)
+        vmm.agent, theirs = socket.socketpair()
+        vmm.resume()  # nobody calls again: the connection that is there goes on
+        assert vmm.agent.fileno() >= 0
+        theirs.close()
     copied = ram.create(str(tmp_path / "copied"), 128 << 20, UID)
     assert ram.copy(memory, copied)
     other = tcfilter.park()
@@ -273,7 +279,7 @@ def test_an_image_without_a_name_is_shown_and_has_none_afterwards(tmp_path: Path
     with ExitStack() as stack:
         here = place.Place(replace(SPEC, directory=str(tmp_path / "vmm")), UID)
         stack.callback(here.close)
-        fd = erofs.nameless_file(str(images))
+        fd = nameless.create(str(images))
         stack.callback(os.close, fd)
         os.fchmod(fd, 0o444)
         os.write(fd, b"packed")

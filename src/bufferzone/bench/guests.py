@@ -12,6 +12,7 @@ from bufferzone import config, jail
 from bufferzone.bench.memory import MIB, parse_areas
 from bufferzone.errors import HostError, VmmError
 from bufferzone.vm import nic
+from bufferzone.vm.hello import begin_hello
 from bufferzone.vm.launch import VmLauncher
 from bufferzone.vm.shape import describe
 from bufferzone.vm.size import size_for
@@ -52,8 +53,7 @@ def measure(directory: str) -> dict[str, float]:
         vm.watch()
         vm.agent.start()
         vm.greet(settings.boot_timeout_s)
-        hello = agent.HelloRequest(entropy=os.urandom(64), hostname="bench")
-        vm.agent.call("Hello", hello, agent.HelloResponse, timeout_s=settings.boot_timeout_s)
+        begin_hello(vm.agent, "bench", settings.boot_timeout_s).result(agent.HelloResponse)
         if not isinstance(vm.vmm, Qemu):
             raise HostError("only QEMU tells what it has translated", hint="vmm = qemu")
         touched, translated = _resident(vm.vmm.pid, shape.memory_mib * MIB), blocks(vm.vmm.qmp)

@@ -54,8 +54,18 @@ def ensure_image(
 def is_ready(directory: str, guest: str) -> bool:
     """Whether an image of this guest takes seconds: nothing is to be compiled."""
     chosen = recipes.of_guest(guest)
-    row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
-    return chosen.is_ready(pinned_packages(row), os.path.join(directory, "cache"))
+    return chosen.is_ready(pinned_packages(_row(directory, chosen)), os.path.join(directory, "cache"))
+
+
+def was_built(directory: str, guest: str) -> bool:
+    """Whether some image of this guest was built in this store."""
+    return bool(_row(directory, recipes.of_guest(guest)))
+
+
+def _row(directory: str, recipe: Recipe) -> dict[str, Any]:
+    """What the index says of the image of a recipe; empty where there was none."""
+    row: dict[str, Any] = store.read_index(directory).get("recipes", {}).get(recipe.name, {})
+    return row
 
 
 def input_key(recipe: Recipe, packages: list[apt.Package], sources: dict[str, bytes]) -> str:
@@ -71,7 +81,7 @@ def _current(
     directory: str, recipe: Recipe, sources: dict[str, bytes], packages: list[apt.Package] | None = None
 ) -> ImageRef | None:
     """The image that the index names for this recipe, if its inputs are these and its files are there."""
-    row = store.read_index(directory).get("recipes", {}).get(recipe.name, {})
+    row = _row(directory, recipe)
     pinned = pinned_packages(row) if packages is None else packages
     if not pinned or row.get("key") != input_key(recipe, pinned, sources):
         return None
@@ -96,8 +106,7 @@ def _pins(packages: list[apt.Package]) -> list[dict[str, Any]]:
 def _packages(directory: str, chosen: Recipe, progress: apt.Progress, upgrade: bool) -> list[apt.Package]:
     """The packages to build from, all in the cache: the pinned ones if there, else what apt offers today."""
     cache = os.path.join(directory, "cache")
-    row = store.read_index(directory).get("recipes", {}).get(chosen.name, {})
-    pinned = pinned_packages(row)
+    pinned = pinned_packages(_row(directory, chosen))
     if rootfs.is_complete(pinned) and not upgrade and not apt.missing(pinned, cache):
         return pinned
     progress("asking apt for packages")

@@ -38,10 +38,11 @@ def current_image(directory: str, progress: Callable[[str], None], guest: str = 
     (that is for `bz setup` to say and repair), and when it cannot be built.
     """
     wanted = _IN_TURN if guest == AUTO else (guest,)
-    package, places = fingerprint(_PACKAGE), (directory, *_places_of_root(directory))
+    package = fingerprint(_PACKAGE)
+    # root's own store is both: it is read once
+    places = dict.fromkeys((directory, *_places_of_root(directory)))
     known = [(place, dict(store.packages_of(store.read_index(place)))) for place in places]
-    for one in wanted:
-        mark = _mark(package, one)
+    for mark in (_mark(package, one) for one in wanted):
         for place, digests in known:
             if mark in digests:
                 return store.open_image(place, digests[mark])
@@ -66,10 +67,13 @@ def _let_be() -> None:
 
 
 def built_guest(directory: str) -> str:
-    """The guest of `auto`: the first one whose image is made in seconds here. Imports the builder."""
+    """The guest of `auto`: the lean one where somebody has built it and it takes seconds again, else the
+    stock one. Imports the builder.
+    """
     from bufferzone.guestimage import build
 
-    return next((guest for guest in _IN_TURN[:-1] if build.is_ready(directory, guest)), _IN_TURN[-1])
+    lean, stock = _IN_TURN
+    return lean if build.was_built(directory, lean) and build.is_ready(directory, lean) else stock
 
 
 def remember_own(directory: str, digest: str, guest: str = "stock") -> None:

@@ -80,6 +80,7 @@ def boot(
             open_files=settings.open_files,
             timeline=timeline,
             record=left.add_process,
+            record_name=left.add_link,
             disks=rootdisk.directory_of(wish.settings),
             answer_s=wish.settings.boot_timeout_s,
         )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from bufferzone import jail
 from bufferzone.errors import HostError
-from bufferzone.linux import identity
+from bufferzone.linux import identity, nameless
 from bufferzone.linux import mount as mnt
 from bufferzone.storage import erofs, share
 
@@ -61,11 +61,7 @@ def _keep(fd: int, path: str) -> None:
         if not identity.is_namespace_root() or os.fstat(fd).st_uid != os.geteuid():
             os.fchown(fd, os.geteuid(), os.getegid())
         os.fsync(fd)
-        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        try:  # a directory's descriptor has link(2) follow the first name: open(2), on O_TMPFILE
-            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=root, follow_symlinks=True)
-        finally:
-            os.close(root)
+        nameless.give_name(fd, path)
     except FileExistsError:
         pass
     except OSError as error:

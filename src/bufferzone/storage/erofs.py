@@ -15,7 +15,7 @@ import time
 
 from bufferzone import allowlists, jail, programs
 from bufferzone.errors import HostError
-from bufferzone.linux import landlock
+from bufferzone.linux import landlock, nameless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def pack(source: str, directory: str, *, uid: int, most: int) -> Packing:
     log_fd = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)
     fd = -1
     try:
-        fd = nameless_file(directory)
+        fd = nameless.create(directory)
         os.fchown(fd, uid, uid)
         space = os.fstatvfs(fd)
         free = space.f_bavail * space.f_frsize
@@ -124,19 +124,6 @@ def describe_jail(program: str, source: str, image_fd: int, *, uid: int, log_fd:
         limits=((resource.RLIMIT_FSIZE, most),),
         restricted=landlock.Rules(writable=("/dev/null", f"/proc/self/fd/{image_fd}")),
     )
-
-
-def nameless_file(directory: str) -> int:
-    """A new file on the file system of `directory` that is gone with its last descriptor; raises OSError."""
-    os.makedirs(directory, 0o700, exist_ok=True)
-    try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:  # a file system without them
-        import tempfile
-
-        fd, path = tempfile.mkstemp(dir=directory)
-        os.unlink(path)
-        return fd
 
 
 def find_program() -> str:

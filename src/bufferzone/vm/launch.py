@@ -10,6 +10,7 @@ import os
 from contextlib import ExitStack, contextmanager
 
 from bufferzone.errors import HostError, VmmError
+from bufferzone.linux import nameless
 from bufferzone.model import Confinement, Share
 from bufferzone.record import Record
 from bufferzone.storage import ram, virtiofs
@@ -94,7 +95,8 @@ class VmLauncher:
     """Starts the VM `name`. `directory` gets logs and mount points; `tree` is what it shares, None: nothing;
     `nic_fd` the back end of its NIC, -1: none; `open_files` as many as virtiofsd may have open.
 
-    `record` is told of every process that has to end with it. `disks` is a directory on a disk, for files
+    `record` is told of every process that has to end with it, `record_name` of every file that a kill could
+    leave (its path, device and inode). `disks` is a directory on a disk, for files
     that the container's memory is not to be charged for. `answer_s`: how long a VMM that is to load a saved
     VM may take to answer.
     """
@@ -111,12 +113,13 @@ class VmLauncher:
         open_files: int,
         timeline: Timeline,
         record: Callable[[int], None] = lambda pid: None,
+        record_name: Callable[[str, list[int]], None] = lambda path, identity: None,
         disks: str = "",
         answer_s: float = 20.0,
     ) -> None:
         self._name, self._shape, self._directory = name, shape, directory
         self._uids, self._tree, self._nic_fd = uids, tree, nic_fd
-        self._timeline, self._record = timeline, record
+        self._timeline, self._record, self._record_name = timeline, record, record_name
         self._open_files, self._disks, self._answer_s = open_files, disks, answer_s
         self._names: list[str] = []
         self._driver = drivers.find(shape.vmm)
@@ -215,10 +218,8 @@ class VmLauncher:
 
     def _shown(self, stack: ExitStack, saved: SavedVm) -> int:
         """The saved disk as a file that a VMM of any user may open: a copy without a name."""
-        from bufferzone.storage import erofs  # a VMM that inherits its files has no use for it
-
         try:
-            fd = erofs.nameless_file(self._disks)
+            fd = nameless.create(self._disks)
             stack.callback(os.close, fd)
             os.ftruncate(fd, os.fstat(saved.disk_fd).st_size)
             ram.copy(saved.disk_fd, fd)
@@ -230,7 +231,7 @@ class VmLauncher:
 
     def _on_disk(self, stack: ExitStack) -> tuple[str, int]:
         """A file of the memory's size, for this VMM's user: (path, descriptor). `_naming` ends its name."""
-        path = os.path.join(self._disks, f"memory-{os.getpid()}-{len(self._names)}")
+        path = os.path.join(self._disks, f"memory-{os.urandom(8).hex()}")
         try:
             os.makedirs(self._disks, 0o700, exist_ok=True)
             fd = ram.create(path, self._shape.memory_mib << 20, self._uids.vmm)
@@ -239,6 +240,8 @@ class VmLauncher:
             raise HostError(text, code="memory") from error
         self._names.append(path)
         stack.callback(os.close, fd)
+        found = os.fstat(fd)
+        self._record_name(path, [found.st_dev, found.st_ino])
         return path, fd
 
     @contextmanager

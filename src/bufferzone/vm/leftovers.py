@@ -74,7 +74,7 @@ class Leftovers:
             self._write()
 
     def add_link(self, path: str, identity: list[int]) -> None:
-        """Another name of the file with this device and inode."""
+        """A name of the file with this device and inode that is to go."""
         self._add("links", [[path, identity]])
 
     def add_directory(self, directory: str) -> None:
@@ -136,7 +136,7 @@ def clean(directory: str) -> list[str]:
 
 
 def _unlink(path: str, identity: list[int]) -> None:
-    """Remove a name of the killed shim's socket, unless it is another's by now."""
+    """Remove a name that the killed shim gave a file or its socket, unless it is another's by now."""
     with suppress(FileNotFoundError):
         found = os.lstat(path)
         if [found.st_dev, found.st_ino] == identity:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 
 from bufferzone.errors import HostError, VmmError
 from bufferzone.linux import mount as mnt
+from bufferzone.linux import nameless
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.vmm.firecracker import requests
 from bufferzone.wire.agent import VSOCK_PORT
@@ -194,15 +195,14 @@ def _named(fd: int) -> Iterator[int]:
     One that was made without (O_TMPFILE) gets it beside where it was made: no kernel mounts what has none.
     Raises OSError.
 
-    Source: proc(5) /proc/PID/fd, open(2) O_TMPFILE; d_set_mounted in fs/dcache.c of Linux.
+    Source: d_set_mounted in fs/dcache.c of Linux.
     """
     if os.fstat(fd).st_nlink:
         yield fd
         return
-    link = f"/proc/self/fd/{fd}"
-    path = os.path.join(os.path.dirname(os.readlink(link)), f"shown-{os.getpid()}-{fd}")
-    # with a descriptor it is linkat(2), which follows; the path is absolute, so it means nothing else
-    os.link(link, path, src_dir_fd=fd, follow_symlinks=True)
+    where = os.path.dirname(os.readlink(f"/proc/self/fd/{fd}"))
+    path = os.path.join(where, f"shown-{os.urandom(8).hex()}")
+    nameless.give_name(fd, path)
     try:
         named = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
