@@ -58,7 +58,9 @@ def test_a_start_does_not_wait_for_a_build_of_somebody_elses(made):
         first = current.current_image(directory, print)
         assert store.packages_of(store.read_index(directory)) == []
     assert current.current_image(directory, print) != first  # asked once more, and noted now
-    assert len(store.packages_of(store.read_index(directory))) == 1
+    assert (
+        len(store.packages_of(store.read_index(directory))) == 2
+    )  # for the stock guest, and where any will do
 
 
 def test_two_versions_keep_their_own_image(made, monkeypatch):
@@ -87,9 +89,9 @@ def test_what_is_remembered_is_bounded(made, monkeypatch):
     directory, _ = made
     store.write_index(directory, {"current": DIGESTS[0]})
     for number in range(20):
-        current.remember(directory, f"mark{number}", DIGESTS[0])
+        current.remember(directory, [f"mark{number}"], DIGESTS[0])
     marks = [mark for mark, _ in store.packages_of(store.read_index(directory))]
-    assert marks == [f"mark{number}" for number in range(12, 20)]
+    assert marks == [f"mark{number}" for number in range(4, 20)]
 
 
 def test_each_guest_has_an_image_of_its_own(made, monkeypatch):
@@ -124,6 +126,17 @@ def test_where_the_lean_guest_has_been_built_it_is_the_one_that_is_used(made, mo
     index = store.read_index(directory)
     store.write_index(directory, {**index, "recipes": {"lean": {"digest": "c" * 64}}})
     current.current_image(directory, print)
+    assert builds == ["stock", "lean"]
+
+
+def test_a_start_that_asked_for_the_stock_guest_does_not_hide_the_lean_one(made, monkeypatch):
+    directory, builds = made
+    store.write_index(directory, {"current": DIGESTS[0], "recipes": {"lean": {"digest": DIGESTS[0]}}})
+    monkeypatch.setattr(build, "is_ready", lambda directory, guest: True)
+    current.current_image(directory, print, "stock")
+    current.remember_own(directory, DIGESTS[0])  # bz setup --guest stock
+    for _ in range(2):
+        current.current_image(directory, print)
     assert builds == ["stock", "lean"]
 
 

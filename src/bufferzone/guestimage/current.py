@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 #: what goes into an image or decides how it is made, below the package
 _PARTS = ("", "container", "guest", "guestimage", "linux", "wire")
-_REMEMBERED = 8
+_REMEMBERED = 16
 #: the lean guest where it has been built, else the stock one
 AUTO = "auto"
-_IN_TURN = ("lean", "stock")
+_LEAN, _STOCK = "lean", "stock"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -37,7 +37,8 @@ def current_image(directory: str, progress: Callable[[str], None], guest: str = 
     Raises `HostError` when there is no image at all or a damaged one, or a kernel is to be compiled first
     (that is for `bz setup` to say and repair), and when it cannot be built.
     """
-    wanted = _IN_TURN if guest == AUTO else (guest,)
+    # that a stock image is known does not say that no lean one can be had: somebody may have asked for it
+    wanted = (_LEAN, AUTO) if guest == AUTO else (guest,)
     package = fingerprint(_PACKAGE)
     # root's own store is both: it is read once
     places = dict.fromkeys((directory, *_places_of_root(directory)))
@@ -49,6 +50,7 @@ def current_image(directory: str, progress: Callable[[str], None], guest: str = 
     store.open_image(directory)
     from bufferzone.guestimage import build
 
+    asked = guest
     if guest == AUTO:
         guest = built_guest(directory)
     elif not build.is_ready(directory, guest):
@@ -57,7 +59,12 @@ def current_image(directory: str, progress: Callable[[str], None], guest: str = 
             f"no {guest} guest in {directory} for this version", hint=hint, code="guest-not-built"
         )
     image = build.ensure_image(directory, guest=guest, progress=progress)
-    remember(directory, _mark(package, guest), image.digest, waiting=_let_be)
+    remember(
+        directory,
+        [_mark(package, one) for one in dict.fromkeys((guest, asked))],
+        image.digest,
+        waiting=_let_be,
+    )
     return image
 
 
@@ -72,18 +79,20 @@ def built_guest(directory: str) -> str:
     """
     from bufferzone.guestimage import build
 
-    lean, stock = _IN_TURN
-    return lean if build.was_built(directory, lean) and build.is_ready(directory, lean) else stock
+    return _LEAN if build.was_built(directory, _LEAN) and build.is_ready(directory, _LEAN) else _STOCK
 
 
-def remember_own(directory: str, digest: str, guest: str = "stock") -> None:
-    """Note that the running package runs the image `digest`, just built, where `guest` is wanted."""
-    remember(directory, _mark(fingerprint(_PACKAGE), guest), digest)
+def remember_own(directory: str, digest: str, guest: str = _STOCK) -> None:
+    """Note that the running package runs the image `digest`, just built, where `guest` is wanted, and where
+    it is the one that nobody has to ask for. Imports the builder.
+    """
+    wanted = [guest, AUTO] if built_guest(directory) == guest else [guest]
+    remember(directory, [_mark(fingerprint(_PACKAGE), one) for one in wanted], digest)
 
 
 def _mark(package: str, guest: str) -> str:
     """By what the index knows the package with this fingerprint with this guest."""
-    return package if guest == "stock" else f"{package} {guest}"
+    return package if guest == _STOCK else f"{package} {guest}"
 
 
 def _places_of_root(directory: str) -> list[str]:
@@ -97,16 +106,18 @@ def _places_of_root(directory: str) -> list[str]:
     return [store.SYSTEM_STORE] if trusted and directory == store.default_store() else []
 
 
-def remember(directory: str, mark: str, digest: str, waiting: Callable[[], None] = lambda: None) -> None:
-    """Note that the package with this mark runs this image; a store we may not write stays as it is.
+def remember(
+    directory: str, marks: list[str], digest: str, waiting: Callable[[], None] = lambda: None
+) -> None:
+    """Note that the package with these marks runs this image; a store we may not write stays as it is.
 
     `waiting` is called when somebody else holds the store's lock; a `HostError` of it leaves the note out.
     """
     what = f"note the image of this package in {directory}"
     with log.passing_over(what, HostError, OSError), store.lock(directory, waiting):
         index = store.read_index(directory)
-        others = [pair for pair in store.packages_of(index) if pair[0] != mark]
-        kept = [*others[-(_REMEMBERED - 1) :], (mark, digest)]
+        others = [pair for pair in store.packages_of(index) if pair[0] not in marks]
+        kept = [*others, *((mark, digest) for mark in marks)][-_REMEMBERED:]
         store.write_index(directory, {**index, "packages": kept})
 
 
