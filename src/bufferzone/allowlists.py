@@ -154,17 +154,24 @@ VIRTIOFSD_C = _list(
     **_OWN_DIRECTORY,
     prctl=one_of(0, _PRCTL_CONFINES),
 )
-#: what Rust's libraries wait with, and openat2: a name is resolved beneath its directory
+_SOL_SOCKET, _SO_TYPE, _SO_DOMAIN = 1, 3, 39
+#: what Rust's libraries wait with, and openat2: a name is resolved beneath its directory. From 1.14 on
+#: getsockopt, whether the channel for its own requests that QEMU hands over is a stream of AF_UNIX, and
+#: shutdown, when its connection has ended
 VIRTIOFSD_RUST = _list(
     "virtiofsd (Rust)",
     _FILE_SERVER
     | _words(
-        "epoll_create1 epoll_ctl epoll_wait epoll_pwait openat2 preadv2 pwritev2 getcwd recvfrom sendto"
+        "epoll_create1 epoll_ctl epoll_wait epoll_pwait openat2 preadv2 pwritev2 getcwd recvfrom sendto "
+        "shutdown"
     ),
     **_THREADS,
     **_OWN_DIRECTORY,
     prctl=one_of(0, _PRCTL_CONFINES),
     ioctl=one_of(1, (_FIONBIO, _TCGETS)),
+    getsockopt=tuple(
+        ((1, 0xFFFFFFFF, _SOL_SOCKET), (2, 0xFFFFFFFF, option)) for option in (_SO_TYPE, _SO_DOMAIN)
+    ),
 )
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 #: connections of the host, which it is for; then namespaces, a root and a list of calls of its own

@@ -97,6 +97,17 @@ def test_qemu_may_ask_a_tap_what_it_is_and_not_make_it_another() -> None:
         assert run(code, IOCTL, 9, 0x4090AE82) == kvm  # KVM_SET_REGS
 
 
+def test_the_rust_virtiofsd_may_ask_what_kind_of_socket_it_was_given_and_nothing_else() -> None:
+    getsockopt, shutdown = NUMBERS["getsockopt"], NUMBERS["shutdown"]
+    code = allowlist.program(allowlists.VIRTIOFSD_RUST)
+    assert [option for option in range(100) if run(code, getsockopt, 9, 1, option) == ALLOW] == [3, 39]
+    for level in (0, 6, 41, 263):  # IP, TCP, IPv6, NETLINK
+        assert run(code, getsockopt, 9, level, 3) == ENOSYS
+    assert run(code, shutdown, 9, 2) == ALLOW
+    for number in (getsockopt, shutdown):
+        assert run(allowlist.program(allowlists.VIRTIOFSD_C), number, 9, 1, 3) == ENOSYS
+
+
 def test_firecracker_attaches_to_a_tap_by_name_and_changes_no_interface() -> None:
     code = allowlist.program(allowlists.FIRECRACKER)
     for request in (0x400454CA, 0x400454D0, 0x400454D8, 0xAE80):  # TUNSETIFF, offloads, KVM_RUN
