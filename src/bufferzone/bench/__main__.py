@@ -1,6 +1,6 @@
 """The program behind `bz bench`, `bz drill` and `bz audit --measure`. Its one argument is JSON: runs, only,
 sandboxes, parallel, minutes, json, profile, plot; or `drill`, only, json, runtime, open; or `meter`,
-runtimes, seconds, json, plot. The report goes to stdout, progress and errors to stderr.
+runtimes, seconds, functions, json, plot. The report goes to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def meter(order: dict[str, Any]) -> int:
         pyplot = plot.load(place) if order["plot"] else None
         own = runtimes.write_program(os.path.join(place, "bufferzone"), "bufferzone.cli.main")
         try:
-            found = meter.measure(order["runtimes"], own, place, order["seconds"], _progress)
+            found = meter.measure(
+                order["runtimes"], own, place, order["seconds"], _progress, functions=order["functions"]
+            )
         finally:
             programs.end_all()
     _progress("")

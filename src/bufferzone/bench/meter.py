@@ -5,8 +5,9 @@ starts; with us the shim, what stands for the container, QEMU, virtiofsd. Not tr
 kernel (kvm's, vhost's) and the start: counting begins some seconds after the workload has said that it runs.
 A call that was under way when strace came is not counted: it is shown once more because it was interrupted.
 Each call of a traced process is stopped twice, so calls a second are fewer than they would be, of a runtime
-that makes many most of all; calls for a round of the workload are comparable. docs/attack-surface.md has
-method and figures.
+that makes many most of all; calls for a round of the workload are comparable. Where it is asked for, the
+functions of the kernel that run on its behalf are noted afterwards, for the same workload, with the kernel's
+threads. docs/attack-surface.md has method and figures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import time
 
 from bufferzone.audit import held, sandboxes
-from bufferzone.bench import programs, runtimes
+from bufferzone.bench import kernel_functions, programs, runtimes
 from bufferzone.errors import HostError
 from bufferzone.record import Record, asdict
 
@@ -72,7 +73,8 @@ _CONTAINER, _LATER = "container", "begun meanwhile"
 class Count(Record):
     """One workload under one runtime: `calls` by name, the same for each role of a process (`roles`),
     dangerous `classes` by name, `seconds` measured, `rounds` of the workload in that time, `processes` that
-    were traced and how many of them were `privileged` (uid 0 of the host, or a capability over it).
+    were traced and how many of them were `privileged` (uid 0 of the host, or a capability over it). Of the
+    kernel's functions that ran the names (None: not asked for), and how many calls were not written down.
     """
 
     calls: dict[str, int]
@@ -82,6 +84,8 @@ class Count(Record):
     rounds: int
     processes: int
     privileged: int
+    functions: list[str] | None = None
+    functions_lost: int = 0
 
     def form(self) -> dict[str, Any]:
         """As JSON values, with what follows from them."""
@@ -89,15 +93,27 @@ class Count(Record):
         return {
             **asdict(self),
             "unique": len(self.calls),
+            "unique_functions": None if self.functions is None else len(self.functions),
             "per_second": round(total / self.seconds, 1),
             "per_round": round(total / self.rounds, 1) if self.rounds else None,
         }
 
 
 def measure(
-    names: Sequence[str], own_program: str, directory: str, seconds: float, progress: Callable[[str], None]
+    names: Sequence[str],
+    own_program: str,
+    directory: str,
+    seconds: float,
+    progress: Callable[[str], None],
+    *,
+    functions: bool = False,
 ) -> dict[str, Any]:
-    """runtime -> workload -> `Count.form`, or the reason why there is none. Raises `HostError`."""
+    """runtime -> workload -> `Count.form`, or the reason why there is none; `functions`: the kernel's too.
+    Raises `HostError`.
+    """
+    if functions:
+        with kernel_functions.Tracer([os.getpid()]):  # before the minutes of measuring, not after
+            pass
     strace = shutil.which("strace", path=programs.ENVIRONMENT["PATH"])
     if strace is None:
         raise HostError("cannot count system calls: no strace", hint="apt-get install strace")
@@ -116,13 +132,13 @@ def measure(
         for workload, script in WORKLOADS.items():
             progress(f"{name}: {workload}")
             try:
-                found[name][workload] = _one(runtime, script, strace, seconds).form()
+                found[name][workload] = _one(runtime, script, strace, seconds, functions).form()
             except HostError as error:
                 found[name][workload] = {"reason": error.line()}
     return found
 
 
-def _one(runtime: Runtime, script: str, strace: str, seconds: float) -> Count:
+def _one(runtime: Runtime, script: str, strace: str, seconds: float, functions: bool) -> Count:
     path = os.path.join(runtime.bundle, "config.json")
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
@@ -135,7 +151,8 @@ def _one(runtime: Runtime, script: str, strace: str, seconds: float) -> Count:
     try:
         _until(program, lambda: program.first_ms is not None and program.ended, _FIRST_S)
         _during(program, _START_S)
-        return _counted(runtime, program, strace, seconds)
+        count = _counted(runtime, program, strace, seconds)
+        return _with_functions(count, runtime, program, seconds) if functions else count
     finally:
         program.close()
         runtime.remove(["meter"])
@@ -174,6 +191,15 @@ def _counted(runtime: Runtime, program: programs.Program, strace: str, seconds: 
         processes=len(processes),
         privileged=privileged,
     )
+
+
+def _with_functions(count: Count, runtime: Runtime, program: programs.Program, seconds: float) -> Count:
+    """The same for the functions of the kernel, in a time of its own."""
+    processes = _processes(runtime)
+    threads = [tid for pid in processes for tid in _threads(pid)]
+    with kernel_functions.Tracer([*threads, *kernel_functions.kernel_threads(processes)]) as tracer:
+        _during(program, seconds)
+    return Count(**{**asdict(count), "functions": sorted(tracer.names), "functions_lost": tracer.lost})
 
 
 def read_trace(
@@ -282,20 +308,21 @@ def _is_privileged(pid: int) -> bool:
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
     """A table, with its head."""
-    head = ["RUNTIME", "WORKLOAD", "UNIQUE", "CALLS/S", "ROUNDS", "CALLS/ROUND", "PRIVILEGED", "DANGEROUS"]
-    lines = [head]
+    head = ["RUNTIME", "WORKLOAD", "UNIQUE", "CALLS/S", "ROUNDS", "CALLS/ROUND", "FUNCTIONS"]
+    lines = [[*head, "PRIVILEGED", "DANGEROUS"]]
     for name, workloads in found.items():
         if "reason" in workloads:
-            lines.append([name, "", "", "", "", "", "", workloads["reason"]])
+            lines.append([name, *[""] * 7, workloads["reason"]])
             continue
         for workload, count in workloads.items():
             if "reason" in count:
-                lines.append([name, workload, "", "", "", "", "", count["reason"]])
+                lines.append([name, workload, *[""] * 6, count["reason"]])
                 continue
             numbers = [count["unique"], count["per_second"], count["rounds"], count["per_round"] or ""]
             shown = ", ".join(f"{label} {number}" for label, number in sorted(count["classes"].items()))
             privileged = f"{count['privileged']} of {count['processes']}"
-            lines.append([name, workload, *map(str, numbers), privileged, shown or "none"])
+            reached = "-" if count["unique_functions"] is None else str(count["unique_functions"])
+            lines.append([name, workload, *map(str, numbers), reached, privileged, shown or "none"])
     return lines
 
 

@@ -25,6 +25,7 @@ FLAGS = (
     Flag("measure", "", "count the host's system calls on behalf of a container instead; takes strace"),
     Flag("runtime", "NAME", "measure: one of " + ", ".join(_MEASURED) + "; may be repeated", kind="list"),
     Flag("seconds", "N", "measure: how long each workload is counted", kind="int", default=5),
+    Flag("functions", "", "measure: the kernel's functions as well, where it lets root trace them"),
     Flag("plot", "FILE", "measure: draw a PNG; takes python3-matplotlib"),
 )
 USAGE = "[options]"
@@ -83,6 +84,7 @@ def _measure(options: Options) -> int:
     if os.geteuid() != 0:
         raise HostError("measure needs root: it traces processes", hint="run as root")
     order = {"meter": True, "runtimes": chosen or ["runc", "bufferzone-warm"], "seconds": options.seconds}
+    order |= {"functions": options.functions}
     order |= {"json": options.json, "plot": os.path.abspath(options.plot) if options.plot else ""}
     argv = programs.argv("bench", json.dumps(order))
     os.execve(argv[0], argv, programs.ENVIRONMENT)
