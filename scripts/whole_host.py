@@ -42,7 +42,8 @@ RELEASES = ("bookworm", "trixie", "sid")
 #: what makes a tree a host; what bufferzone needs on top is scripts/install's to know
 PACKAGES = """
     systemd systemd-sysv dbus dbus-user-session libpam-systemd udev kmod linux-image-cloud-amd64
-    initramfs-tools apparmor git python3 python3-pytest procps iproute2 ca-certificates docker.io e2fsprogs strace
+    initramfs-tools apparmor git python3 python3-pytest procps iproute2 ca-certificates docker.io e2fsprogs
+    strace
 """
 #: on Debian 12 they are parts of others
 BY_RELEASE = {"trixie": ("docker-cli",), "sid": ("docker-cli",)}
