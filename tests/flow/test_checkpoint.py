@@ -582,9 +582,21 @@ def test_a_vmm_that_ends_while_its_vm_is_restored_is_told_by_its_end_and_not_by_
     assert "pipe" not in said
 
 
+def test_a_vmm_that_refuses_a_state_and_goes_on_is_quoted(bz, image, saved):
+    bz.odd_shim(
+        "from bufferzone.errors import VmmError\nfrom bufferzone.vmm.host import machine\n"
+        "def load(vm, fd):\n"
+        "    raise VmmError('QEMU refused migrate-incoming: not like this', code='qmp-refused')\n"
+        "machine.HostVm.load = load"
+    )
+    said = saved.refused(image)
+    assert "QEMU refused migrate-incoming: not like this" in said
+    assert "did not answer" not in said
+
+
 def test_a_state_that_is_none_fails_the_restore_and_says_so(bz, image, saved):
     bz.odd_shim(
         "import os\nfrom bufferzone.vmm.host import machine\nreal = machine.HostVm.load\n"
         "machine.HostVm.load = lambda vm, fd: real(vm, os.open('/bin/sh', os.O_RDONLY))"
     )
-    assert "this is not the state of an agent" in saved.refused(image)
+    assert saved.refused(image) == "the agent cannot restore: not the state of an agent"

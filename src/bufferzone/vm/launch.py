@@ -153,12 +153,7 @@ class VmLauncher:
         self._timeline.enter(phase)
         with _watched(vmm, phase):
             vmm.greet(self._answer_s)
-        try:
             vmm.load(saved.state_fd)
-        except VmmError as error:
-            vmm.watch()
-            raise vmm.failure(phase) from error
-        with _watched(vmm, phase):
             if mapped < 0:
                 saved.check_memory(memory_fd)
             if saved.disk_fd >= 0:

@@ -30,6 +30,11 @@ _BALLOON_TRIES = 50
 #: devices take 250 KB to 1 MB; a QEMU that its guest took over shall not fill the disk
 _MOST_STATE = 64 << 20
 _LAST_BYTES_S = 10.0
+#: from this version on `fd:` takes sockets and pipes alone; `file:`, there since 8.2, is for files. Source:
+#: QEMU 9.1, docs/about/deprecated.rst
+_NO_FILES_BY_FD = 11
+#: the set of descriptors that the file is in; a disk's image has another one, see `plugging`
+_STATE_SET = 2
 
 
 @contextmanager
@@ -147,9 +152,21 @@ def load(qmp: Qmp, state_fd: int, last_words: Callable[[], list[str]]) -> None:
     qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     # a NIC that was moved would tell its network of its MAC, which here is a template's
     qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
-    qmp.send_descriptor("state", state_fd)
-    qmp.execute("migrate-incoming", {"uri": "fd:state"})
-    _await_migration(qmp, last_words, "restore from the template")
+    with _given(qmp, state_fd) as uri:
+        qmp.execute("migrate-incoming", {"uri": uri})
+        _await_migration(qmp, last_words, "restore from the template")
+
+
+@contextmanager
+def _given(qmp: Qmp, state_fd: int) -> Iterator[str]:
+    """While entered, QEMU has the file that it shall load, from its present position on; yields its URI."""
+    if qmp.major < _NO_FILES_BY_FD:
+        qmp.send_descriptor("state", state_fd)
+        yield "fd:state"  # which closes it
+        return
+    qmp.send_descriptor("state", state_fd, command="add-fd", arguments={"fdset-id": _STATE_SET})
+    yield f"file:/dev/fdset/{_STATE_SET}"
+    qmp.execute("remove-fd", {"fdset-id": _STATE_SET})
 
 
 def _await_migration(qmp: Qmp, last_words: Callable[[], list[str]], phase: str) -> None:

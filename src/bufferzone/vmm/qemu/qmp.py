@@ -42,6 +42,8 @@ class Qmp:
         self._pending = b""
         self._serial = 0
         self._lost = ""
+        #: QEMU's major version, as the greeting tells it; 0: unknown
+        self.major = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENT_LIMIT)
 
     def fileno(self) -> int:
@@ -59,6 +61,8 @@ class Qmp:
         numbers = version.get("qemu") if isinstance(version, dict) else None
         if not isinstance(numbers, dict):
             return "unknown"
+        major = numbers.get("major")
+        self.major = major if isinstance(major, int) else 0
         return ".".join(str(numbers.get(part, 0)) for part in ("major", "minor", "micro"))[:40]
 
     def execute(
