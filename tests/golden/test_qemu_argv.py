@@ -37,7 +37,7 @@ mem-merge=off,memory-backend=ram
 -initrd /boot/initrd
 -append console=ttyS0 panic=-1
 -chardev socket,id=control,fd=12
--mon chardev=control,mode=control
+-qmp chardev:control
 -chardev socket,id=console,fd=11
 -serial chardev:console
 -chardev socket,id=agent,fd=10

@@ -162,7 +162,8 @@ def _boot(spec: VmSpec) -> list[str]:
 
 
 def _control(fd: int) -> list[str]:
-    return ["-chardev", f"socket,id=control,fd={fd}", "-mon", "chardev=control,mode=control"]
+    # every QEMU knows this form; -mon is deprecated in 11.1, and its successor, an -object, is unknown before
+    return ["-chardev", f"socket,id=control,fd={fd}", "-qmp", "chardev:control"]
 
 
 def _console(fd: int) -> list[str]:
