@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bufferzone.bench import attacks, canary, drill, meter
+from bufferzone.record import asdict
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and device nodes")
 
@@ -155,8 +156,14 @@ def test_a_row_of_the_meter_has_what_is_compared() -> None:
         processes=3,
         privileged=1,
     )
-    found = {"runc": {"idle": count.form(), "files": {"reason": "no"}}, "runsc": {"reason": "not installed"}}
+    traced = meter.Count(**{**asdict(count), "functions": ["vfs_read", "vfs_write", "ksys_read"]})
+    found = {
+        "runc": {"idle": count.form(), "files": {"reason": "no"}, "forks": traced.form()},
+        "runsc": {"reason": "not installed"},
+    }
     rows = meter.rows(found)
-    assert rows[1] == ["runc", "idle", "2", "10.0", "8", "5.0", "1 of 3", "none"]
+    assert rows[1] == ["runc", "idle", "2", "10.0", "8", "5.0", "-", "1 of 3", "none"]
     assert rows[2][-1] == "no"
-    assert rows[3][-1] == "not installed"
+    assert rows[3][6] == "3"
+    assert rows[4][-1] == "not installed"
+    assert {len(row) for row in rows} == {len(rows[0])}

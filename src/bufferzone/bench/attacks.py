@@ -68,6 +68,7 @@ def child(work):
 def pids():
     return [name for name in os.listdir("/proc") if name.isdigit() and name != str(os.getpid())]
 say("begun")
+sys.stdin.read()  # its end: we were heard, and may end the machine
 """
 
 ATTACKS = (

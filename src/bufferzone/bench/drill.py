@@ -107,13 +107,14 @@ class Drill:
         id, place = f"drill-{self._count}", f"{self._directory}/{self._count}"
         self._make_rootfs(f"{place}/rootfs", attack, linked)
         facts = {"host": self._host, "shared": self._shared, "token": self._canary.token}
-        words = json.dumps({**facts, "victim": self._canary.victim})
+        argument = json.dumps({**facts, "victim": self._canary.victim})
         with open(f"{place}/config.json", "x", encoding="utf-8") as file:
-            config = self._config(attack, ["/usr/bin/python3", "-ISc", code, words], mounts)
+            config = self._config(attack, ["/usr/bin/python3", "-ISc", code, argument], mounts)
             if linked:
                 config["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
             json.dump(config, file)
-        program = programs.Program([*self._prefix, "run", "--bundle", place, id], f"{place}/errors")
+        words = [*self._prefix, "run", "--bundle", place, id]
+        program = programs.Program(words, f"{place}/errors", heard=True)
         try:
             if attack.entered:
                 _await([program], _EXEC_S, first_byte=True)

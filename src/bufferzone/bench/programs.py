@@ -27,27 +27,24 @@ _MOST_OUTPUT = 1 << 20
 _alive: dict[int, Program] = {}
 
 
-def _empty_stdin() -> int:
-    """A pipe at its end: runsc gives its stdin to the container's user, and /dev/null is the host's."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    os.close(writer)
-    return reader
-
-
 class Program:
     """A started program: `first_ms` to the first byte of its stdout, `total_ms` to its own end.
 
-    The pipe of stdout stays open until `close`, since a detached container goes on using it.
+    The pipe of stdout stays open until `close`, since a detached container goes on using it. With `heard` its
+    stdin ends once we have heard its first byte, and not from the start.
     """
 
-    def __init__(self, argv: Sequence[str], errors: str) -> None:
+    def __init__(self, argv: Sequence[str], errors: str, *, heard: bool = False) -> None:
         self.argv, self._errors = list(argv), errors
         self.output = b""
         self.first_ms: float | None = None
         self.total_ms: float | None = None
         self.status: int | None = None
         self._reader, writer = os.pipe2(os.O_CLOEXEC)
-        nothing = _empty_stdin()
+        # a pipe: runsc gives its stdin to the container's user, and /dev/null is the host's
+        nothing, self._held = os.pipe2(os.O_CLOEXEC)
+        if not heard:
+            self._let_go()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [
             (os.POSIX_SPAWN_DUP2, nothing, 0),
@@ -59,6 +56,7 @@ class Program:
             self.pid = os.posix_spawn(argv[0], self.argv, ENVIRONMENT, file_actions=actions, setsid=True)
         except OSError as error:
             os.close(self._reader)
+            self._let_go()
             raise HostError(f"cannot start {argv[0]}: {error.strerror}") from error
         finally:
             os.close(writer)
@@ -81,9 +79,17 @@ class Program:
         if not chunk:
             os.close(fd)
             self._reader = -1
-        elif len(self.output) < _MOST_OUTPUT:
+            return
+        self._let_go()
+        if len(self.output) < _MOST_OUTPUT:
             self.first_ms = now if self.first_ms is None else self.first_ms
             self.output += chunk
+
+    def _let_go(self) -> None:
+        """End its stdin."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     def _collect(self) -> None:
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -111,7 +117,8 @@ class Program:
         return lines[-1] if lines else f"exit status {self.status}"
 
     def close(self) -> None:
-        """Kill it if it runs, and let go of its pipe."""
+        """Kill it if it runs, and let go of its pipes."""
+        self._let_go()
         if self._pidfd >= 0:
             os.kill(self.pid, signal.SIGKILL)
             self._collect()
