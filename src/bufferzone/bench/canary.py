@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
+import signal
 import time
 
 from bufferzone.bench import programs
@@ -24,6 +26,17 @@ _SYSCTLS = (
 )
 #: more than that may be others' doing
 _PROCESSES, _MEMORY_KIB, _CLOCK_S, _DISK = 500, 4 << 20, 60, 1 << 30
+
+#: it says something at its start, and at each signal
+_VICTIM = """
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: print(flush=True))
+print(flush=True)
+while True:
+    time.sleep(1e6)
+"""
+#: a machine that is four times slower answers in this time; what was stopped does not
+_ANSWER_S = 30.0
 
 
 class Seen(Record):
@@ -55,8 +68,17 @@ class Canary:
         self._process = self._begin()
 
     def _begin(self) -> programs.Program:
-        words = ["/usr/bin/python3", "-ISc", "import time; print(flush=True); time.sleep(1e6)", self.victim]
-        return programs.Program(words, os.path.join(self.host, "victim.err"))
+        words = ["/usr/bin/python3", "-ISc", _VICTIM, self.victim]
+        begun = programs.Program(words, os.path.join(self.host, "victim.err"))
+        _hear(begun, 0)
+        return begun
+
+    def _answers(self) -> bool:
+        """Whether the process is there and runs. One that was just killed may look alive, and is silent."""
+        heard = len(self._process.output)
+        if not self._process.ended:
+            os.kill(self._process.pid, signal.SIGUSR1)
+        return _hear(self._process, heard)
 
     @property
     def victim(self) -> str:
@@ -71,7 +93,7 @@ class Canary:
             files={path: _sum(path) for path in self._files},
             listing=frozenset(os.listdir(self.host)),
             nodes=frozenset(_nodes(self._shared)),
-            victim=os.path.exists(f"/proc/{self._process.pid}/fd/0"),
+            victim=self._answers(),
             clock=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
             processes=sum(name.isdigit() for name in os.listdir("/proc")),
             memory_kib=_available_kib(),
@@ -95,6 +117,21 @@ class Canary:
     def close(self) -> None:
         """End the process."""
         self._process.close()
+
+
+def _hear(program: programs.Program, heard: int) -> bool:
+    """Whether it says more than `heard` bytes before it ends or its time is up."""
+    end = time.monotonic() + _ANSWER_S
+    while len(program.output) == heard and not program.ended:
+        poll = select.poll()
+        for fd in program.waiting_for():
+            poll.register(fd, select.POLLIN)
+        ready = poll.poll(max(0.0, end - time.monotonic()) * 1000)
+        if not ready:
+            break
+        for fd, _ in ready:
+            program.take(fd)
+    return len(program.output) > heard
 
 
 def touched(before: Seen, after: Seen) -> list[str]:
