@@ -142,6 +142,7 @@ def test_input_and_output_that_are_under_way_are_not_lost(warm: Warm, made: Path
     text = seen + second.output()  # its stdin is /dev/null, so it ends
     assert text == "got first.\ngot second.\n"
     os.close(write_end)
+    warm.runtime.await_status("two", "stopped")  # its output ends before its last process is reaped
     warm.runtime.ok("delete", "two")
     warm.runtime.ok("delete", "one")
 
