@@ -6,6 +6,7 @@ settings of the machine. So they change the machine, and run nowhere but in one 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,13 @@ def run(*words: str, status: int = 0, cwd: str | None = None) -> str:
 
 def podman(*words: str, status: int = 0) -> str:
     return run("podman", "--runtime", "bufferzone", *words, status=status)
+
+
+def how_started(id: str) -> dict[str, str]:
+    """The annotations of a container's `state`, and below `log` what its shim wrote down."""
+    annotations: dict[str, str] = json.loads(run("bufferzone", "state", id))["annotations"]
+    log = Path(f"/run/bufferzone/{id}/shim.log")
+    return {**annotations, "log": log.read_text(errors="replace") if log.exists() else ""}
 
 
 @pytest.fixture(scope="session")

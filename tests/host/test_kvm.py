@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from host.conftest import podman, run
+from host.conftest import how_started, podman, run
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
 
@@ -21,9 +21,9 @@ def test_features_and_the_state_of_a_container_say_kvm(image):
     assert "kvm" in json.dumps(features)
     podman("run", "-d", "--name", "kvm", image, "sleep", "1000")
     id = json.loads(podman("inspect", "kvm"))[0]["Id"]
-    state = json.loads(run("bufferzone", "state", id))
-    assert state["annotations"]["bufferzone.accelerator"] == "kvm"
-    assert state["annotations"]["bufferzone.start"] == "warm"  # quickstart made the template
+    facts = how_started(id)
+    assert facts["bufferzone.accelerator"] == "kvm", facts
+    assert facts["bufferzone.start"] == "warm", facts  # quickstart made the template
     podman("rm", "--force", "--time", "0", "kvm")
 
 
