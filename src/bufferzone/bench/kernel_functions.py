@@ -71,10 +71,12 @@ class Tracer:
         self._write("options/function-fork", "1")
         if not self._choose():
             return  # with nobody chosen the tracer would take everybody
+        self._write("tracing_on", "0")
+        self._write("current_tracer", "function")  # EBUSY once somebody reads what it writes
         pipe = os.open(os.path.join(self._instance, "trace_pipe"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._reader = threading.Thread(target=self._read, args=(pipe,), name="functions")
         self._reader.start()
-        self._write("current_tracer", "function")
+        self._write("tracing_on", "1")
 
     def _choose(self) -> bool:
         """Name the threads to the kernel; whether any is still there."""
@@ -101,9 +103,13 @@ class Tracer:
             mount.unmount(self._place)
 
     def _write(self, name: str, text: str, flags: int = 0) -> None:
-        fd = os.open(os.path.join(self._instance, name), os.O_WRONLY | os.O_CLOEXEC | flags)
+        path = os.path.join(self._instance, name)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
         try:
             os.write(fd, text.encode())
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
             os.close(fd)
 
