@@ -163,7 +163,7 @@ class Warm:
     ) -> None:
         self.template: template_store.Template | None = None
         self._maker: template.Maker | None = None
-        self._came_from = ""
+        self._came_from = self._blamed = ""
         self._log = log
         self._store = template_store.default_store(settings.image_store)
         if not settings.templates or os.geteuid() != 0:
@@ -197,10 +197,10 @@ class Warm:
             self.template = template_store.open_template(self._store, key)
 
     def refused(self, error: BufferzoneError) -> None:
-        """The template does not work: one warning, and it is made again after the next cold boot."""
+        """The template does not work: one warning. It is to blame where a cold boot works."""
         self._log(f"booting cold, the template is of no use: {error.line()}")
         if self.template is not None:
-            template_store.remove(self._store, self.template.key)
+            self._blamed = self.template.key
             self.template.close()
             self.template = None
 
@@ -212,9 +212,13 @@ class Warm:
             self.template = None
 
     def boot_ended(self, well: bool) -> None:
-        """Let the maker begin. A template whose guest did not wake is removed, and made anew by and by."""
+        """Let the maker begin. A template that was refused where a cold boot works, and one whose guest did
+        not wake, is removed: it is made anew after the next cold boot.
+        """
         if well and self._maker is not None:
             self._maker.go()
+        if well and self._blamed:
+            template_store.remove(self._store, self._blamed)
         if not well and self._came_from:
             self._log("the template is removed: its guest did not wake")
             template_store.remove(self._store, self._came_from)
