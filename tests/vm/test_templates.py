@@ -211,6 +211,9 @@ def test_bz_template_shows_makes_and_removes(warm: Warm, watch: Watch) -> None:
     (key,) = warm.keys()
     assert row.startswith(key[:12])
     assert "256 MiB" in row
+    (facts,) = json.loads(warm.bz("template", "ls", "--json").out)
+    assert (facts["key"], facts["memory_mib"], facts["vcpus"]) == (key, 256, 2)
+    assert warm.bz("template", "make", "--json").line.startswith("bz: bz template make has no --json")
     assert warm.bz("template", "rm", "zz").line == "bz: no such template: 'zz'"
     assert warm.bz("template", "rm", key[:12]).status == 0
     assert warm.keys() == []

@@ -8,6 +8,7 @@ import sys
 
 from bufferzone import state
 from bufferzone.cli import output
+from bufferzone.cli.flags import Flag
 from bufferzone.client import pool_keeper
 from bufferzone.errors import NotFoundError, UsageError
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from bufferzone.cli.flags import Options
 
-FLAGS = ()
-USAGE = "ls | start | stop"
+FLAGS = (Flag("json", "", "ls: as JSON"),)
+USAGE = "[options] ls | start | stop"
 DESCRIPTION = (
     "With pool.size = N in the settings, N VMs per shape wait, frozen, for the next containers. ls shows "
     "them, start begins with the settings' shape ahead of the first container, stop ends those that wait: "
@@ -30,19 +31,35 @@ INTERSPERSED = True
 
 def run(options: Options, words: list[str]) -> int:
     """Do what the word says."""
-    actions = {"ls": _list, "start": pool_keeper.begin, "stop": pool_keeper.end}
+    actions = {
+        "ls": _list_as_json if options.json else _list,
+        "start": pool_keeper.begin,
+        "stop": pool_keeper.end,
+    }
     if words[0] not in actions:
         raise UsageError(f"no such action: {words[0]!a}", hint="ls, start or stop")
+    if options.json and words[0] != "ls":
+        raise UsageError(f"bz pool {words[0]} has no --json", hint="bz pool ls has")
     actions[words[0]](state.runtime_root(options.root))
     return 0
 
 
-def _list(root: str) -> None:
-    rows = [["PID", "STATE", "VCPUS", "MEMORY", "AGE"]]
+def _list_as_json(root: str) -> None:
+    """`vms` that wait and `notes` for people; no pool is no VM and one note."""
+    import json
+
+    output.print_text(json.dumps(_found(root), indent=2) + "\n")
+
+
+def _found(root: str) -> dict[str, Any]:
     try:
-        found = pool_keeper.listing(root)
+        return pool_keeper.listing(root)
     except NotFoundError as error:
-        found = {"vms": [], "notes": [error.line()]}
+        return {"vms": [], "notes": [error.line()]}
+
+
+def _list(root: str) -> None:
+    rows, found = [["PID", "STATE", "VCPUS", "MEMORY", "AGE"]], _found(root)
     rows += [_row(vm) for vm in found["vms"]]
     output.print_table(rows)
     for note in found["notes"]:

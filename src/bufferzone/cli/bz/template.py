@@ -22,6 +22,7 @@ FLAGS = (
     Flag("vcpus", "N", "make: CPUs of the VM, in place of the settings'", kind="int"),
     Flag("memory", "MIB", "make: memory of the VM in MiB, in place of the settings'", kind="int"),
     Flag("all a", "", "prune: remove every template"),
+    Flag("json", "", "ls: as JSON"),
 )
 USAGE = "[options] ls | make | rm KEY... | prune"
 DESCRIPTION = (
@@ -33,6 +34,8 @@ WORDS = (1, 1000)
 INTERSPERSED = True
 
 _KEY_SHOWN = 12
+#: flag -> the one action that has it; the others are make's
+_ACTIONS = {"all": "prune", "json": "ls"}
 
 
 def run(options: Options, words: list[str]) -> int:
@@ -43,7 +46,7 @@ def run(options: Options, words: list[str]) -> int:
     if words[0] != "rm" and len(words) > 1:
         raise UsageError(f"bz template {words[0]} takes no arguments: {words[1]!a}")
     for name in sorted(options.given):
-        action = "prune" if name == "all" else "make"
+        action = _ACTIONS.get(name, "make")
         if words[0] != action:
             raise UsageError(f"bz template {words[0]} has no --{name}", hint=f"bz template {action} has")
     try:
@@ -63,9 +66,15 @@ def _store() -> str:
 def _list(options: Options, words: list[str]) -> None:
     from bufferzone.guestimage import template_store
 
+    found = template_store.listing(_store())
+    if options.json:
+        import json
+
+        output.print_text(json.dumps(found, indent=2) + "\n")
+        return
     rows = [["KEY", "IMAGE", "ACCELERATOR", "VCPUS", "MEMORY", "SIZE", "MADE", "USED"]]
     now = time.time()
-    for row in template_store.listing(_store()):
+    for row in found:
         shape = [str(row.get("image", ""))[:12], str(row.get("accelerator", ""))]
         if row.get("damaged"):
             shape = ["(damaged)", ""]
