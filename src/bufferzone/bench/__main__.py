@@ -46,13 +46,13 @@ def drill(order: dict[str, Any]) -> int:
 def meter(order: dict[str, Any]) -> int:
     """Count system calls and tell."""
     from bufferzone.bench import meter, plot, programs, runtimes
+    from bufferzone.bench.places import own_place
     from bufferzone.cli import output
     from bufferzone.linux.process import become_subreaper
 
     become_subreaper()
     programs.watch_children()
-    with tempfile.TemporaryDirectory(prefix="bufferzone-meter-", dir="/run") as place:
-        os.chmod(place, 0o711)
+    with own_place("bufferzone-meter-") as place:
         pyplot = plot.load(place) if order["plot"] else None
         own = runtimes.write_program(os.path.join(place, "bufferzone"), "bufferzone.cli.main")
         try:

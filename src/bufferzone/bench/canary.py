@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import signal
 import time
 
@@ -121,16 +120,7 @@ class Canary:
 
 def _hear(program: programs.Program, heard: int) -> bool:
     """Whether it says more than `heard` bytes before it ends or its time is up."""
-    end = time.monotonic() + _ANSWER_S
-    while len(program.output) == heard and not program.ended:
-        poll = select.poll()
-        for fd in program.waiting_for():
-            poll.register(fd, select.POLLIN)
-        ready = poll.poll(max(0.0, end - time.monotonic()) * 1000)
-        if not ready:
-            break
-        for fd, _ in ready:
-            program.take(fd)
+    programs.listen(program, lambda: len(program.output) > heard or program.ended, _ANSWER_S)
     return len(program.output) > heard
 
 

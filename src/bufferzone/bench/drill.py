@@ -16,10 +16,11 @@ import time
 from contextlib import contextmanager
 
 from bufferzone.bench import attacks, canary, programs
+from bufferzone.bench.places import own_place
 from bufferzone.errors import HostError
 from bufferzone.linux import mount as mnt
 from bufferzone.linux.capability_names import CAPABILITIES
-from bufferzone.linux.process import CLONE_NEWNS, become_subreaper, unshare
+from bufferzone.linux.process import become_subreaper
 from bufferzone.record import Record
 
 TYPE_CHECKING = False
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _MOST_S, _EXEC_S, _VERB_S = 600.0, 300.0, 120.0
 #: of the place of all of it, and of the root file system of each container
-_SIZE, _ROOT_SIZE = "size=32m,mode=711", "size=48m,mode=755"
+_SIZE, _ROOT_SIZE = "32m", "size=48m,mode=755"
 #: what runc says of a container that it cannot make; then nothing was tried
 _BEGUN = b"begun"
 
@@ -187,23 +188,8 @@ def run(order: dict[str, Any], progress: Callable[[str], None]) -> list[Outcome]
     away. Raises `HostError`.
     """
     become_subreaper()
-    with _open_place() if order["open"] else _own_place() as directory:
+    with _open_place() if order["open"] else own_place("bufferzone-drill-", _SIZE) as directory:
         return _attack(order, directory, progress)
-
-
-@contextmanager
-def _own_place() -> Iterator[str]:
-    """A directory that only we and what we start can see."""
-    unshare(CLONE_NEWNS)
-    mnt.mount("", "/", flags=mnt.MS_REC | mnt.MS_PRIVATE)
-    directory = tempfile.mkdtemp(prefix="bufferzone-drill-", dir="/run")
-    try:
-        mnt.mount("drill", directory, "tmpfs", mnt.MS_NOSUID, _SIZE)
-        os.chmod(directory, 0o711)
-        yield directory
-    finally:
-        mnt.unmount(directory, mnt.MNT_DETACH)
-        os.rmdir(directory)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import time
@@ -23,7 +22,7 @@ import time
 from bufferzone.audit import held, sandboxes
 from bufferzone.bench import kernel_functions, programs, runtimes
 from bufferzone.errors import HostError
-from bufferzone.record import Record, asdict
+from bufferzone.record import Record, asdict, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def _counted(runtime: Runtime, program: programs.Program, strace: str, seconds: 
         os.path.join(runtime.directory, "strace.err"),
     )
     try:
-        _until(program, lambda: tracer.ended or all(map(_is_traced, processes)), _ATTACH_S)
+        _until(program, lambda: _has_ended(tracer) or all(map(_is_traced, processes)), _ATTACH_S)
         begun, before = time.time(), len(program.output)
         _during(program, seconds)
         late = time.monotonic() + 5 * seconds  # a busy machine may not end a round in time
@@ -199,7 +198,7 @@ def _with_functions(count: Count, runtime: Runtime, program: programs.Program, s
     threads = [tid for pid in processes for tid in _threads(pid)]
     with kernel_functions.Tracer([*threads, *kernel_functions.kernel_threads(processes)]) as tracer:
         _during(program, seconds)
-    return Count(**{**asdict(count), "functions": sorted(tracer.names), "functions_lost": tracer.lost})
+    return replace(count, functions=sorted(tracer.names), functions_lost=tracer.lost)
 
 
 def read_trace(
@@ -248,27 +247,19 @@ def _during(program: programs.Program, seconds: float) -> None:
 
 
 def _until(program: programs.Program, done: Callable[[], bool], timeout_s: float) -> None:
-    """Take what the container says until `done`; raises `HostError` when its time is up."""
-    end = time.monotonic() + timeout_s
-    while not done():
-        if program.ended and program.status:
-            raise HostError(f"it did not start: {program.errors()}")
-        if time.monotonic() > end:
-            raise HostError(f"not within {timeout_s:g} s: {' '.join(program.argv[:1])}")
-        poll = select.poll()
-        for fd in program.waiting_for():
-            poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll(20):
-            program.take(fd)
+    """Take what the container says until `done`; raises `HostError` when it failed or its time is up."""
+
+    def failed() -> bool:
+        return program.ended and bool(program.status)
+
+    if not programs.listen(program, lambda: done() or failed(), timeout_s):
+        raise HostError(f"not within {timeout_s:g} s: {' '.join(program.argv[:1])}")
+    if failed():
+        raise HostError(f"it did not start: {program.errors()}")
 
 
 def _has_ended(tracer: programs.Program) -> bool:
-    poll = select.poll()
-    fds = tracer.waiting_for()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    for fd, _ in poll.poll(0):
-        tracer.take(fd)
+    tracer.hear(0)
     return tracer.ended
 
 

@@ -15,7 +15,7 @@ from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -67,6 +67,14 @@ class Program:
     def waiting_for(self) -> list[int]:
         """Descriptors that will tell more."""
         return [fd for fd in (self._reader, self._pidfd) if fd >= 0]
+
+    def hear(self, timeout_ms: float) -> None:
+        """Take what it has to tell within that time."""
+        poll = select.poll()
+        for fd in self.waiting_for():
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(timeout_ms):
+            self.take(fd)
 
     def take(self, fd: int) -> None:
         """What `fd`, one of `waiting_for`, has to tell."""
@@ -125,6 +133,16 @@ class Program:
         if self._reader >= 0:
             os.close(self._reader)
             self._reader = -1
+
+
+def listen(program: Program, done: Callable[[], bool], timeout_s: float) -> bool:
+    """Take what a program says until `done`, which is asked again every 20 ms; False when time is up."""
+    end = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > end:
+            return False
+        program.hear(20)
+    return True
 
 
 def await_all(programs: Sequence[Program], timeout_s: float, *, first_byte: bool = False) -> None:

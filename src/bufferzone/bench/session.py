@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
 from functools import partial
 
@@ -14,6 +12,7 @@ from bufferzone import config
 from bufferzone.bench import bundles, guests, machine, measure, programs, report, runtimes, touched, turns
 from bufferzone.bench.floor import Floor
 from bufferzone.bench.measure import Column
+from bufferzone.bench.places import own_place
 from bufferzone.bench.pool import PoolRuntime
 from bufferzone.bench.turns import Settings, TurnRuntime
 from bufferzone.errors import BufferzoneError
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     Action = Callable[[Runtime, Column], None]
 
-_PLACE = "/run"
 _QEMU_VERSION = "QEMU emulator version "
 _LEAN, _STOCK = 'guest = "lean"\n', 'guest = "stock"\n'
 
@@ -217,14 +215,12 @@ def _lean_reason() -> str:
 
 @contextlib.contextmanager
 def place() -> Iterator[str]:
-    """A directory in memory, as runtimes have for their state; gone afterwards, and with it every process."""
-    directory = tempfile.mkdtemp(prefix="bufferzone-bench-", dir=_PLACE)
-    os.chmod(directory, 0o711)
-    try:
-        yield directory
-    finally:
-        programs.end_all()
-        shutil.rmtree(directory, ignore_errors=True)
+    """A directory in memory; gone afterwards, and with it every process."""
+    with own_place("bufferzone-bench-") as directory:
+        try:
+            yield directory
+        finally:
+            programs.end_all()
 
 
 def run(order: Order, progress: Callable[[str], None]) -> dict[str, Any]:
