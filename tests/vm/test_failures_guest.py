@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bufferzone.guestimage import store
+from bufferzone.model import ImageRef
 from vm import private
 from vm.leftovers import Watch
 from vm.verbs import Runtime, bundle, listing, privileged
@@ -127,10 +128,9 @@ def test_a_kernel_that_hangs_is_given_up_with_phase_and_hint(
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut"])
 def test_a_kernel_that_is_none_is_told_in_qemus_words(
-    damage: str, runtime: Runtime, watch: Watch, tmp_path: Path
+    damage: str, runtime: Runtime, watch: Watch, guest_image: ImageRef, tmp_path: Path
 ) -> None:
-    image = store.open_image(store.default_store())
-    with open(image.kernel, "rb") as file:
+    with open(guest_image.kernel, "rb") as file:
         content = {"empty": b"", "text": b"not a kernel\n" * 100, "cut": file.read(1 << 20)}[damage]
     kernel = tmp_path / "kernel"
     kernel.write_bytes(content)
@@ -142,25 +142,23 @@ def test_a_kernel_that_is_none_is_told_in_qemus_words(
 
 @pytest.mark.parametrize("damage", ["empty", "cut"])
 def test_an_initrd_that_is_none_is_a_panic_with_the_kernels_last_words(
-    damage: str, runtime: Runtime, watch: Watch, tmp_path: Path
+    damage: str, runtime: Runtime, watch: Watch, guest_image: ImageRef, tmp_path: Path
 ) -> None:
-    image = store.open_image(store.default_store())
-    with open(image.initrd, "rb") as file:
+    with open(guest_image.initrd, "rb") as file:
         content = b"" if damage == "empty" else file.read(1 << 20)
     initrd = tmp_path / "initrd"
     initrd.write_bytes(content)
     runtime.before = settings(tmp_path / "c.toml", initrd=str(initrd), boot_timeout_s=60)
     line = refused(runtime, watch, bundle(tmp_path / "bundle"))
     # the stock kernel has no driver yet by which it could tell of its panic; it is built into the lean one
-    lean = store.read_manifest(image.directory)["recipe"] == "lean"
+    lean = store.read_manifest(guest_image.directory)["recipe"] == "lean"
     how = "ended with a guest kernel panic" if lean else "was reset by its guest (a kernel panic or a reboot)"
     assert f"{how} during: boot the guest; last console lines: " in line
     assert "Kernel panic - not syncing" in line
 
 
-def damaged_store(directory: Path, damage: str) -> Path:
-    """A store whose current image is a copy with one file cut or gone."""
-    image = store.open_image(store.default_store())
+def damaged_store(directory: Path, image: ImageRef, damage: str) -> Path:
+    """A store whose current image is a copy of `image` with one file cut or gone."""
     copy = directory / image.digest
     shutil.copytree(image.directory, copy)
     (directory / "index.json").write_text(json.dumps({"current": image.digest}))
@@ -179,9 +177,9 @@ def damaged_store(directory: Path, damage: str) -> Path:
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "vmlinux", "manifest.json"])
 def test_a_damaged_image_is_told_before_anything_starts(
-    damage: str, runtime: Runtime, watch: Watch, tmp_path: Path
+    damage: str, runtime: Runtime, watch: Watch, guest_image: ImageRef, tmp_path: Path
 ) -> None:
-    copy = damaged_store(tmp_path / "store", damage)
+    copy = damaged_store(tmp_path / "store", guest_image, damage)
     chosen = {"image": str(copy)} if damage == "flipped" else {}  # else a store would repair itself
     runtime.before = settings(tmp_path / "c.toml", image_store=str(tmp_path / "store"), **chosen)
     line = refused(runtime, watch, bundle(tmp_path / "bundle"))
