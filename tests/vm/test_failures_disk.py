@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from bufferzone.linux import mount as mnt
+from bufferzone.model import ImageRef
 from vm.leftovers import Watch
 from vm.verbs import Runtime, await_true, bundle, config, kill, write_config
+from vm.warm import Warm
 
 pytestmark = pytest.mark.vm
 
@@ -19,6 +21,12 @@ PAGE = 4096
 #: inodes of the state root with which each step of a create is the one that finds no room: see the loop
 FIRST_INODES, ENOUGH_INODES = 2, 40
 FULL = "No space left on device"
+#: files of the state directory, each of which there is no room for at some step; where there is none for
+#: a template's memory the start goes on cold, and wants more for `leftovers.json` than for the rest
+FAIL = {
+    "cold": ("owner", "state.json", "share", "virtiofsd.log", "leftovers.json", "console.log"),
+    "warm": ("owner", "state.json", "share", "virtiofsd.log", "leftovers.json"),
+}
 
 
 @pytest.fixture
@@ -72,20 +80,25 @@ def refusals(runtime: Runtime, made: Path, inodes: int, taken: int) -> str:
         return result.line
 
 
+@pytest.mark.parametrize("begun", FAIL)
 def test_a_create_on_a_disk_that_fills_up_at_any_step_says_so_and_leaves_nothing(
-    runtime: Runtime, watch: Watch, tmp_path: Path
+    begun: str, guest_image: ImageRef, template: Path, tmp_path: Path
 ) -> None:
+    warm = Warm(tmp_path / "warm", guest_image, templates=begun == "warm")
+    warm.take_template(template)
+    watch = Watch(warm.runtime.root)
     made = bundle(tmp_path / "bundle")
     lines = []
     for inodes in range(FIRST_INODES, ENOUGH_INODES):
-        lines.append(refusals(runtime, made, inodes, 0))
+        lines.append(refusals(warm.runtime, made, inodes, 0))
         watch.assert_nothing_left()
         if not lines[-1]:
             break
+    warm.runtime.close()
     assert lines.pop() == ""
     assert all(line.endswith(FULL) for line in lines), lines
-    for name in ("owner", "state.json", "share", "virtiofsd.log", "leftovers.json", "console.log"):
-        assert any(f"/c/{name}: " in line for line in lines), (name, lines)
+    for name in FAIL[begun]:
+        assert any(f"/c/{name}: " in line for line in lines), "\n".join((name, *lines))
 
 
 def test_a_create_without_a_page_left_says_so_and_leaves_nothing(
