@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from bufferzone import Sandbox, config, state  # noqa: E402
-from bufferzone.guestimage import build, store  # noqa: E402
+from bufferzone.guestimage import current  # noqa: E402
 from bufferzone.linux import mount as mnt  # noqa: E402
 from bufferzone.linux.process import CLONE_NEWNS, unshare  # noqa: E402
 from fakes import oci_layout, registry  # noqa: E402
@@ -49,8 +49,9 @@ class Bench:
     """Settings, stores and state below `base`, in a mount namespace of this process."""
 
     def __init__(self, base: Path) -> None:
-        image = build.ensure_image(
-            store.default_store(), guest=config.load().guest, progress=lambda line: print(f"image: {line}")
+        settings = config.load()
+        image = current.current_image(
+            settings.image_store, lambda line: print(f"image: {line}"), settings.guest
         )
         rows = {"image": image.directory, "image_store": str(base / "images")}
         (base / "settings").write_text(
