@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -86,12 +87,23 @@ def keep_capabilities(keep: bool) -> None:
 def drop_bounding(keep: int) -> None:
     """Drop every capability from the bounding set that is not in the mask `keep`."""
     for number in range(64):
+        if keep >> number & 1:
+            continue
         try:
-            present = _prctl(_PR_CAPBSET_READ, number)
-        except OSError:
-            return  # beyond the kernel's last capability
-        if present and not keep >> number & 1:
             _prctl(_PR_CAPBSET_DROP, number)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return  # beyond the kernel's last capability
+            if _is_bounding(number):
+                raise  # else it was not there, and there is no right to drop it once more
+
+
+def _is_bounding(number: int) -> bool:
+    """PR_CAPBSET_READ; no kernel has all 64."""
+    try:
+        return bool(_prctl(_PR_CAPBSET_READ, number))
+    except OSError:
+        return False
 
 
 def set_capabilities(*, effective: int, permitted: int, inheritable: int) -> None:
