@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bufferzone.container.cgroup import Cgroup
+from bufferzone.container.cgroup import Cgroup, enable_controllers
 from bufferzone.container.loop import Loop
 from bufferzone.errors import GuestError, SpecError, StateError
 from bufferzone.wire import agent as wire
@@ -190,3 +190,14 @@ def test_a_cgroup_that_was_emptied_and_removed_before_anybody_looked_is_empty() 
     while not seen:
         loop.run_once()
     assert seen == ["empty"]
+
+
+def test_only_controllers_that_are_not_handed_down_yet_are(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    handed_down = tmp_path / "cgroup.subtree_control"
+    handed_down.write_text("cpu memory\n")
+    enable_controllers(str(tmp_path))
+    assert handed_down.read_text() == "cpu memory\n"
+    handed_down.write_text("memory\n")
+    enable_controllers(str(tmp_path))
+    assert handed_down.read_text() == "+cpury\n"  # a plain file keeps what was written, from its beginning

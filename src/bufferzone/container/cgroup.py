@@ -11,6 +11,7 @@ import errno
 import os
 
 from bufferzone.container import devices
+from bufferzone.container.kernel_files import read, write
 from bufferzone.container.loop import PRIORITY
 from bufferzone.errors import GuestError
 from bufferzone.linux import bpf
@@ -34,46 +35,19 @@ _SINGLE = (
 
 
 def enable_controllers(path: str) -> None:
-    """Hand every controller of the cgroup `path` down to its children; those that refuse are left out."""
+    """Hand every controller of the cgroup `path` down to its children; those that refuse are left out.
+
+    Those that are handed down already are not touched: the kernel lets a writer wait for whatever was
+    removed below, and each write costs (cgroup_lock_and_drain_offline in kernel/cgroup/cgroup.c).
+    """
+    handed_down = read(os.path.join(path, "cgroup.subtree_control")).split()
     for name in read(os.path.join(path, "cgroup.controllers")).split():
+        if name in handed_down:
+            continue
         try:
             write(os.path.join(path, "cgroup.subtree_control"), "+" + name)
         except OSError:
             pass  # e.g. cpu with real-time tasks around: its limits are refused once they are asked for
-
-
-def read(path: str) -> str:
-    """The text of a file, or nothing where it does not exist (controller absent) or is not readable now."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return _read_all(fd)
-    finally:
-        os.close(fd)
-
-
-def _read_all(fd: int) -> str:
-    parts = []
-    try:
-        while data := os.read(fd, 65536):
-            parts.append(data)
-    except OSError:
-        pass  # ENODEV: the cgroup went away while we read
-    return b"".join(parts).decode("ascii", "replace")
-
-
-def write(path: str, text: str) -> None:
-    """Write `text` in one go; raises OSError naming the file."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
 
 
 class Cgroup:

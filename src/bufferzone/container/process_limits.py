@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container.cgroup import write
+from bufferzone.container.kernel_files import write
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.linux import limits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container.cgroup import read
+from bufferzone.container.kernel_files import read
 from bufferzone.errors import CallerError, GuestError
 from bufferzone.guest.modprobe import modprobe
 from bufferzone.linux import mount as lm

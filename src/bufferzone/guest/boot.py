@@ -11,7 +11,8 @@ import errno
 import os
 import time
 
-from bufferzone.container.cgroup import enable_controllers, read
+from bufferzone.container.cgroup import enable_controllers
+from bufferzone.container.kernel_files import read
 from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError
 from bufferzone.guest import nic, vsock

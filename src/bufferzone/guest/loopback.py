@@ -10,7 +10,7 @@ import _socket
 import errno
 import struct
 
-from bufferzone.container.cgroup import write
+from bufferzone.container.kernel_files import write
 from bufferzone.linux import rtnetlink
 from bufferzone.linux.netlink import CREATE, REPLACE, Netlink, attribute, number
 from bufferzone.wire.network import RESOLVER

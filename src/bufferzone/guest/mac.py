@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container.cgroup import read
+from bufferzone.container.kernel_files import read
 from bufferzone.container.loop import warn
 
 _DEVICES = "/sys/bus/virtio/devices"

@@ -10,7 +10,7 @@ import _socket
 import os
 import struct
 
-from bufferzone.container.cgroup import write
+from bufferzone.container.kernel_files import write
 from bufferzone.container.loop import warn
 from bufferzone.errors import GuestError, SpecError
 from bufferzone.guest import loopback, nic

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container.cgroup import read, write
+from bufferzone.container.kernel_files import read, write
 from bufferzone.guest.mac import original
 from bufferzone.guest.modprobe import modprobe
 

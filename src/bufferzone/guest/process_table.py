@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.container.cgroup import read
+from bufferzone.container.kernel_files import read
 from bufferzone.wire.agent import ProcessInfo
 
 _COMMAND_LIMIT = 4096

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from bufferzone.container import netfilter
-from bufferzone.container.cgroup import read
+from bufferzone.container.kernel_files import read
 from bufferzone.container.loop import warn
 from bufferzone.guest import nic
 from bufferzone.guest.modprobe import modprobe

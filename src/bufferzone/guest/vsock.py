@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 import errno
 
-from bufferzone.container.cgroup import read
+from bufferzone.container.kernel_files import read
 from bufferzone.errors import GuestError
 from bufferzone.guest.modprobe import modprobe
 from bufferzone.wire.agent import CHANNEL_IS_VSOCK, VSOCK_PORT
