@@ -43,6 +43,9 @@ class Guest:
             return agent.ReadResponse()
         return reply()
 
+    def tell(self, method, request):
+        self.calls.append(f"{method}, not awaited")
+
     def finish(self, ref, status):
         end = self.end_of(ref)
         end[1] = status
@@ -243,6 +246,20 @@ def test_the_exit_of_an_exec_is_told_before_that_of_the_init(world):
     world.service.wait(world.peer, task.WaitRequest(id="c"))
     exits = [name for name in world.story.told if name in ("TaskExit", "stopped")]
     assert exits == ["TaskExit", "stopped", "TaskExit"]
+
+
+def test_who_asked_for_a_run_does_not_wait_until_the_guest_has_forgotten_it(world):
+    create(world)
+    world.service.start(world.peer, task.StartRequest(id="c"))
+    world.sandbox.agent.finish(agent.ProcessRef(id="c", exec_id="e"), 5)
+    spec = Any_(type_url=f"{task.OWN_PROCESS_URL}/{task.HELD}", value=b'{"args":["x"]}')
+    request = task.ExecProcessRequest(id="c", exec_id="e", spec=spec)
+    assert world.service.runs.run(world.peer, request).exit_status == 5
+    assert world.sandbox.agent.calls[-1] == "Delete, not awaited"
+    assert "Delete" not in world.sandbox.agent.calls
+    assert world.story.told[-2:] == ["TaskExit", "TaskDelete"]
+    with pytest.raises(NotFoundError):
+        world.service.table.find("c", "e")
 
 
 def test_an_exec_that_ended_is_freed_when_its_waiter_goes(world):

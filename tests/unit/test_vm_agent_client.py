@@ -332,3 +332,18 @@ def test_a_connection_that_ends_while_it_is_held_is_told_when_nothing_took_its_p
     held["join"]()
     assert "error" not in held
     assert broken == ["the agent channel was closed"]
+
+
+def test_what_the_guest_is_told_it_hears_before_the_next_request_and_its_answer_is_dropped(pair):
+    client, guest = pair
+    client.tell("Delete", agent.ProcessRef(id="c", exec_id="e"))
+    asked = in_thread(partial(client.call, "Pause", agent.ProcessRef(id="c"), Empty))
+    told, request = guest.request()
+    assert request.method == "Delete"
+    stream, request = guest.request()
+    assert request.method == "Pause"
+    guest.reply(told, error=GuestError("it is not there"))
+    guest.reply(stream, Empty())
+    asked["join"]()
+    assert asked["value"] == Empty()
+    assert client._calls == {}

@@ -68,23 +68,21 @@ def serve(arguments: Arguments) -> int:
     return 0
 
 
-def run(arguments: Arguments, path: str, listener: socket.socket, ready: handshake.Ready) -> int:
-    """A daemon of containerd's, which listens at `path`: the rest of its life. With nobody waiting at `ready`
-    it is a pod's.
-    """
-    door = None
+def run(arguments: Arguments, path: str, fd: int, ready: handshake.Ready, *, of_pod: bool) -> int:
+    """A daemon of containerd's, which listens at `path` by `fd`: the rest of its life."""
+    listener = socket.socket(fileno=fd)
     listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
+    door = None
     try:
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
-            if ready.awaited:
-                _run(arguments, directory, listener, ready, cli=False)
-            else:
+            if of_pod:
                 door = _run_pod(arguments, directory, listener, ready)
+            else:
+                _run(arguments, directory, listener, ready, cli=False)
         finally:
-            if not ready.awaited:  # else who waits tells at `path` of what was wrong
-                os.unlink(path)
+            os.unlink(path)
             cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
         if door is not None:
             door.close()
@@ -101,15 +99,13 @@ def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, read
 
     Until what is returned is closed, the caller does not hear of an end.
     """
-    from bufferzone.shim import door as doors  # what no other shim has to do with
-    from bufferzone.wire.sandbox import CreateSandboxRequest
+    from bufferzone.shim.door import Door  # what no other shim has to do with
     from bufferzone.workload import pod
 
-    door = doors.of_pod(listener)
-    payload = door.await_create(_UNUSED_S)
-    if payload is None:
+    door = Door(listener)
+    request = door.await_create(_UNUSED_S)
+    if request is None:
         return door
-    request = CreateSandboxRequest.decode(payload)
     try:
         pod.write(arguments.bundle, request, pod.config_of(request))
         _run(arguments, directory, listener, ready, cli=False, door=door)
@@ -249,17 +245,11 @@ def _services(tasks: TaskService, sandbox: Sandbox, door: Door | None) -> dict[s
         "Usage": tasks.inquiries.usage,
     }
     methods = tasks.methods()
-    of_pod: dict[str, Service] = {}
-    if door is not None:
-        from bufferzone.shim.sandbox_service import SandboxService
-        from bufferzone.wire.sandbox import SERVICE
-
-        of_pod[SERVICE] = SandboxService(tasks, sandbox).methods()
     return {
         task.SERVICE: methods,
         task.SERVICE_V3: methods,
         shim.SERVICE: {name: (shim.METHODS[name][0], handler) for name, handler in own.items()},
-        **of_pod,
+        **(door.services(tasks, sandbox) if door is not None else {}),
     }
 
 

@@ -131,3 +131,14 @@ def exited(process: Process) -> task.TaskExit:
         exit_status=process.exit_status,
         exited_at=process.exited_at(),
     )
+
+
+def deleted(process: Process) -> task.TaskDelete:
+    """A container or an exec is known no longer."""
+    return task.TaskDelete(
+        container_id=process.ref.id,
+        id=process.ref.exec_id or process.ref.id,
+        pid=process.pid,
+        exit_status=process.exit_status,
+        exited_at=process.exited_at(),
+    )

@@ -30,8 +30,11 @@ class Runs:
         exec: Callable[[Peer, task.ExecProcessRequest], object],
         start: Callable[[Peer, task.StartRequest], object],
         delete: Callable[[Peer, task.DeleteRequest], object],
+        dismiss: Callable[[Process], None],
     ) -> None:
+        """`dismiss` deletes one that has ended, and does not wait for the guest to do so."""
         self._table, self._exec, self._start, self._delete = table, exec, start, delete
+        self._dismiss = dismiss
 
     def run(self, peer: Peer, request: task.ExecProcessRequest) -> shim.RunResponse:
         """Exec, Start, Wait, Delete; after any failure the exec is forgotten."""
@@ -43,20 +46,20 @@ class Runs:
             with log.passing_over("free an exec that never began", BufferzoneError):  # its caller has gone
                 self._delete(peer, task.DeleteRequest(id=request.id, exec_id=request.exec_id))
             raise
-        answer = self._result(peer, self._table.find(request.id, request.exec_id))
+        answer = self._result(self._table.find(request.id, request.exec_id))
         answer.start_us = max(0, round((time.monotonic() - begun) * 1e6) - answer.run_us)
         return answer
 
     def result(self, peer: Peer, request: agent.ProcessRef) -> shim.RunResponse:
         """Wait and Delete. Raises `VmmError` `vm-lost` where the exec went down with its VM."""
-        return self._result(peer, self._table.find(request.id, request.exec_id))
+        return self._result(self._table.find(request.id, request.exec_id))
 
-    def _result(self, peer: Peer, process: Process) -> shim.RunResponse:
+    def _result(self, process: Process) -> shim.RunResponse:
         begun = time.monotonic()
         process.exited.wait()
         waited_us = round((time.monotonic() - begun) * 1e6)
         if not process.failure:
-            self._delete(peer, task.DeleteRequest(id=process.ref.id, exec_id=process.ref.exec_id))
+            self._dismiss(process)
             return _answer(process, waited_us)
         raise VmmError(process.failure, code="vm-lost")
 

@@ -74,7 +74,7 @@ class TaskService:
         self._checkpoints = Checkpoints(self._table, containers, publisher)
         self.inquiries = Inquiries(self._table, containers.agent)
         self.freezing = Freezing(self._table, containers, state_files, publisher)
-        self.runs = Runs(self._table, self.exec, self.start, self.delete)
+        self.runs = Runs(self._table, self.exec, self.start, self.delete, self._dismiss)
 
     def methods(self) -> Service:
         """The service as the server wants it: method -> (request class, handler)."""
@@ -168,19 +168,10 @@ class TaskService:
         self._free(process)
         if not request.exec_id:
             self.give_back(process)
-        response = task.DeleteResponse(
+        self._events.publish(events.deleted(process))
+        return task.DeleteResponse(
             pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at()
         )
-        self._events.publish(
-            task.TaskDelete(
-                container_id=request.id,
-                pid=process.pid,
-                exit_status=process.exit_status,
-                exited_at=process.exited_at(),
-                id=request.exec_id or request.id,
-            )
-        )
-        return response
 
     def kill(self, peer: Peer | None, request: task.KillRequest) -> Empty:
         """Signal a process, or with `all` every process of the container. `peer`: None, it is ourselves."""
@@ -353,6 +344,14 @@ class TaskService:
             pass  # an exec that was never started
         self._table.forget(process)
         process.forget_caller()
+
+    def _dismiss(self, process: Process) -> None:
+        """`delete` for one that has ended, whose caller waits for nothing of the guest any more."""
+        with if_alive():
+            self._containers.agent.tell("Delete", process.ref)
+        self._table.forget(process)
+        process.forget_caller()
+        self._events.publish(events.deleted(process))
 
     def _finished(self, process: Process, failure: str) -> None:
         ref = process.ref

@@ -204,6 +204,12 @@ class AgentClient:
             pending[0].time_is_up()
         return pending
 
+    def tell(self, method: str, request: Message) -> None:
+        """Call `method`, wait for no answer and hear of no refusal. The guest does it before what it is asked
+        from then on. Raises `VmmError` as `call` does.
+        """
+        self.forget(self.send((method, request))[0].stream)
+
     def forget(self, stream: int) -> None:
         """Nobody waits for this answer any more."""
         with self._lock:
