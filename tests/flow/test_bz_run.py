@@ -114,11 +114,21 @@ def test_what_is_written_to_usr_is_gone_afterwards(bz):
 
 
 @pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("directory", ["/etc/alternatives", "/etc/ssl/certs"])
+def test_the_hosts_links_in_etc_are_there_and_what_is_done_to_them_is_gone_afterwards(bz, store, directory):
+    before = sorted(os.listdir(directory))
+    script = f"ls -A {directory}; rm -r {directory}/*; echo x >{directory}/was-here; ls {directory}"
+    *found, left = sh(bz, script).stdout.splitlines()
+    assert (sorted(found), left) == (before, "was-here")
+    assert sorted(os.listdir(directory)) == before
+    assert os.listdir(store / "sandboxes") == []
+
+
+@pytest.mark.usefixtures("clean")
 def test_a_read_only_root_takes_nothing(bz):
-    done = sh(
-        bz, "touch /usr/x; touch /etc/x; touch /x; touch /t/x && echo t", "--read-only", "--tmpfs", "/t"
-    )
-    assert done.stderr.count("Read-only file system") == 3
+    places = ("/usr/x", "/etc/x", "/etc/ssl/certs/x", "/x")
+    done = sh(bz, f"touch {' '.join(places)}; touch /t/x && echo t", "--read-only", "--tmpfs", "/t")
+    assert done.stderr.count("Read-only file system") == len(places)
     assert done.stdout == "t\n"
 
 

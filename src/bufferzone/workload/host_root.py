@@ -1,7 +1,9 @@
 """A root file system without an image: the host's programs, and nothing of the host's own data.
 
-/usr is the host's, with an overlay that is thrown away; /etc holds what programs need to run (who there is,
-names, libraries, certificates) and no configuration or secret of the host; home directories are empty.
+/usr is the host's, with an overlay that is thrown away, and so are two directories of /etc that hold links
+into it, hundreds of them: a copy of each would take longer than all else of a start. The rest of /etc is what
+programs need to run (who there is, names, libraries) and no configuration or secret of the host; home
+directories are empty.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 _OVERLAY = 0x794C7630  # an overlay cannot write to an overlay: a host that is a container itself
 _MOST_DATA = 4096
 _DIRECTORIES = """
-dev etc home media mnt opt proc run srv sys usr var var/cache var/lib var/log var/lib/misc
+dev etc etc/ssl home media mnt opt proc run srv sys usr var var/cache var/lib var/log var/lib/misc
 """
-#: what a Debian program finds its parts by; directories with the links in them, since that is all they hold
+#: what a Debian program finds its parts by
 _FILES = "ld.so.cache ld.so.conf mime.types protocols services ssl/openssl.cnf"
-_TREES = "alternatives ld.so.conf.d ssl/certs"
+#: directories that are the host's own, and what their overlays are called in the sandbox's place
+_TREES = {"usr": "", "etc/alternatives": "-alternatives", "etc/ssl/certs": "-certs"}
 _PASSWD = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 _GROUP = "root:x:0:\ntty:x:5:\nstaff:x:50:\nusers:x:100:\nnogroup:x:65534:\n"
 _NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
@@ -45,7 +48,8 @@ def make(place: str, *, network: bool, hostname: str, read_only: bool) -> list[d
             os.mkdir(f"{root}/{name}")
             os.chmod(f"{root}/{name}", 0o1777)
         _make_etc(root, network=network, hostname=hostname)
-        return [_usr(place, read_only=read_only), *_beside_usr(root)]
+        writable = not read_only and _may_overlay(place)
+        return [*_trees(place, root, writable=writable), *_beside_usr(root)]
     except OSError as error:
         text = f"cannot make a root file system: {error.filename}: {error.strerror}"
         raise HostError(text, code="root-failed") from error
@@ -53,12 +57,10 @@ def make(place: str, *, network: bool, hostname: str, read_only: bool) -> list[d
 
 def _make_etc(root: str, *, network: bool, hostname: str) -> None:
     etc = f"{root}/etc"
-    os.mkdir(f"{etc}/ssl", 0o755)
     for name in _FILES.split():
         if os.path.isfile(f"/etc/{name}"):
             _copy_file(f"/etc/{name}", f"{etc}/{name}")
-    for name in _TREES.split():
-        _copy_tree(f"/etc/{name}", f"{etc}/{name}")
+    _copy_directory("/etc/ld.so.conf.d", f"{etc}/ld.so.conf.d")
     for name in ("localtime", "os-release", "mtab"):
         if os.path.islink(f"/etc/{name}"):
             os.symlink(os.readlink(f"/etc/{name}"), f"{etc}/{name}")
@@ -81,7 +83,7 @@ def _copy_file(source: str, target: str) -> None:
         here.write(there.read())  # they are small, and shutil brings in `re`
 
 
-def _copy_tree(source: str, target: str) -> None:
+def _copy_directory(source: str, target: str) -> None:
     """Files and links of one directory; what lies deeper stays."""
     os.mkdir(target, 0o755)
     try:
@@ -115,16 +117,24 @@ def _reachable(line: str) -> bool:
     return ":" not in address and not address.startswith("127.")
 
 
-def _usr(place: str, *, read_only: bool) -> dict[str, Any]:
-    if read_only or not _may_overlay(place):
-        return _bind("/usr")
-    data = {"lowerdir": "/usr", "upperdir": f"{place}/upper", "workdir": f"{place}/work"}
+def _trees(place: str, root: str, *, writable: bool) -> list[dict[str, Any]]:
+    """The mounts of those that this host has."""
+    found = []
+    for name, suffix in _TREES.items():
+        if os.path.isdir(f"/{name}"):
+            os.makedirs(f"{root}/{name}", 0o755, exist_ok=True)
+            found.append(_overlay(place, f"/{name}", suffix) if writable else _bind(f"/{name}"))
+    return found
+
+
+def _overlay(place: str, source: str, suffix: str) -> dict[str, Any]:
+    data = {"lowerdir": source, "upperdir": f"{place}/upper{suffix}", "workdir": f"{place}/work{suffix}"}
     for name in ("upperdir", "workdir"):
         os.mkdir(data[name], 0o755)
     options = [f"{name}={_escaped(path)}" for name, path in data.items()]
     if identity.is_namespace_root():
         options.append("userxattr")  # overlayfs.rst: trusted.* is for root of the machine
-    return {"destination": "/usr", "type": "overlay", "source": "overlay", "options": options}
+    return {"destination": source, "type": "overlay", "source": "overlay", "options": options}
 
 
 def _may_overlay(place: str) -> bool:
