@@ -31,6 +31,8 @@ ROWS = {
     "stream_nic": "the host's network through passt",
     "snapshot": "checkpoint, restore, fork",
     "templates": "warm starts from a template",
+    "disk_rate": "a limit of its disk (`disk_kib_per_s`, `disk_ops_per_s`)",
+    "nic_rate": "a limit of its network (`network_kib_per_s`)",
 }
 #: under KVM, and without where that can be
 CALLS = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone import egress
+from bufferzone import egress, weaker
 from bufferzone.errors import HostError
 from bufferzone.linux import identity
 from bufferzone.setting import Setting, fault
@@ -29,33 +29,14 @@ DIRECTORY = "/etc/bufferzone"
 #: of one that runs. GATE: what the containers of a VM may reach, set with the first. HOST: nothing of a VM
 VM, ORIGIN, GATE, HOST = "vm", "origin", "gate", "host"
 
-#: weakest first
-KVM_POLICIES = ("allow", "warn", "require")
-
-
-def _weaker_kvm(host: str, wanted: str) -> str:
-    weaker = KVM_POLICIES.index(wanted) < KVM_POLICIES.index(host)
-    return f"{wanted} is weaker than this host's policy: {host}" if weaker else ""
-
-
-def _weaker_accelerator(host: str, wanted: str) -> str:
-    # an image carries annotations too: it must not talk its way out of the hardware's wall
-    return f"tcg is weaker than this host's: {host}" if wanted == "tcg" != host else ""
-
-
-def _weaker_vmm(host: str, wanted: str) -> str:
-    return "host is no wall, and a settings file's alone to choose" if wanted == "host" else ""
-
-
-def _weaker_egress(host: list[str], wanted: list[str]) -> str:
-    beyond = egress.beyond(wanted, host) if host else ""
-    return f"{beyond} lies in none of this host's rules" if beyond else ""
-
-
-def _unrecorded(host: bool, wanted: bool) -> str:
-    return "this host records what becomes of its containers" if host and not wanted else ""
-
-
+#: all alike: 0 is no limit, and an annotation may only be less
+_RATES = {
+    "disk_kib_per_s": "KiB a second that a VM may read from its disk; 0: no limit; an annotation may only be "
+    "less; refused where something is shared, which is not read from there",
+    "disk_ops_per_s": "requests a second to its disk; else as `disk_kib_per_s`",
+    "network_kib_per_s": "KiB a second that a VM may receive, and may send; 0: no limit; an annotation may "
+    "only be less; Firecracker alone keeps it",
+}
 TABLE: tuple[Setting, ...] = (
     Setting(
         "vcpus",
@@ -85,10 +66,10 @@ TABLE: tuple[Setting, ...] = (
         "warn",
         "without usable KVM: `require` refuses, `warn` says so in the shim's log, `allow` is silent; "
         "an annotation may only be stricter",
-        choices=KVM_POLICIES,
+        choices=weaker.KVM_POLICIES,
         annotation="kvm",
         open=True,
-        weaker=_weaker_kvm,
+        weaker=weaker.kvm,
     ),
     Setting(
         "accelerator",
@@ -99,7 +80,7 @@ TABLE: tuple[Setting, ...] = (
         choices=("auto", "kvm", "tcg"),
         annotation="accelerator",
         open=True,
-        weaker=_weaker_accelerator,
+        weaker=weaker.accelerator,
         by_request=True,
     ),
     Setting(
@@ -133,7 +114,7 @@ TABLE: tuple[Setting, ...] = (
         "no annotation chooses it",
         choices=("qemu", "firecracker", "host"),
         annotation="vmm",
-        weaker=_weaker_vmm,
+        weaker=weaker.vmm,
     ),
     Setting("boot_timeout_s", "int", HOST, 120, "seconds a VM may take to boot", limits=(1, 3600)),
     Setting(
@@ -193,7 +174,7 @@ TABLE: tuple[Setting, ...] = (
         "an annotation may only be stricter",
         annotation="egress",
         open=True,
-        weaker=_weaker_egress,
+        weaker=weaker.egress,
         check=egress.fault,
     ),
     Setting(
@@ -203,6 +184,10 @@ TABLE: tuple[Setting, ...] = (
         1 << 18,
         "files of the host that one VM may keep open; its kernel's caches are emptied before; more: EMFILE",
         limits=(1024, 1 << 20),
+    ),
+    *(
+        Setting(key, "int", VM, 0, text, limits=(0, 1 << 30), annotation=key, open=True, weaker=weaker.faster)
+        for key, text in _RATES.items()
     ),
     Setting(
         "image_store",
@@ -236,7 +221,7 @@ TABLE: tuple[Setting, ...] = (
         "write a line for each event of a container, which cannot be changed unseen: `bz log`",
         annotation="recorder",
         open=True,
-        weaker=_unrecorded,
+        weaker=weaker.recorder,
     ),
     Setting(
         "foreign_checkpoints",
@@ -283,6 +268,9 @@ class Settings:
     rootfs: str
     rootfs_image: str
     egress: list[str]
+    disk_kib_per_s: int
+    disk_ops_per_s: int
+    network_kib_per_s: int
     image_store: str
     annotation_vcpus: int
     annotation_memory_mib: int

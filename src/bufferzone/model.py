@@ -35,6 +35,16 @@ class Nic(Record):
     is_tap: bool = True
 
 
+class Rates(Record):
+    """What a VM may take in a second, 0: no limit. `disk_bytes` and `disk_ops` (requests): of all its disks;
+    `network_bytes`: of each NIC, each way.
+    """
+
+    disk_bytes: int = 0
+    disk_ops: int = 0
+    network_bytes: int = 0
+
+
 class VmSpec(Record):
     """Everything a VMM driver needs to know of one VM. `shares` and `nics` have descriptors that are open.
 
@@ -43,7 +53,7 @@ class VmSpec(Record):
     saved, so that it is there from the start in a restored VM too; else such a VM has its shares plugged.
     `mapped_memory`: an open file that is a saved VM's memory, which this one maps and does not change; -1:
     none, `memory` is filled with it. `directory`: where the VMM's driver may have what it needs of the
-    host's file system; its parent is the VM's own.
+    host's file system; its parent is the VM's own. `rates`: of this VM, whatever those of a saved one were.
     """
 
     name: str
@@ -60,6 +70,7 @@ class VmSpec(Record):
     carries_share: bool = False
     mapped_memory: int = -1
     directory: str = ""
+    rates: Rates = Rates()
 
 
 class Confinement(Record):
@@ -81,7 +92,7 @@ class Features(Record):
     `templates`: one that was saved empty is worth starting from. `maps_memory`: a template's memory file is
     mapped by each VM, which has copies of what it changes alone; else it is copied. `share_in_template`: it
     may save a VM with its share plugged; a version that cannot says so when told to. `balloon`: it can take
-    memory from a guest.
+    memory from a guest. `disk_rate`, `nic_rate`: it keeps a VM's `Rates`.
     """
 
     name: str
@@ -100,6 +111,8 @@ class Features(Record):
     templates: bool
     maps_memory: bool
     balloon: bool
+    disk_rate: bool
+    nic_rate: bool
 
 
 class Bind(Record):

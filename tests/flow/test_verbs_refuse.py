@@ -32,6 +32,10 @@ _KILLS_THE_SHIM = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "k
             "the host without a VM makes no use of KVM, which is required (hint: another VMM)",
         ),
         (
+            {"annotations": {"bufferzone.disk_ops_per_s": "9"}},
+            "the host without a VM cannot limit what is read from a disk (hint: another VMM)",
+        ),
+        (
             {"linux": {"sysctl": {"kernel.shm_nothing": "1"}}},
             "linux.sysctl: write sysctl key kernel.shm_nothing: no such file or directory",
         ),
@@ -41,6 +45,19 @@ _KILLS_THE_SHIM = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "k
 @pytest.mark.parametrize("verb", ["create", "run"])
 def test_a_creation_that_fails_says_why_and_leaves_nothing(bz, verb, changes, line):
     fails(bz, verb, bz.bundle("pause", **changes), line)
+
+
+def test_a_limit_that_the_chosen_vmm_cannot_keep_is_refused_and_no_annotation_lifts_it(tmp_path):
+    bz = Cli(tmp_path, 'vmm = "qemu"\nnetwork_kib_per_s = 100')
+    try:
+        hint = "vmm = firecracker, or the network's own limit, such as CNI's bandwidth"
+        fails(bz, "create", bz.bundle("pause"), f"QEMU cannot limit a network (hint: {hint})")
+        for text in ("0", "101"):
+            bundle = bz.bundle("pause", annotations={"bufferzone.network_kib_per_s": text})
+            where = "config.json: annotations.bufferzone.network_kib_per_s"
+            fails(bz, "create", bundle, f"{where}: this host's limit is 100")
+    finally:
+        bz.close()
 
 
 @pytest.mark.parametrize("verb", ["create", "run"])

@@ -1,6 +1,8 @@
 """The command lines of QEMU and virtiofsd, word by word. A change here is a change of the wall: say why."""
 
-from bufferzone.model import Disk, Nic, Share, VmSpec
+import pytest
+
+from bufferzone.model import Disk, Nic, Rates, Share, VmSpec
 from bufferzone.storage import virtiofs
 from bufferzone.vmm.qemu import command_line
 
@@ -99,6 +101,20 @@ def test_a_share_a_disk_and_nics_add_these_words() -> None:
         "-device virtio-net-pci,netdev=net22,mac=02:00:00:00:00:01,romfile=,disable-legacy=on",
         "-netdev stream,id=net23,server=off,addr.type=fd,addr.str=23",
         "-device virtio-net-pci,netdev=net23,mac=02:00:00:00:00:02,host_mtu=9000,romfile=,disable-legacy=on",
+    ]
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_limit_is_a_filter_between_the_device_and_whatever_image_its_slot_gets(restored: bool) -> None:
+    spec = altered(disks=(Disk(name="rootfs"),), rates=Rates(disk_bytes=1 << 20, disk_ops=50))
+    limits = '"limits": {"bps-total": 1048576, "iops-total": 50}'
+    throttle = "driver=throttle,node-name=limited-rootfs,throttle-group=rates,file=slot-rootfs"
+    assert lines(command_line.argv("qemu", spec, ENDS, restored=restored))[-5:] == [
+        f'-object {{"qom-type": "throttle-group", "id": "rates", {limits}}}',
+        "-blockdev driver=null-co,node-name=empty-rootfs,size=68719476736,read-zeroes=on,read-only=on",
+        "-blockdev driver=raw,node-name=slot-rootfs,file=empty-rootfs,read-only=on",
+        f"-blockdev {throttle},read-only=on",
+        "-device virtio-blk-pci,drive=limited-rootfs,serial=rootfs,disable-legacy=on",
     ]
 
 

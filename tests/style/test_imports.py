@@ -19,6 +19,7 @@ LAYERS = (
         "linux",
         "egress",
         "toml",
+        "weaker",
         "setting",
         "settings_file",
     ),

@@ -167,6 +167,18 @@ def test_an_annotation_does_not_talk_the_host_out_of_its_hardware():
     )
 
 
+@pytest.mark.parametrize("key", ["disk_kib_per_s", "disk_ops_per_s", "network_kib_per_s"])
+def test_an_annotation_lowers_a_limit_and_neither_raises_it_nor_takes_it_away(key):
+    def asked(host, text):
+        settings = config.load([]).with_values(**{key: host})
+        return getattr(overrides.apply_annotations(settings, {f"bufferzone.{key}": text}), key)
+
+    assert [asked(100, "100"), asked(100, "1"), asked(0, "100"), asked(0, "0")] == [100, 1, 100, 0]
+    for text in ("101", "0"):
+        with pytest.raises(SpecError, match=f"annotations.bufferzone.{key}: this host's limit is 100"):
+            asked(100, text)
+
+
 def test_a_bundle_cannot_ask_for_more_than_the_machine_has():
     with pytest.raises(SpecError, match="memory: this host has"):
         overrides.apply_annotations(config.load([]), {"bufferzone.memory": "1048576"})

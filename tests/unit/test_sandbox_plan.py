@@ -7,6 +7,7 @@ import pytest
 
 from bufferzone.config import Settings
 from bufferzone.errors import HostError, SpecError
+from bufferzone.model import Rates
 from bufferzone.record import replace
 from bufferzone.sandbox import mounts, plan
 from bufferzone.vm.size import size_for
@@ -325,6 +326,8 @@ QEMU = drivers.find("qemu").FEATURES
         ),
         ({"slot_bytes": 0}, {"rootfs": "block"}, {}, "QEMU has no slot for the image"),
         ({"snapshot": False}, {}, {"restored": True}, "QEMU cannot restore a VM"),
+        ({"disk_rate": False}, {"disk_kib_per_s": 9}, {}, "QEMU cannot limit what is read from a disk"),
+        ({"disk_rate": False}, {"disk_ops_per_s": 9}, {}, "QEMU cannot limit what is read from a disk"),
     ],
 )
 def test_a_wish_that_the_vmm_cannot_follow_is_refused_and_one_that_nobody_has_is_not(
@@ -343,3 +346,24 @@ def test_a_vmm_that_gains_nothing_by_templates_starts_without_them() -> None:
     kept = plan.within_features(settings, QEMU, shared=("/b",), restored=False)
     cold = plan.within_features(settings, replace(QEMU, templates=False), shared=("/b",), restored=False)
     assert (kept.templates, cold.templates) == (True, False)
+
+
+def test_a_limit_that_cannot_be_kept_is_refused_and_never_forgotten() -> None:
+    fire = drivers.find("firecracker").FEATURES
+    network = Settings(network_kib_per_s=9)
+    with pytest.raises(HostError, match=r"^QEMU cannot limit a network") as caught:
+        plan.within_features(network, QEMU, shared=(), restored=False)
+    assert caught.value.hint.startswith("vmm = firecracker, or")
+    plan.within_features(network, fire, shared=(), restored=False)
+    for name in ("disk_kib_per_s", "disk_ops_per_s"):
+        # what is shared is not read from the disk
+        with pytest.raises(HostError, match="shared files: /srv/data") as caught:
+            plan.within_features(Settings(**{name: 9}), QEMU, shared=("/srv/data",), restored=False)
+        assert caught.value.code == "vmm-feature"
+        plan.within_features(Settings(**{name: 9}), fire, shared=(), restored=True)
+
+
+def test_limits_in_kib_become_bytes() -> None:
+    settings = Settings(disk_kib_per_s=2, disk_ops_per_s=3, network_kib_per_s=1 << 30)
+    assert plan.rates_of(settings) == Rates(disk_bytes=2048, disk_ops=3, network_bytes=1 << 40)
+    assert plan.rates_of(Settings()) == Rates()

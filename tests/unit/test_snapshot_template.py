@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from bufferzone.errors import VmmError
-from bufferzone.model import ImageRef
-from bufferzone.record import replace
+from bufferzone.model import ImageRef, Rates
+from bufferzone.record import fields, replace
 from bufferzone.snapshot import template
 from bufferzone.storage import virtiofs
 from bufferzone.vm import shape
@@ -59,6 +59,15 @@ def test_another_virtiofsd_is_another_template_where_its_state_may_be_in_it(
     before = shape.template_key(described)
     (tmp_path / "virtiofsd").write_text("and another")
     assert shape.template_key(described) == before
+
+
+def test_a_template_is_for_vms_of_any_limits_and_has_none_itself(described: VmShape, tmp_path: Path) -> None:
+    limited = Rates(disk_bytes=1, disk_ops=1, network_bytes=1)
+    block = replace(described, block=True, nic=True)
+    assert shape.spec_of(block, "clone", nic_fd=6, rates=limited).rates == limited
+    assert shape.spec_of(block, "template", nic_fd=6).rates == Rates()
+    assert "throttle" not in str(driver.fingerprint(shape.spec_of(block, "template", nic_fd=6)))
+    assert "rates" not in {each.name for each in fields(VmShape)}  # of which its name is made
 
 
 def test_only_a_vm_with_a_share_and_the_rust_virtiofsd_may_carry_it(

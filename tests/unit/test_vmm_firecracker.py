@@ -17,7 +17,7 @@ import pytest
 from bufferzone import config, jail, vmmstore
 from bufferzone.errors import HostError, UsageError, VmmError
 from bufferzone.linux import kvm, nameless
-from bufferzone.model import Confinement, Disk, Nic, Share, VmSpec
+from bufferzone.model import Confinement, Disk, Nic, Rates, Share, VmSpec
 from bufferzone.network import namespace, tcfilter
 from bufferzone.record import replace
 from bufferzone.storage import ram
@@ -38,6 +38,7 @@ SPEC = VmSpec(
     kernel_arguments=("x",),
     disks=(Disk(name="rootfs"),),
 )
+RATES = Rates(disk_bytes=8192, disk_ops=7, network_bytes=4096)
 
 
 def program() -> str:
@@ -84,16 +85,18 @@ def test_the_real_server_takes_every_device_and_its_tap_goes_with_it(tmp_path: P
     tap = tcfilter.park()
     try:
         nic = Nic(name="first", fd=tap.fd, mac="02:00:00:00:00:01")
-        with started(tmp_path, tiny_kernel(), nics=(nic,)) as vmm:
+        with started(tmp_path, tiny_kernel(), nics=(nic,), rates=RATES) as vmm:
             with pytest.raises(VmmError):  # it starts, and no agent calls
                 vmm.greet(2)
             assert vmm.wait_exit(0) is None
+            assert limits_of(vmm) == {"rx_rate_limiter": [4096, None], "tx_rate_limiter": [4096, None]}
             assert tcfilter.PARKED in _links(tap.namespace_fd)
             vmm.stop()
             vmm.resume()
             image = os.open(tmp_path / "kernel", os.O_RDONLY)
             vmm.insert_disk("rootfs", image)
             os.close(image)
+            assert limits_of(vmm, "drives") == {"rate_limiter": [8192, 7]}
             vmm.kill()
             assert vmm.wait_exit(10) == -signal.SIGKILL
             assert "was killed (SIGKILL)" in vmm.failure("run the guest").line()
@@ -101,6 +104,18 @@ def test_the_real_server_takes_every_device_and_its_tap_goes_with_it(tmp_path: P
     finally:
         os.close(tap.fd)
         os.close(tap.namespace_fd)
+
+
+def limits_of(vmm: Firecracker, devices: str = "network-interfaces") -> dict[str, list[int | None]]:
+    """Bytes and requests a second of its first such device, by the name of the limiter, as it says itself."""
+    device = vmm._api.call("GET", "/vm/config")[devices][0]
+    found = {}
+    for name, limiter in device.items():
+        if name.endswith("rate_limiter") and limiter:
+            buckets = [limiter.get(kind) for kind in ("bandwidth", "ops")]
+            assert all(bucket["refill_time"] == 1000 for bucket in buckets if bucket)
+            found[name] = [bucket and bucket["size"] for bucket in buckets]
+    return found
 
 
 def _links(fd: int) -> str:
@@ -112,18 +127,24 @@ def _links(fd: int) -> str:
 
 
 @needs_firecracker
-def test_a_vm_is_saved_and_loaded_with_its_memory_mapped(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("saved", "loaded"), [(Rates(), RATES), (RATES, Rates())])
+def test_a_vm_is_saved_and_loaded_with_its_memory_mapped_and_limits_of_its_own(
+    tmp_path: Path, monkeypatch, saved: Rates, loaded: Rates
+) -> None:
     monkeypatch.setattr(process, "_CALL_S", 0.2)
     (tmp_path / "there").mkdir()
     memory = ram.create(str(tmp_path / "memory"), 128 << 20, UID)
     state = os.open(tmp_path / "state", os.O_RDWR | os.O_CREAT)
     tap = tcfilter.park()
     nic = Nic(name="first", fd=tap.fd, mac="02:00:00:00:00:01")
-    with started(tmp_path, tiny_kernel(), nics=(nic,), memory=str(tmp_path / "memory")) as vmm:
+    in_file = {"memory": str(tmp_path / "memory"), "rates": saved}
+    with started(tmp_path, tiny_kernel(), nics=(nic,), **in_file) as vmm:
         (tmp_path / "memory").unlink()  # its jail shows it
         with pytest.raises(VmmError):  # it starts, and no agent calls
             vmm.greet(2)
         assert vmm.agent is None
+        with open(tmp_path / "kernel", "rb") as image:
+            vmm.insert_disk("rootfs", image.fileno())
         vmm.save(state)
         vmm.agent, theirs = socket.socketpair()
         vmm.resume()  # nobody calls again: the connection that is there goes on
@@ -133,10 +154,17 @@ def test_a_vm_is_saved_and_loaded_with_its_memory_mapped(tmp_path: Path, monkeyp
     assert ram.copy(memory, copied)
     other = tcfilter.park()
     nic = replace(nic, fd=other.fd)
-    with started(tmp_path / "there", b"", nics=(nic,), mapped_memory=copied) as vmm:
+    with started(tmp_path / "there", b"", nics=(nic,), mapped_memory=copied, rates=loaded) as vmm:
         (tmp_path / "copied").unlink()
         vmm.greet(60)
         vmm.load(state)
+        network = [4096, None]
+        assert limits_of(vmm) == (
+            {"rx_rate_limiter": network, "tx_rate_limiter": network} if loaded == RATES else {}
+        )
+        with open(tmp_path / "kernel", "rb") as image:
+            vmm.insert_disk("rootfs", image.fileno())
+        assert limits_of(vmm, "drives") == ({"rate_limiter": [8192, 7]} if loaded == RATES else {})
         assert tcfilter.PARKED in _links(other.namespace_fd)
         with pytest.raises(VmmError, match="did not call") as caught:
             vmm.resume()

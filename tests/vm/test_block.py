@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +125,46 @@ def test_a_template_has_the_slot_and_the_clone_has_the_image(tmp_path: Path, gue
             assert warm.begun(id) == "warm"
             warm.runtime.ok("delete", "--force", id)
         assert not makers()
+    finally:
+        warm.runtime.close()
+
+
+def test_a_disk_is_read_no_faster_than_its_own_limit_whatever_the_template_was_made_with(
+    tmp_path: Path, guest_image: ImageRef
+) -> None:
+    if NEEDED:
+        pytest.skip(f"not installed: {', '.join(NEEDED)}")
+    warm = Warm(tmp_path / "warm", guest_image, rootfs="block", disk_kib_per_s=1024)
+    read = ("/bin/dd", "if=/noise", "of=/copy", "bs=64k")
+
+    def started(id: str, **annotations: str) -> str:
+        directory = made(tmp_path / id, "echo up; exec sleep 1000", annotations=annotations)
+        (directory / "rootfs" / "noise").write_bytes(os.urandom(4 << 20))  # nothing packs it smaller
+        warm.runtime.run(id, directory).expect("up")
+        assert warm.begun(id) == "warm"
+        processes = json.loads((warm.runtime.root / id / "leftovers.json").read_text())["processes"]
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid, _ in processes]
+        (line,) = [line for line in lines if "qemu-system" in line]
+        return line
+
+    try:
+        warm.make_template()
+        keys = warm.keys()
+        assert "throttle" in started("lowered", **{"bufferzone.disk_kib_per_s": "512"})
+        began = time.monotonic()
+        warm.runtime.ok("exec", "lowered", *read)
+        # 8 s; a tenth of a second's worth may come at once, and what it starts with is little
+        assert time.monotonic() - began > 4
+        warm.runtime.ok("delete", "--force", "lowered")
+        raised = made(tmp_path / "raised", "true", annotations={"bufferzone.disk_kib_per_s": "2048"})
+        line = warm.runtime.try_create("raised", raised).line
+        where = "config.json: annotations.bufferzone.disk_kib_per_s"
+        assert line == f"bufferzone: {where}: this host's limit is 1024"
+        warm.set(disk_kib_per_s=0)
+        assert "throttle" not in started("free")
+        warm.runtime.ok("exec", "free", *read)
+        warm.runtime.ok("delete", "--force", "free")
+        assert warm.keys() == keys
     finally:
         warm.runtime.close()
 

@@ -176,11 +176,13 @@ def netns_entry(root: str, spec: Spec) -> str:
 
 def wants_pool(settings: Settings) -> bool:
     """Whether VMs of these settings wait for containers: of root, if of a user namespace, that share their
-    root file system.
+    root file system, which no limit of a disk or network goes with.
     """
     shared = settings.rootfs == "virtiofs" and not settings.rootfs_image
     taps = settings.host_network != "passt"  # a VM that waits has a tap
-    return bool(settings.pool_size and settings.templates and shared and taps and os.geteuid() == 0)
+    limited = settings.disk_kib_per_s or settings.disk_ops_per_s or settings.network_kib_per_s
+    served = shared and taps and not limited
+    return bool(settings.pool_size and settings.templates and served and os.geteuid() == 0)
 
 
 def start_keeper(root: str, shape: str, program: str, ready: int = -1) -> int:

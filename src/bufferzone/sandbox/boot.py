@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from bufferzone import egress, jail, recorder, state
 from bufferzone.oci import host
-from bufferzone.sandbox import limits, rootdisk
+from bufferzone.sandbox import limits, plan, rootdisk
 from bufferzone.sandbox.facts import facts_of
 from bufferzone.sandbox.network import TapNetwork
 from bufferzone.sandbox.origin import NewVm, RestoredVm
@@ -83,6 +83,7 @@ def boot(
             record_name=left.add_link,
             disks=rootdisk.directory_of(wish.settings),
             answer_s=wish.settings.boot_timeout_s,
+            rates=plan.rates_of(wish.settings),
         )
         vm, start = planned.launch(stack, launcher)
         records = recorder.of(wish.settings, container_id)

@@ -11,7 +11,7 @@ import hashlib
 import json
 
 from bufferzone.errors import HostError, SpecError
-from bufferzone.model import Bind, FileCopy, Hook
+from bufferzone.model import Bind, FileCopy, Hook, Rates
 from bufferzone.oci.mounts import is_bind
 from bufferzone.record import Record
 from bufferzone.sandbox import limits, mounts
@@ -76,7 +76,7 @@ def within_features(
     """The settings as far as the VMM can follow them; raises `HostError` `vmm-feature` for what it must and
     cannot. `shared` are paths of the host that the guest shares; `restored`: the VM is a checkpoint's.
     """
-    lacking, hint = "", "another VMM"
+    lacking, hint, rates = "", "another VMM", rates_of(settings)
     if shared and not (features.virtiofs or features.tree):
         lacking = f"cannot share files of the host with a VM: {shared[0]}"
         hint = "rootfs = block and no volumes, or vmm = qemu"
@@ -88,9 +88,26 @@ def within_features(
         lacking = "makes no use of KVM, which is required"
     elif settings.egress and not features.nic:
         lacking = "has no network for a policy to hold"
+    elif (rates.disk_bytes or rates.disk_ops) and not features.disk_rate:
+        lacking = "cannot limit what is read from a disk"
+    elif (rates.disk_bytes or rates.disk_ops) and shared:
+        lacking = f"cannot limit what is read and written of shared files: {shared[0]}"
+        hint = "rootfs = block and no volumes, or blockIO in linux.resources"
+    elif rates.network_bytes and not features.nic_rate:
+        lacking = "cannot limit a network"
+        hint = "vmm = firecracker, or the network's own limit, such as CNI's bandwidth"
     if lacking:
         raise HostError(f"{features.label} {lacking}", hint=hint, code="vmm-feature")
     return settings if features.templates else settings.with_values(templates=False)
+
+
+def rates_of(settings: Settings) -> Rates:
+    """What a VM of these settings may take."""
+    return Rates(
+        disk_bytes=settings.disk_kib_per_s << 10,
+        disk_ops=settings.disk_ops_per_s,
+        network_bytes=settings.network_kib_per_s << 10,
+    )
 
 
 def plan_container(

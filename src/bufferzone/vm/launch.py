@@ -15,7 +15,7 @@ from bufferzone.model import Confinement, Share
 from bufferzone.record import Record
 from bufferzone.storage import ram, virtiofs
 from bufferzone.vm.agent_client import AgentClient
-from bufferzone.vm.shape import spec_of
+from bufferzone.vm.shape import UNLIMITED, spec_of
 from bufferzone.vmm import console, drivers
 from bufferzone.wire.agent import ROOT_DISK, SHARE_TAG
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bufferzone.jail import UidLease
-    from bufferzone.model import VmSpec
+    from bufferzone.model import Rates, VmSpec
     from bufferzone.spawn import Child
     from bufferzone.storage.share import Tree
     from bufferzone.vm.agent_client import Pending
@@ -98,7 +98,7 @@ class VmLauncher:
     `record` is told of every process that has to end with it, `record_name` of every file that a kill could
     leave (its path, device and inode). `disks` is a directory on a disk, for files
     that the container's memory is not to be charged for. `answer_s`: how long a VMM that is to load a saved
-    VM may take to answer.
+    VM may take to answer. `rates`: what it may take.
     """
 
     def __init__(
@@ -116,11 +116,13 @@ class VmLauncher:
         record_name: Callable[[str, list[int]], None] = lambda path, identity: None,
         disks: str = "",
         answer_s: float = 20.0,
+        rates: Rates = UNLIMITED,
     ) -> None:
         self._name, self._shape, self._directory = name, shape, directory
         self._uids, self._tree, self._nic_fd = uids, tree, nic_fd
         self._timeline, self._record, self._record_name = timeline, record, record_name
         self._open_files, self._disks, self._answer_s = open_files, disks, answer_s
+        self._rates = rates
         self._names: list[str] = []
         self._driver = drivers.find(shape.vmm)
 
@@ -177,6 +179,7 @@ class VmLauncher:
             nic_fd=self._nic_fd,
             mapped_memory=mapped_memory,
             directory=os.path.join(self._directory, "vmm"),
+            rates=self._rates,
         )
 
     def _running(

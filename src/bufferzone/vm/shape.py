@@ -10,7 +10,7 @@ import os
 from bufferzone.errors import HostError
 from bufferzone.guestimage import current, store, template_store
 from bufferzone.linux import kvm
-from bufferzone.model import Disk, ImageRef, Nic, Share, VmSpec
+from bufferzone.model import Disk, ImageRef, Nic, Rates, Share, VmSpec
 from bufferzone.record import Record, field, fields, replace
 from bufferzone.storage import virtiofs
 from bufferzone.vm.fit import SAME, WITHIN, differences, same
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: raise it when the guest or the way of restoring changes in a way that the rest of the shape does not show
 TEMPLATE_VERSION = 4
+#: no part of the shape: a template has none, and a VM restored from it its own
+UNLIMITED = Rates()
 
 
 #: how a field of a saved VM agrees with what this host would start, see `fit`: not at all, since it lies in
@@ -156,6 +158,7 @@ def spec_of(
     nic_fd: int = -1,
     mapped_memory: int = -1,
     directory: str = "",
+    rates: Rates = UNLIMITED,
 ) -> VmSpec:
     """The VM `name` of this shape; `memory` is the file that is its memory (empty: none),
     `nic_fd` the descriptor of the NIC's tap or stream, if it has one, the rest as in `VmSpec`.
@@ -175,6 +178,7 @@ def spec_of(
         carries_share=carries_share,
         mapped_memory=mapped_memory,
         directory=directory,
+        rates=rates,
     )
 
 

@@ -47,6 +47,8 @@ FEATURES = Features(
     templates=True,
     maps_memory=True,
     balloon=False,
+    disk_rate=True,
+    nic_rate=True,
 )
 #: seconds that saving may take, which writes all of a guest's memory, and a guest that goes on until it calls
 _SAVE_S, _CALL_S = 300.0, 60.0
@@ -160,7 +162,7 @@ class Firecracker:
     def insert_disk(self, name: str, fd: int) -> None:
         """Show the image behind `fd` in the slot `name`. Raises `VmmError`, `HostError`."""
         self._place.show(name, fd)
-        self._call(requests.insert(name))
+        self._call(requests.insert(name, self._spec.rates))
 
     def resume(self) -> None:
         """Let the guest run; one that was loaded or saved calls again: its connection did not survive."""
@@ -185,7 +187,8 @@ class Firecracker:
         self._place.write_state(state_fd)
         self._place.listen()
         self._expects_call = True
-        self._call(requests.load(self._spec, self._lent.names))
+        for request in (requests.load(self._spec, self._lent.names), *requests.limit(self._spec)):
+            self._call(request)
         self._lent.tie(self.child)
 
     def save(self, state_fd: int) -> None:

@@ -2,8 +2,8 @@
 
 Written for Firecracker 1.12, x86-64. Paths are those of its jail. Left out on purpose: the metadata service
 (`/mmds`: nothing in a guest of ours asks for one), CPU templates (a guest sees the host's CPU as with QEMU;
-a saved VM is restored on the same model alone), rate limiters (the container's cgroup has the VMM's
-threads), the balloon (1.12 takes back nothing by it that the guest frees by itself).
+a saved VM is restored on the same model alone), the balloon (1.12 takes back nothing by it that the guest
+frees by itself).
 Refuses: anything that came from a guest.
 """
 
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bufferzone.model import VmSpec
+    from bufferzone.model import Nic, Rates, VmSpec
 
     #: method, path, body
     Request = tuple[str, str, Any]
@@ -26,6 +26,7 @@ PLACE = "/run"
 API, VSOCK, LOG, METRICS, STATE = "api", "vsock", "log", "metrics", "state"
 #: each guest has its own vsock, so all may have the same number: the first that is not reserved
 _GUEST_CID = 3
+_REFILL_MS = 1000
 #: more for the guest's command line: the agent calls by vsock; a reset is the only end there is, through the
 #: keyboard controller, of which nothing else is emulated
 _ARGUMENTS = (
@@ -58,7 +59,7 @@ def boot(spec: VmSpec, taps: tuple[str, ...]) -> list[Request]:
         _machine(spec),
         _source(spec),
         *(_drive(disk.name) for disk in spec.disks),
-        *(_nic(nic.name, nic.mac, tap) for nic, tap in zip(spec.nics, taps, strict=True)),
+        *(_nic(nic, tap, spec.rates) for nic, tap in zip(spec.nics, taps, strict=True)),
         ("PUT", "/vsock", {"guest_cid": _GUEST_CID, "uds_path": f"{PLACE}/{VSOCK}"}),
         ("PUT", "/entropy", {}),
         ("PUT", "/actions", {"action_type": "InstanceStart"}),
@@ -95,15 +96,37 @@ def _drive(name: str) -> Request:
     return "PUT", f"/drives/{name}", body
 
 
-def _nic(name: str, mac: str, tap: str) -> Request:
-    body = {"iface_id": name, "guest_mac": mac, "host_dev_name": tap}
-    return "PUT", f"/network-interfaces/{name}", body
+def _nic(nic: Nic, tap: str, rates: Rates) -> Request:
+    body = {"iface_id": nic.name, "guest_mac": nic.mac, "host_dev_name": tap, **_nic_limiters(rates)}
+    return "PUT", f"/network-interfaces/{nic.name}", body
 
 
-def insert(name: str) -> Request:
-    """Have a drive look again at what its path shows: another file by now."""
-    body = {"drive_id": name, "path_on_host": f"{PLACE}/{slot(name)}"}
+def insert(name: str, rates: Rates) -> Request:
+    """Have a drive look again at what its path shows, another file by now, and no faster than `rates`."""
+    limiter = {"bandwidth": _bucket(rates.disk_bytes), "ops": _bucket(rates.disk_ops)}
+    body = {"drive_id": name, "path_on_host": f"{PLACE}/{slot(name)}", "rate_limiter": limiter}
     return "PATCH", f"/drives/{name}", body
+
+
+def limit(spec: VmSpec) -> list[Request]:
+    """Give the NICs of a VM that was loaded its own limits: a saved one has those it was saved with."""
+    return [
+        ("PATCH", f"/network-interfaces/{nic.name}", {"iface_id": nic.name, **_nic_limiters(spec.rates)})
+        for nic in spec.nics
+    ]
+
+
+def _nic_limiters(rates: Rates) -> dict[str, Any]:
+    limiter = {"bandwidth": _bucket(rates.network_bytes)}
+    return {"rx_rate_limiter": limiter, "tx_rate_limiter": limiter}
+
+
+def _bucket(per_second: int) -> dict[str, int]:
+    """A bucket that fills up in a second: each whole number of tokens a second is exact, and of what was not
+    used before one second's worth may come at once. No first burst beyond that: a limit holds from the first
+    byte. An empty one is no limit, and takes away one that was saved (vmm_config/mod.rs, BucketUpdate).
+    """
+    return {"size": per_second, "refill_time": _REFILL_MS if per_second else 0}
 
 
 def run(running: bool) -> Request:

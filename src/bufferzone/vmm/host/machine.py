@@ -41,6 +41,8 @@ FEATURES = Features(
     templates=False,  # it boots as fast as it would restore one
     maps_memory=False,
     balloon=False,
+    disk_rate=False,
+    nic_rate=False,
 )
 _LINES = 20
 #: what the agent is told, as `guest.hosted` has it, and its one answer when that is done; seconds until then

@@ -7,7 +7,9 @@ devices that open host files by name (everything but kernel, initrd and firmware
 
 from __future__ import annotations
 
-from bufferzone.model import Disk, Nic, Share, VmSpec
+import json
+
+from bufferzone.model import Disk, Nic, Rates, Share, VmSpec
 from bufferzone.record import Record
 from bufferzone.wire.agent import PORT_NAME
 
@@ -19,6 +21,7 @@ SPARE_PORTS = 4
 #: what the guest believes a disk to have: an image may be as large as that
 SLOT_BYTES = 64 << 30
 _MIB = 1 << 20
+_GROUP = "rates"
 
 
 class Ends(Record):
@@ -58,7 +61,8 @@ def argv(
             for share in spec.shares
             for word in share_device(share, plugged=spec.carries_share or not restored)
         ),
-        *(word for disk in spec.disks for word in disk_device(disk)),
+        *_throttle(spec.rates),
+        *(word for disk in spec.disks for word in disk_device(disk, limited=_limits_disks(spec.rates))),
         *(word for nic in spec.nics for word in nic_device(nic)),
     ]
 
@@ -218,16 +222,37 @@ def share_device(share: Share, *, plugged: bool = True) -> list[str]:
     ]
 
 
-def disk_device(disk: Disk) -> list[str]:
-    """An empty slot: 64 GiB of zeros, below a node whose file `Qemu.insert_disk` replaces."""
+def _limits_disks(rates: Rates) -> bool:
+    return bool(rates.disk_bytes or rates.disk_ops)
+
+
+def _throttle(rates: Rates) -> list[str]:
+    """One group for all disks. Of what was not used before, a tenth of a second's worth may come at once, as
+    QEMU has it where nothing else is said.
+
+    Source: QEMU 7.2, docs/throttle.txt; qapi/qom.json: the flat form, x-bps-total, is not stable.
+    """
+    if not _limits_disks(rates):
+        return []
+    limits = {"bps-total": rates.disk_bytes, "iops-total": rates.disk_ops}
+    return ["-object", json.dumps({"qom-type": "throttle-group", "id": _GROUP, "limits": limits})]
+
+
+def disk_device(disk: Disk, *, limited: bool = False) -> list[str]:
+    """An empty slot: 64 GiB of zeros, below a node whose file `Qemu.insert_disk` replaces; `limited`: the
+    device has it through the filter of `_throttle`, which stays above whatever is put in.
+    """
     name = quote(disk.name[:20])
+    top = f"limited-{name}" if limited else f"slot-{name}"
+    throttle = f"driver=throttle,node-name={top},throttle-group={_GROUP},file=slot-{name},read-only=on"
     return [
         "-blockdev",
         f"driver=null-co,node-name=empty-{name},size={SLOT_BYTES},read-zeroes=on,read-only=on",
         "-blockdev",
         f"driver=raw,node-name=slot-{name},file=empty-{name},read-only=on",
+        *(["-blockdev", throttle] if limited else []),
         "-device",
-        f"virtio-blk-pci,drive=slot-{name},serial={name},disable-legacy=on",
+        f"virtio-blk-pci,drive={top},serial={name},disable-legacy=on",
     ]
 
 

@@ -39,6 +39,8 @@ FEATURES = Features(
     templates=True,
     maps_memory=False,  # virtiofsd maps it too: it has to be shared
     balloon=True,
+    disk_rate=True,
+    nic_rate=False,  # its throttle is for disks; traffic control is of the host's network
 )
 #: console lines looked at for an explanation: a panic's call trace and registers come after its one line
 _TRACE_LINES = 120
