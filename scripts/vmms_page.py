@@ -7,16 +7,15 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src"))
-from bufferzone import allowlists
-from bufferzone.vmm import drivers
+from bufferzone import allowlists, vmmfeatures
 
 HEAD = """# Which VMM runs a VM
 
-This page is printed by `scripts/vmms_page.py`, the table from each driver's `FEATURES`.
+This page is printed by `scripts/vmms_page.py`, the table from `src/bufferzone/vmmfeatures.py`.
 
 `vmm` in the settings chooses, or `bufferzone.vmm` of a bundle where `allow_annotations` lists
 `vmm`. What a VMM cannot do is refused before a VM starts, in one line that says what and what else
-there is.
+there is. `bufferzone features` has the same by name, an annotation for each VMM.
 
 | | {labels} |
 |---|{rule}|
@@ -75,7 +74,7 @@ of thread, are on inside of that. Its `jailer` is not used: it does less, and wa
 
 def page() -> str:
     """The whole page."""
-    features = [drivers.find(name).FEATURES for name in drivers.NAMES]
+    features = list(vmmfeatures.BY_NAME.values())
     head = HEAD.format(
         labels=" | ".join(f"{each.label} (`{each.name}`)" for each in features), rule="---|" * len(features)
     ).replace("||", "|")

@@ -30,6 +30,8 @@ def bz(tmp_path):
 def running(bz):
     bz.create("one", bz.bundle("pause"))
     bz("start", "one")
+    # until then it is the shell that becomes it
+    await_true(lambda: bz("ps", "one").stdout.rstrip().endswith(" sleep 1000"), "its program")
     return bz
 
 
@@ -206,6 +208,16 @@ def test_features_has_what_docker_and_crio_read(bz):
     assert "CAP_SYS_ADMIN" in found["linux"]["capabilities"]
     assert found["linux"]["seccomp"]["enabled"] is True
     assert found["annotations"]["bufferzone.kvm"] in ("warn", "allow", "require")
+
+
+def test_features_tells_what_each_vmm_can_do(bz):
+    told = json.loads(bz("features").stdout)["annotations"]
+    can = {name: set(told[f"bufferzone.vmm.{name}"].split(",")) for name in ("qemu", "firecracker", "host")}
+    assert {name for name, words in can.items() if "virtiofs" in words} == {"qemu"}
+    assert {name for name, words in can.items() if "wall" in words} == {"qemu", "firecracker"}
+    assert {name for name, words in can.items() if "nic_rate" in words} == {"firecracker"}
+    assert {name for name, words in can.items() if "slot_bytes" in words} == set(can)
+    assert told["bufferzone.vmm"] == "host"
 
 
 def test_version_is_in_runcs_form(bz):

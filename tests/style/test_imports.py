@@ -19,6 +19,7 @@ LAYERS = (
         "linux",
         "egress",
         "toml",
+        "vmmfeatures",
         "weaker",
         "setting",
         "settings_file",

@@ -24,7 +24,7 @@ from bufferzone.storage import ram
 from bufferzone.vm import shape
 from bufferzone.vm.size import VmSize
 from bufferzone.vmm.firecracker import driver, place, process
-from bufferzone.vmm.firecracker.process import FEATURES, Firecracker
+from bufferzone.vmm.firecracker.process import Firecracker
 from unit.test_vmm_qemu import tiny_kernel
 
 UID = jail.UID_BASE + 2 * jail.UID_SLOTS - 6
@@ -298,7 +298,6 @@ def test_an_image_that_the_vmms_user_cannot_read_is_refused_by_its_mode(tmp_path
         os.write(fd, b"image")
         here.show("rootfs", fd)
         assert (tmp_path / "vmm" / "disk-rootfs").read_bytes() == b"image"
-    assert FEATURES.slot_bytes == place.SLOT_BYTES
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")

@@ -3,13 +3,14 @@ imported."""
 
 from __future__ import annotations
 
+from bufferzone import vmmfeatures
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bufferzone.vmm.interface import Driver
 
-NAMES = ("qemu", "firecracker", "host")
+NAMES = tuple(vmmfeatures.BY_NAME)
 
 
 def find(name: str) -> Driver:

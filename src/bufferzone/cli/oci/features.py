@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from bufferzone import __version__, config
+from bufferzone import __version__, config, vmmfeatures
 from bufferzone.cli import output
 from bufferzone.linux import mountoptions
 from bufferzone.linux.capability_names import CAPABILITIES
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 FLAGS = ()
 USAGE = ""
 DESCRIPTION = (
-    "Annotations tell the accelerator policy and which bufferzone.* annotations a bundle may use here."
+    "Annotations tell the accelerator policy, what each VMM can do, and which bufferzone.* annotations a"
+    " bundle may use here."
 )
 WORDS = (0, 0)
 INTERSPERSED = True
@@ -80,6 +81,10 @@ def _annotations(settings: config.Settings) -> dict[str, str]:
         "bufferzone.version": __version__,
         "bufferzone.isolation": "vm",
         "bufferzone.vmm": settings.vmm,
+        **{
+            f"bufferzone.vmm.{each.name}": ",".join(vmmfeatures.names(each))
+            for each in vmmfeatures.BY_NAME.values()
+        },
         "bufferzone.accelerator": settings.accelerator,
         "bufferzone.kvm": settings.kvm,
         "bufferzone.tcg-allowed": str(settings.kvm != "require").lower(),

@@ -20,6 +20,7 @@ from bufferzone.linux import mount as mnt
 from bufferzone.linux import nameless
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.vmm.firecracker import requests
+from bufferzone.vmmfeatures import SLOT_BYTES
 from bufferzone.wire.agent import VSOCK_PORT
 
 TYPE_CHECKING = False
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from bufferzone.model import VmSpec
 
-#: what a guest believes a disk to have, as with QEMU: an image may be as large as that
-SLOT_BYTES = 64 << 30
 #: devices take 20 KB; a Firecracker that its guest took over shall not fill the host's memory
 MOST_STATE = 4 << 20
 _SAFE = mnt.MS_NOSUID | mnt.MS_NODEV | mnt.MS_NOEXEC

@@ -9,12 +9,10 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 
-from bufferzone import vmmstore
+from bufferzone import vmmfeatures, vmmstore
 from bufferzone.errors import VmmError
-from bufferzone.model import Features
 from bufferzone.vmm.explain import explain
 from bufferzone.vmm.firecracker import figures, requests
-from bufferzone.vmm.firecracker.place import SLOT_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,26 +28,7 @@ if TYPE_CHECKING:
     from bufferzone.vmm.firecracker.place import Place
     from bufferzone.vmm.firecracker.taps import LentTaps
 
-FEATURES = Features(
-    name="firecracker",
-    label="Firecracker",
-    wall=True,
-    kernel=True,
-    emulates=False,
-    virtiofs=False,
-    tree=False,
-    share_in_template=False,
-    nic=True,
-    stream_nic=False,
-    hotplug_nic=False,
-    slot_bytes=SLOT_BYTES,
-    snapshot=True,
-    templates=True,
-    maps_memory=True,
-    balloon=False,
-    disk_rate=True,
-    nic_rate=True,
-)
+FEATURES = vmmfeatures.BY_NAME["firecracker"]
 #: seconds that saving may take, which writes all of a guest's memory, and a guest that goes on until it calls
 _SAVE_S, _CALL_S = 300.0, 60.0
 #: console lines looked at for an explanation: a panic's call trace and registers come after its one line

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import socket
 
+from bufferzone import vmmfeatures
 from bufferzone.errors import VmmError
 from bufferzone.linux import loopdevice
-from bufferzone.model import Features
 from bufferzone.vmm.explain import explain
 
 TYPE_CHECKING = False
@@ -23,27 +23,7 @@ if TYPE_CHECKING:
     from bufferzone.vmm.console import Reader
     from bufferzone.vmm.host.cgroup import VmCgroup
 
-_SLOT_BYTES = 64 << 30
-FEATURES = Features(
-    name="host",
-    label="the host without a VM",
-    wall=False,
-    kernel=False,
-    emulates=True,
-    virtiofs=False,
-    tree=True,
-    share_in_template=False,
-    nic=False,
-    stream_nic=False,
-    hotplug_nic=False,
-    slot_bytes=_SLOT_BYTES,
-    snapshot=True,
-    templates=False,  # it boots as fast as it would restore one
-    maps_memory=False,
-    balloon=False,
-    disk_rate=False,
-    nic_rate=False,
-)
+FEATURES = vmmfeatures.BY_NAME["host"]
 _LINES = 20
 #: what the agent is told, as `guest.hosted` has it, and its one answer when that is done; seconds until then
 _DISK, _SAVE, _LOAD, _DONE = b"D", b"S", b"L", b"d"

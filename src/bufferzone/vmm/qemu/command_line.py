@@ -11,6 +11,7 @@ import json
 
 from bufferzone.model import Disk, Nic, Rates, Share, VmSpec
 from bufferzone.record import Record
+from bufferzone.vmmfeatures import SLOT_BYTES
 from bufferzone.wire.agent import PORT_NAME
 
 #: where the jail shows the files of `VmSpec` and the firmware, see `driver.py`
@@ -18,8 +19,6 @@ KERNEL_PATH, INITRD_PATH, MEMORY_PATH = "/boot/kernel", "/boot/initrd", "/memory
 FIRMWARE_DIRECTORY = "/firmware"
 #: root ports kept free for NICs that arrive after boot
 SPARE_PORTS = 4
-#: what the guest believes a disk to have: an image may be as large as that
-SLOT_BYTES = 64 << 30
 _MIB = 1 << 20
 _GROUP = "rates"
 

@@ -6,11 +6,10 @@ is gone.
 
 from __future__ import annotations
 
+from bufferzone import vmmfeatures
 from bufferzone.errors import VmmError
-from bufferzone.model import Features
 from bufferzone.vmm.explain import explain
 from bufferzone.vmm.qemu import migration, plugging
-from bufferzone.vmm.qemu.command_line import SLOT_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,26 +21,7 @@ if TYPE_CHECKING:
     from bufferzone.vmm.console import Reader
     from bufferzone.vmm.qemu.qmp import Qmp
 
-FEATURES = Features(
-    name="qemu",
-    label="QEMU",
-    wall=True,
-    kernel=True,
-    emulates=True,
-    virtiofs=True,
-    tree=False,
-    share_in_template=True,  # from 8.2 on; an older one says so to who tries
-    nic=True,
-    stream_nic=True,
-    hotplug_nic=True,
-    slot_bytes=SLOT_BYTES,
-    snapshot=True,
-    templates=True,
-    maps_memory=False,  # virtiofsd maps it too: it has to be shared
-    balloon=True,
-    disk_rate=True,
-    nic_rate=False,  # its throttle is for disks; traffic control is of the host's network
-)
+FEATURES = vmmfeatures.BY_NAME["qemu"]
 #: console lines looked at for an explanation: a panic's call trace and registers come after its one line
 _TRACE_LINES = 120
 
