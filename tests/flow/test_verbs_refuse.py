@@ -60,6 +60,50 @@ def test_a_limit_that_the_chosen_vmm_cannot_keep_is_refused_and_no_annotation_li
         bz.close()
 
 
+_SHARES = "Firecracker cannot share files of the host with a VM: {0}"
+_NO_POD = "Firecracker cannot share a pod's root file systems, and its VMs have one disk"
+_NO_SHARES = "(hint: rootfs = block and no volumes, or vmm = qemu)"
+_NOT_HOSTS = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "line"),
+    [
+        (
+            "",
+            {"mounts": [{"destination": "/v", "type": "bind", "source": "{base}/v", "options": ["bind"]}]},
+            f"{_SHARES.format('{base}/v')} {_NO_SHARES}",
+        ),
+        (
+            "",
+            {"annotations": {"bufferzone.rootfs": "virtiofs"}},
+            f"{_SHARES.format('{base}/bundle/rootfs')} {_NO_SHARES}",
+        ),
+        (
+            "",
+            {
+                "annotations": {"io.kubernetes.cri-o.SandboxID": "pod"},
+                "linux": {"cgroupsPath": "/kubepods/crio-one"},
+            },
+            f"{_NO_POD} (hint: vmm = qemu)",
+        ),
+        (
+            'host_network = "passt"',
+            {"linux": {"namespaces": _NOT_HOSTS}},
+            "Firecracker has no network for passt (hint: host_network = none, or a network of its own)",
+        ),
+    ],
+)
+def test_what_firecracker_cannot_do_is_one_line_each_before_anything_is_made(tmp_path, rows, changes, line):
+    bz = Cli(tmp_path, f'vmm = "firecracker"\n{rows}')
+    (bz.base / "v").mkdir()
+    try:
+        here = json.loads(json.dumps(changes).replace("{base}", str(bz.base)))
+        fails(bz, "create", bz.bundle("pause", **here), line.replace("{base}", str(bz.base)))
+    finally:
+        bz.close()
+
+
 @pytest.mark.parametrize("verb", ["create", "run"])
 def test_a_shim_that_falls_over_at_once_is_told_with_its_last_words(bz, verb):
     bz.shim = str(bz.base / "shim.py")

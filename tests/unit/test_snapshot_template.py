@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bufferzone import vmmstore
 from bufferzone.errors import VmmError
 from bufferzone.model import ImageRef, Rates
 from bufferzone.record import fields, replace
@@ -59,6 +60,33 @@ def test_another_virtiofsd_is_another_template_where_its_state_may_be_in_it(
     before = shape.template_key(described)
     (tmp_path / "virtiofsd").write_text("and another")
     assert shape.template_key(described) == before
+
+
+def test_another_cpu_is_another_template_and_no_place_for_a_checkpoint_where_guests_see_it(
+    described: VmShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {}
+    for accelerator in ("kvm", "tcg"):
+        machine = replace(described, accelerator=accelerator)
+        for name in ("this", "other"):
+            monkeypatch.setattr(shape, "_cpu", lambda name=name: f"model name: {name}")
+            keys[accelerator, name] = shape.template_key(machine), shape.saved_key(machine)
+    for this, other in zip(keys["kvm", "this"], keys["kvm", "other"], strict=True):
+        assert this != other
+    assert keys["tcg", "this"] == keys["tcg", "other"]  # it is emulated, the same everywhere
+
+
+def test_another_firecracker_is_another_template(
+    described: VmShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "firecracker"
+    program.write_text("1.12.1")
+    monkeypatch.setattr(vmmstore, "find", lambda name: str(program))
+    machine = replace(described, vmm="firecracker", accelerator="kvm", block=True)
+    before = shape.template_key(machine), shape.saved_key(machine)
+    program.write_text("one that is newer")
+    after = shape.template_key(machine), shape.saved_key(machine)
+    assert all(old != new for old, new in zip(before, after, strict=True))
 
 
 def test_a_template_is_for_vms_of_any_limits_and_has_none_itself(described: VmShape, tmp_path: Path) -> None:

@@ -80,6 +80,50 @@ def test_a_kernel_that_is_none_is_refused_in_firecrackers_words_and_nothing_is_l
         assert vmm.version == "firecracker 1.12.1"
 
 
+NOWHERE = "/run/nowhere"
+
+
+@needs_firecracker
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/machine-config", {"vcpu_count": 0, "mem_size_mib": 128}),
+        ("PUT", "/boot-source", {"kernel_image_path": NOWHERE}),
+        (
+            "PUT",
+            "/drives/d",
+            {"drive_id": "d", "path_on_host": NOWHERE, "is_root_device": False, "is_read_only": True},
+        ),
+        ("PATCH", "/drives/d", {"drive_id": "d", "path_on_host": NOWHERE}),
+        ("PUT", "/network-interfaces/n", {"iface_id": "n", "host_dev_name": "none"}),
+        ("PATCH", "/network-interfaces/n", {"iface_id": "n"}),
+        ("PUT", "/vsock", {"guest_cid": 2, "uds_path": f"{NOWHERE}/v"}),
+        ("PUT", "/entropy", {"rate": 1}),
+        ("PUT", "/actions", {"action_type": "Nothing"}),
+        ("PATCH", "/vm", {"state": "Paused"}),
+        ("PUT", "/snapshot/create", {"snapshot_path": NOWHERE, "mem_file_path": NOWHERE}),
+        (
+            "PUT",
+            "/snapshot/load",
+            {"snapshot_path": NOWHERE, "mem_backend": {"backend_type": "File", "backend_path": NOWHERE}},
+        ),
+        ("GET", "/nothing", None),
+    ],
+)
+def test_each_request_that_the_real_server_refuses_is_quoted_in_one_line(
+    tmp_path: Path, method: str, path: str, body: object
+) -> None:
+    with started(tmp_path, b"") as vmm:
+        vmm._meet(60)
+        with pytest.raises(VmmError) as caught:
+            vmm._api.call(method, path, body)
+        assert caught.value.code == "vmm-refused"
+        line = caught.value.line()
+        assert line.startswith(f"Firecracker refused {method} {path}: ")
+        assert "no reason given" not in line
+        assert line.isprintable()
+
+
 @needs_firecracker
 def test_the_real_server_takes_every_device_and_its_tap_goes_with_it(tmp_path: Path) -> None:
     tap = tcfilter.park()

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bufferzone.guestimage import store
+from bufferzone.linux import kvm
 from bufferzone.model import ImageRef
+from bufferzone.wire.agent import CHANNEL_IS_VSOCK
 from vm import private
 from vm.leftovers import Watch
 from vm.verbs import Runtime, bundle, listing, privileged
@@ -203,3 +205,25 @@ def test_missing_programs_are_named(runtime: Runtime, watch: Watch, tmp_path: Pa
     there = {os.path.realpath(path) for path in VIRTIOFSD if os.path.exists(path)}
     runtime.before = private.words(hide=tuple(sorted(there)))
     assert refused(runtime, watch, made).startswith("bufferzone: program not found: virtiofsd (hint: apt-get")
+
+
+def test_firecracker_without_usable_kvm_is_one_line_that_names_qemu(
+    runtime: Runtime, watch: Watch, tmp_path: Path, guest_image: ImageRef
+) -> None:
+    if kvm.probe().usable:
+        pytest.skip("there is usable KVM")
+    rows = {"vmm": "firecracker", "kvm": "allow", "image": guest_image.directory}
+    runtime.before = settings(tmp_path / "config.toml", **rows)
+    line = refused(runtime, watch, bundle(tmp_path / "bundle"))
+    assert line.startswith("bufferzone: Firecracker runs with KVM alone: ")
+    assert line.endswith("(hint: vmm = qemu runs without)")
+
+
+def test_a_guest_kernel_without_a_vsock_says_so_where_that_is_the_channel(
+    runtime: Runtime, watch: Watch, tmp_path: Path, guest_image: ImageRef
+) -> None:
+    # as Firecracker's driver has it; of QEMU this machine has no vsock
+    rows = {"image": guest_image.directory, "kernel_arguments": [CHANNEL_IS_VSOCK], "templates": False}
+    runtime.before = settings(tmp_path / "config.toml", **rows)
+    line = refused(runtime, watch, bundle(tmp_path / "bundle"))
+    assert "this kernel has no vsock (VIRTIO_VSOCKETS)" in line
