@@ -81,10 +81,19 @@ def test_the_exit_status_is_dockers(bz, command, status):
         (("--memory", "lots", "--", "true"), "expected a size"),
         (("--cap-add", "FLY", "--", "true"), "unknown capability: 'FLY'"),
         (("-p", "80:80", "--", "true"), "cannot be published without a network"),
-        (("--kvm", "perhaps", "--", "true"), "must be one of"),
         (("-d", "-t", "--", "true"), "-d cannot be used with"),
         (("--",), "no command is given"),
         (("--ulimit", "nofile", "--", "true"), "expected NAME=SOFT"),
+        (
+            ("--ulimit", "nofile=2:1", "--", "true"),
+            "--ulimit: the soft limit exceeds the hard one: nofile=2:1",
+        ),
+        (("--ulimit", "nofiles=1", "--", "true"), "--ulimit: unknown: nofiles (hint: known: as, core, cpu"),
+        (("-v", "relative", "--", "true"), "--volume: expected an absolute path inside, got relative"),
+        (("--memory", "4k", "--", "true"), "--memory: expected at least 512k, got 4k"),
+        (("--cpus", "9999", "--", "true"), "--cpus: expected a number from 0.01 to 1024"),
+        (("--pull", "sometimes", "--", "true"), "--pull: expected missing, always or never, got sometimes"),
+        (("--kvm", "perhaps", "--", "true"), "--kvm: expected require, warn or allow, got perhaps"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_125(bz, store, words, says):
@@ -102,6 +111,12 @@ def test_the_root_has_the_hosts_programs_and_none_of_its_data(bz):
     assert not {"shadow", "ssh", "fstab", "machine-id", "sudoers"} & set(etc.split())
     assert rest == "end\n"
     assert sh(bz, "cat /etc/passwd | wc -l; ls /etc/ssl").stdout.split()[0] == "2"
+
+
+@pytest.mark.usefixtures("clean")
+def test_the_letter_for_help_is_the_host_name_where_dockers_is(bz):
+    assert run(bz, "-h", "other", "--", "hostname").stdout == "other\n"
+    assert "NAME:\n   bz run" in run(bz, "--help").stdout
 
 
 @pytest.mark.usefixtures("clean")

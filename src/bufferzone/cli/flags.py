@@ -19,7 +19,9 @@ _WIDTH = 108
 
 
 class Flag:
-    """One row. `kind` is str, bool, int or list; an `ignored` flag is accepted and has no effect."""
+    """One row. `kind` is str, bool, int, list or choice, whose metavar are the words that may be given; an
+    `ignored` flag is accepted and has no effect.
+    """
 
     __slots__ = ("default", "help", "hidden", "ignored", "kind", "metavar", "names")
 
@@ -52,7 +54,7 @@ class Flag:
             return []
         if self.default is not None:
             return self.default
-        return {"str": "", "bool": False, "int": 0}[self.kind]
+        return {"str": "", "choice": "", "bool": False, "int": 0}[self.kind]
 
 
 def ignored(names: str, metavar: str, help: str) -> Flag:
@@ -88,7 +90,7 @@ class Options:
 def parse(flags: Sequence[Flag], words: Sequence[str], *, interspersed: bool) -> tuple[Options, list[str]]:
     """Flags and what is left. With `interspersed`, flags may follow words, else the first word ends them.
 
-    Raises `UsageError`; `--help` and `-h` set `help` and end the parsing.
+    Raises `UsageError`; `--help` and, where no flag has that letter, `-h` set `help` and end the parsing.
     """
     by_name = {name: flag for flag in flags for name in flag.names}
     options, at = Options(flags), 0
@@ -105,7 +107,7 @@ def parse(flags: Sequence[Flag], words: Sequence[str], *, interspersed: bool) ->
             if not interspersed:
                 return options, [*rest, *words[at:]]
             continue
-        if word in ("--help", "-help", "-h"):
+        if word in ("--help", "-help") or (word == "-h" and "h" not in by_name):
             options.help = True
             return options, rest
         at = _take(options, by_name, word, words, at)
@@ -152,6 +154,9 @@ def _set(options: Options, flag: Flag, text: str) -> None:
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
             raise UsageError(f"invalid number {shown(text)} for flag: --{flag.names[0]}")
         value = int(text)
+    elif flag.kind == "choice" and text not in (words := flag.metavar.split("|")):
+        known = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise UsageError(f"--{flag.names[0]}: expected {known}, got {shown(text)}")
     if flag.kind == "list":
         options.__dict__[flag.attribute].append(value)
     else:

@@ -25,7 +25,7 @@ _PROPAGATIONS = ("", *(p + s for p in ("", "r") for s in ("shared", "slave", "pr
 #: what the kernel takes for a CPU quota and its period, microseconds
 _LEAST_US, _MOST_PERIOD_US = 1000, 1_000_000
 #: with less no container came as far as its program: the kernel kills it while it is made
-_LEAST_BYTES = 1 << 19
+LEAST_MEMORY = 1 << 19
 _MOST_NAME = 64
 _DOMAINS = ("", "LINUX", "LINUX32")
 #: a device's numbers, see makedev(3) and MINORBITS in linux/kdev_t.h
@@ -170,9 +170,9 @@ def check_linux(linux: dict[str, Any]) -> None:
     resources = linux.get("resources", {})
     _check_cpu(resources, "linux.resources")
     memory = resources.get("memory", {}).get("limit", 0)
-    if 0 < memory < _LEAST_BYTES:
+    if 0 < memory < LEAST_MEMORY:
         hint = "it is in bytes; -1 means no limit"
-        raise fail("linux.resources.memory.limit", f"must be at least {_LEAST_BYTES}, got {memory}", hint)
+        raise fail("linux.resources.memory.limit", f"must be at least {LEAST_MEMORY}, got {memory}", hint)
     namespaces = linux.get("namespaces", [])
     _check_unique((n.get("type", "") for n in namespaces), NAMESPACES, "linux.namespaces", "type")
     for index, namespace in enumerate(namespaces):

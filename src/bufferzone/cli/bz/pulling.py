@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TLS = Flag("tls-verify", "", "false: the registry may speak HTTP; one on this machine may in any case")
 FLAGS = (
-    Flag("pull", "missing|always|never", "when to fetch the image", default="missing"),
+    Flag("pull", "missing|always|never", "when to fetch the image", kind="choice", default="missing"),
     Flag("quiet q", "", "no progress of pulling the image"),
     TLS,
 )

@@ -12,6 +12,7 @@ from bufferzone.cli import discretion, durations
 from bufferzone.cli.flags import Flag
 from bufferzone.errors import CallerError, UsageError
 from bufferzone.log import shown
+from bufferzone.oci.rules import LEAST_MEMORY, RLIMITS
 from bufferzone.workload import from_image
 from bufferzone.workload.wish import NETWORKS, Wish
 
@@ -56,7 +57,10 @@ FLAGS = (
     Flag("label l", "K=V", "an annotation of the container", kind="list"),
     Flag("hostname h", "NAME", "the name inside"),
     Flag(
-        "kvm", "require|warn|allow", "what to do where there is no usable KVM; not weaker than the settings"
+        "kvm",
+        "require|warn|allow",
+        "what to do where there is no usable KVM; not weaker than the settings",
+        kind="choice",
     ),
 )
 
@@ -87,7 +91,7 @@ def wish_of(options: Options, args: list[str], *, terminal: bool, image: Image |
         user=options.user,
         hostname=options.hostname,
         mounts=mounts(options.volume, options.mount, options.tmpfs),
-        memory_bytes=size("--memory", options.memory) if options.memory else 0,
+        memory_bytes=_memory(options.memory) if options.memory else 0,
         cpus=_cpus(options.cpus) if options.cpus else 0.0,
         pids=max(0, options.pids_limit),
         network=options.network,
@@ -123,13 +127,20 @@ def size(flag: str, text: str) -> int:
     return value
 
 
+def _memory(text: str) -> int:
+    value = size("--memory", text)
+    if value < LEAST_MEMORY:
+        raise UsageError(f"--memory: expected at least {LEAST_MEMORY >> 10}k, got {shown(text)}")
+    return value
+
+
 def _cpus(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0.01 <= value <= 1024:
-        raise UsageError(f"--cpus: expected a number like 1.5, got {shown(text)}")
+        raise UsageError(f"--cpus: expected a number from 0.01 to 1024, like 1.5, got {shown(text)}")
     return value
 
 
@@ -181,7 +192,7 @@ def _split(text: str) -> tuple[str, list[str]]:
 def _volume(text: str) -> dict[str, Any]:
     source, *rest = text.split(":")
     if not rest:
-        return _tmpfs(source, [])
+        return _tmpfs(_inside("--volume", source), [])
     target, options = rest[0], rest[1].split(",") if len(rest) > 1 else []
     if _SELINUX_LABELS & set(options) and os.path.exists("/sys/fs/selinux/enforce"):
         raise UsageError(
@@ -262,4 +273,9 @@ def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
             numbers.append(int(value))
         else:
             raise UsageError(f"--ulimit: expected NAME=SOFT[:HARD], got {shown(text)}")
+    known = [known.removeprefix("RLIMIT_").lower() for known in RLIMITS]
+    if name.lower() not in known:
+        raise UsageError(f"--ulimit: unknown: {shown(name)}", hint="known: " + ", ".join(known))
+    if numbers[0] > numbers[1]:
+        raise UsageError(f"--ulimit: the soft limit exceeds the hard one: {shown(text)}")
     return name, (numbers[0], numbers[1])
