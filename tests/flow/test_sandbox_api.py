@@ -4,79 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from bufferzone import state
-from bufferzone.errors import BufferzoneError, CallerError, ExistsError, NotFoundError, StateError
-from bufferzone.wire import metrics, sandbox, shim, task, ttrpc
+from bufferzone.errors import CallerError, ExistsError, NotFoundError, StateError
+from bufferzone.wire import metrics, sandbox, shim, task
 from bufferzone.wire.proto import Any_
-from flow.cli import DEADLINE_S, ROOT, Cli, needs_host
+from flow.cli import DEADLINE_S, Cli, needs_host
+from flow.shim_client import Shim, bz
 from flow.test_join import netns
 from vm.verbs import await_end
 
 pytestmark = needs_host
 
-__all__ = ["netns"]  # a fixture
+__all__ = ["bz", "netns"]  # fixtures
 ID = "pod"
-PROGRAM = [sys.executable, "-ISXutf8", str(ROOT / "src/bufferzone/shim/__main__.py")]
-METHODS = {sandbox.SERVICE: sandbox.METHODS, task.SERVICE_V3: task.METHODS, shim.SERVICE: shim.METHODS}
 
 
-class Pod:
+class Pod(Shim):
     """A shim that was started in `bundle`, which has no config.json; its caller has a connection to it."""
 
     def __init__(self, cli: Cli) -> None:
-        self.cli = cli
-        self.bundle = cli.base / "pod-bundle"
-        self.bundle.mkdir()
-        (self.bundle / "rootfs").mkdir()
-        self.words = [*cli.command(program="")[:3], *PROGRAM]
-        self.words += ["-namespace", cli.root.name, "-address", str(cli.base)]
-        done = self.run("start", ID)
-        self.address = done.stdout.decode().removeprefix("unix://")
-        self._sock = self.connect()
-
-    def run(self, action: str, id: str) -> subprocess.CompletedProcess[bytes]:
-        """What containerd does for the pod or one of its containers."""
-        bundle = self.bundle if id == ID else self.cli.base / id
-        command = [*self.words, "-id", id, "-bundle", str(bundle), action]
-        return subprocess.run(
-            command, input=b"", capture_output=True, cwd=bundle, timeout=DEADLINE_S, check=True
-        )
-
-    def connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(DEADLINE_S)
-        sock.connect(self.address)
-        return sock
+        bundle = cli.base / "pod-bundle"
+        bundle.mkdir()
+        (bundle / "rootfs").mkdir()
+        super().__init__(cli, ID, bundle)
 
     def ask(self, method, request=None, service=sandbox.SERVICE, sock=None):
-        """The answer; raises what the shim says is wrong."""
-        request = request or sandbox.SandboxRequest(sandbox_id=ID)
-        envelope = ttrpc.Request(
-            service=service,
-            method=method,
-            payload=request.encode(),
-            metadata=[ttrpc.KeyValue(key=ttrpc.CONTAINERD_NAMESPACE, value="k8s.io")],
-        )
-        sock = sock or self._sock
-        sock.sendall(ttrpc.encode_frame(1, ttrpc.REQUEST, envelope.encode()))
-        frames, reader = [], ttrpc.FrameReader()
-        while not frames:
-            data = sock.recv(1 << 16)
-            assert data, "the shim hung up"
-            frames = reader.feed(data)
-        response = ttrpc.Response.decode(frames[0].payload)
-        if response.status is not None and response.status.code:
-            raise ttrpc.error_of(response.status, BufferzoneError)
-        return METHODS[service][method][1].decode(response.payload)
+        """The same, of a pod where nothing else is said."""
+        return super().ask(method, request or sandbox.SandboxRequest(sandbox_id=ID), service, sock)
 
     def create(self, netns: str = "", **config) -> None:
         linux = sandbox.LinuxPod(**config.pop("linux", {}))
@@ -113,19 +72,6 @@ class Pod:
 
     def out(self, id: str) -> str:
         return (self.cli.base / f"{id}.out").read_text()
-
-    def await_gone(self) -> None:
-        """Wait for the end of the shim, with which the connection ends."""
-        assert self._sock.recv(1) == b""
-
-
-@pytest.fixture
-def bz(tmp_path):
-    cli = Cli(tmp_path)
-    cli.root = Path("/run/bufferzone-containerd") / f"bz-flow-{os.getpid()}"
-    yield cli
-    cli.close()
-    shutil.rmtree(cli.root, ignore_errors=True)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 from bufferzone.wire import sandbox, shim, task, ttrpc  # noqa: E402
 from bufferzone.wire.proto import Any_, Message  # noqa: E402
 from flow.cli import Cli  # noqa: E402
-from flow.test_sandbox_api import PROGRAM, Pod  # noqa: E402
+from flow.shim_client import PROGRAM  # noqa: E402
+from flow.test_sandbox_api import Pod  # noqa: E402
 
 CALLS, PODS, EVERY_S = 300, 50, 10
 _TICKS = os.sysconf("SC_CLK_TCK")

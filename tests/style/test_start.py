@@ -97,3 +97,11 @@ def test_containerds_start_of_a_container_whose_shim_is_there_imports_nothing_sl
     assert "bufferzone.shim.address" in loaded
     assert loaded & SLOW == set()
     assert loaded & {"bufferzone.shim.daemon", "bufferzone.config", "bufferzone.sandbox"} == set()
+
+
+def test_neither_a_shim_nor_containerds_start_loads_openssl():
+    program = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import bufferzone.shim.start\n"
+    program += "import bufferzone.shim.daemon\nimport bufferzone.pool.worker\nprint(*sys.modules)"
+    done = subprocess.run([PYTHON, "-IS", "-B", "-c", program], capture_output=True, text=True, check=True)
+    assert "bufferzone.digest" in done.stdout.split()
+    assert "_hashlib" not in done.stdout.split()

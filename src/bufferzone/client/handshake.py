@@ -16,6 +16,11 @@ class Ready:
         if fd >= 0:
             os.set_inheritable(fd, False)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits still."""
+        return self._fd >= 0
+
     def say(self, line: bytes) -> None:
         """The first line counts, any other is for nobody. Raises OSError: EPIPE where nobody waits."""
         fd, self._fd = self._fd, -1

@@ -40,20 +40,22 @@ def claim(
     spec: Spec,
     settings: Settings,
     containerd: dict[str, Any] | None = None,
+    listener: int = -1,
     meanwhile: Callable[[], None] = lambda: None,
     found: Callable[[int], None] = lambda others: None,
 ) -> int:
     """Make a waiting VM the one of the container in `directory`; the shim's pid, or 0 when there is none.
 
-    Then the directory is as before. `containerd` is what a shim of containerd's has to know. `meanwhile` is
-    called once the VM is ours and not yet served, `found` as in `start_shim`. Raises `NoKeeper`.
+    Then the directory is as before. `containerd` is what a shim of containerd's has to know, and `listener`
+    the descriptor of its socket. `meanwhile` is called once the VM is ours and not yet served, `found` as in
+    `start_shim`. Raises `NoKeeper`.
     """
     sock = _connect(os.path.dirname(directory))
     shim = -1
     try:
         if os.readlink("/proc/self/root") != "/":
             return 0  # paths in a mount namespace alone would not say what they mean to us
-        _send(sock, directory, spec, settings, containerd)
+        _send(sock, directory, spec, settings, containerd, listener)
         word, _, number = _line(sock, _CLAIM_S).partition(b" ")
         if word != b"ready" or not number.isdigit():
             return 0
@@ -94,7 +96,12 @@ def _connect(root: str) -> socket.socket:
 
 
 def _send(
-    sock: socket.socket, directory: str, spec: Spec, settings: Settings, containerd: dict[str, Any] | None
+    sock: socket.socket,
+    directory: str,
+    spec: Spec,
+    settings: Settings,
+    containerd: dict[str, Any] | None,
+    listener: int,
 ) -> None:
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         oom_score_adj = int(file.read())
@@ -112,7 +119,7 @@ def _send(
     here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = jsontext.dumps(request).encode() + b"\n"
-        sent = sock.sendmsg([data], [rights([here])])
+        sent = sock.sendmsg([data], [rights([here] if listener < 0 else [here, listener])])
         sock.sendall(data[sent:])
     finally:
         os.close(here)

@@ -8,10 +8,10 @@ checkout is remembered on its own: two that share a store do not take the image 
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from bufferzone import log
+from bufferzone.digest import sha256
 from bufferzone.errors import HostError
 from bufferzone.guestimage import store
 
@@ -123,7 +123,7 @@ def remember(
 
 def fingerprint(package: str) -> str:
     """A hash over path, size and time of change of every source file that an image depends on."""
-    total = hashlib.sha256(package.encode())
+    total = sha256(package.encode())
     for part in _PARTS:
         with os.scandir(os.path.join(package, part)) as entries:
             files = sorted((e for e in entries if e.name.endswith(".py")), key=lambda entry: entry.name)

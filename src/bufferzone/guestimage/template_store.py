@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import stat
 
+from bufferzone.digest import sha256
 from bufferzone.errors import HostError
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ def default_store(image_store: str) -> str:
 
 def key_of(shape: Mapping[str, object]) -> str:
     """The name of a template: a hash of everything that must be equal for its memory to make sense."""
-    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+    return sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def open_template(store: str, key: str) -> Template | None:
@@ -164,7 +164,7 @@ def _fingerprint(found: os.stat_result) -> tuple[int, int, int, int]:
 
 def _sha256(fd: int, size: int) -> str:
     """Of a file of less than a MiB, as all device states are; the memory is too large for a warm start."""
-    total = hashlib.sha256()
+    total = sha256()
     for offset in range(0, size, 1 << 20):
         total.update(os.pread(fd, 1 << 20, offset))
     return total.hexdigest()

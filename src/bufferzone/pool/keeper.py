@@ -309,12 +309,12 @@ class Keeper:
         self, stock: Stock, request: dict[str, Any], connection: socket.socket, fds: list[int]
     ) -> None:
         """Give the claim to the first that waits; with none the caller hears the connection end."""
-        if len(fds) != 1:
-            raise ValueError("a claim must come with one descriptor")
+        if len(fds) != (2 if request.get("containerd") else 1):
+            raise ValueError("a claim must come with a mount namespace, and containerd's with a listener")
         message = json.dumps({key: request[key] for key in _PASSED_ON if key in request}).encode()
         for worker in [worker for worker in stock.workers if worker.state == "waiting"]:
             try:
-                socket.send_fds(worker.control, [message], [connection.fileno(), fds[0]])
+                socket.send_fds(worker.control, [message], [connection.fileno(), *fds])
             except OSError:
                 continue  # it has just ended
             worker.state = "taken"

@@ -45,11 +45,14 @@ _CALLER_S = 5.0
 
 
 class Claim:
-    """What a caller sent: the request, its connection and its mount namespace. Owns both descriptors."""
+    """What a caller sent: the request, its connection and its mount namespace, which are owned, and where it
+    is containerd's the socket to serve at.
+    """
 
     def __init__(self, data: bytes, fds: list[int]) -> None:
         self.connection = socket.socket(fileno=fds[0])
         self.mount_namespace = fds[1]
+        self.listener = socket.socket(fileno=fds[2]) if fds[2:] else None
         self.request: dict[str, Any] = json.loads(data)
         self.connection.settimeout(_CALLER_S)
         credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -112,7 +115,7 @@ def _await_claim(control: socket.socket, vm: WaitingVm) -> Claim | None:
         poll.register(fd, select.POLLIN)
     if any(fd != control.fileno() for fd, _ in poll.poll()):
         raise VmmError("a waiting VM has ended", code="pool-died")
-    data, fds, _, _ = socket.recv_fds(control, MOST_REQUEST, 2, socket.MSG_CMSG_CLOEXEC)
+    data, fds, _, _ = socket.recv_fds(control, MOST_REQUEST, 3, socket.MSG_CMSG_CLOEXEC)
     if not data:
         return None
     return Claim(data, fds)
@@ -140,14 +143,18 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         control.close()
         directory = state.directory(arguments.state_root, arguments.id)
         sandbox = vm.give(arguments.id, spec, settings, directory, claim.pid, makers)
-        listener = pool_start.become_containerds(arguments, containerd) if containerd else listen(directory)
+        listener = claim.listener or listen(directory)
+        if containerd:
+            pool_start.become_containerds(arguments, containerd, listener)
         state.write_owner(directory, os.getpid())
-        arguments.socket = containerd["socket"] if containerd else ""
     except BaseException:
         claim.close()
         raise
 
     def announce() -> None:
+        arguments.socket = (
+            containerd["socket"] if containerd else ""
+        )  # until now the caller may do without us
         claim.say(ready_line(b"listening", sandbox.cgroup.others))
         claim.close()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 
+from bufferzone.digest import sha256
 from bufferzone.errors import HostError
 from bufferzone.record import Record
 from bufferzone.recorder import journal
@@ -92,7 +92,7 @@ def _fault(line: bytes, before: str, seq: int) -> tuple[str, dict[str, Any]]:
     except (ValueError, TypeError, KeyError):
         return "no record: it was cut or changed", {}
     body = line[: -_TAIL - 1] + b"}"
-    if not line.endswith(b"\n") or hashlib.sha256(body).hexdigest() != told["hash"]:
+    if not line.endswith(b"\n") or sha256(body).hexdigest() != told["hash"]:
         return "it was changed: its hash is another", {}
     if told["seq"] != seq + 1:
         return f"line {seq + 1} is not here, but {told['seq']}: lines were left out or moved", {}

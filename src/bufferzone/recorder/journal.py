@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import time
 
 from bufferzone import log
+from bufferzone.digest import sha256
 from bufferzone.record import Record
 
 TYPE_CHECKING = False
@@ -113,7 +113,7 @@ def _line(head: Head, event: str, id: str, facts: dict[str, object]) -> tuple[by
     text = json.dumps({**value, **_bounded(facts), "prev": head.hash})
     if len(text) > _MOST_LINE:
         text = json.dumps({**value, "left_out": len(text), "prev": head.hash})
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = sha256(text.encode()).hexdigest()
     line = f'{text[:-1]}, "hash": "{digest}"}}\n'.encode()
     return line, Head(seq=head.seq + 1, hash=digest, first=head.first)
 

@@ -7,9 +7,9 @@ OCI spec end here; below travel only `model` values and the JSON the agent gets.
 
 from __future__ import annotations
 
-import hashlib
 import json
 
+from bufferzone.digest import sha256
 from bufferzone.errors import HostError, SpecError
 from bufferzone.model import Bind, FileCopy, Hook, Rates
 from bufferzone.oci.mounts import is_bind
@@ -177,7 +177,7 @@ def share_name(container_id: str, part: str) -> str:
     bytes.
     """
     if len(container_id) > 200:
-        container_id = hashlib.sha256(container_id.encode()).hexdigest()
+        container_id = sha256(container_id.encode()).hexdigest()
     return f"{container_id}.{part}"
 
 

@@ -6,10 +6,10 @@ Source: containerd pkg/shim SocketAddress; runtime v2 README, "Start".
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 
 from bufferzone import oci, state
+from bufferzone.digest import sha256
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci import cri
 
@@ -33,7 +33,7 @@ def socket_path(arguments: Arguments, bundle: str) -> str:
         annotations = spec.get("annotations") or {}
     group = next((annotations[key] for key in _GROUP_KEYS if annotations.get(key)), arguments.id)
     text = os.path.join(arguments.address, arguments.namespace, group)
-    return os.path.join(_SOCKETS, hashlib.sha256(text.encode()).hexdigest())
+    return os.path.join(_SOCKETS, sha256(text.encode()).hexdigest())
 
 
 def is_pods(bundle: str) -> bool:

@@ -68,21 +68,23 @@ def serve(arguments: Arguments) -> int:
     return 0
 
 
-def run(arguments: Arguments, path: str, fd: int, ready: handshake.Ready, *, of_pod: bool) -> int:
-    """A daemon of containerd's, which listens at `path` by `fd`: the rest of its life."""
-    listener = socket.socket(fileno=fd)
-    listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
+def run(arguments: Arguments, path: str, listener: socket.socket, ready: handshake.Ready) -> int:
+    """A daemon of containerd's, which listens at `path`: the rest of its life. With nobody waiting at `ready`
+    it is a pod's.
+    """
     door = None
+    listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
     try:
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:
-            if of_pod:
-                door = _run_pod(arguments, directory, listener, ready)
-            else:
+            if ready.awaited:
                 _run(arguments, directory, listener, ready, cli=False)
+            else:
+                door = _run_pod(arguments, directory, listener, ready)
         finally:
-            os.unlink(path)
+            if not ready.awaited:  # else who waits tells at `path` of what was wrong
+                os.unlink(path)
             cleanup.remove_own(directory)  # containerd asks for no clean-up after a start that failed
         if door is not None:
             door.close()
@@ -99,13 +101,15 @@ def _run_pod(arguments: Arguments, directory: str, listener: socket.socket, read
 
     Until what is returned is closed, the caller does not hear of an end.
     """
-    from bufferzone.shim.door import Door  # what no other shim has to do with
+    from bufferzone.shim import door as doors  # what no other shim has to do with
+    from bufferzone.wire.sandbox import CreateSandboxRequest
     from bufferzone.workload import pod
 
-    door = Door(listener)
-    request = door.await_create(_UNUSED_S)
-    if request is None:
+    door = doors.of_pod(listener)
+    payload = door.await_create(_UNUSED_S)
+    if payload is None:
         return door
+    request = CreateSandboxRequest.decode(payload)
     try:
         pod.write(arguments.bundle, request, pod.config_of(request))
         _run(arguments, directory, listener, ready, cli=False, door=door)
@@ -245,11 +249,17 @@ def _services(tasks: TaskService, sandbox: Sandbox, door: Door | None) -> dict[s
         "Usage": tasks.inquiries.usage,
     }
     methods = tasks.methods()
+    of_pod: dict[str, Service] = {}
+    if door is not None:
+        from bufferzone.shim.sandbox_service import SandboxService
+        from bufferzone.wire.sandbox import SERVICE
+
+        of_pod[SERVICE] = SandboxService(tasks, sandbox).methods()
     return {
         task.SERVICE: methods,
         task.SERVICE_V3: methods,
         shim.SERVICE: {name: (shim.METHODS[name][0], handler) for name, handler in own.items()},
-        **(door.services(tasks, sandbox) if door is not None else {}),
+        **of_pod,
     }
 
 

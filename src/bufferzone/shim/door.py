@@ -1,8 +1,9 @@
-"""A shim that containerd's Sandbox API started, until its pod is asked for.
+"""A shim's socket while nothing serves it: before a pod is asked for, and after a start that failed.
 
-`start` learns nothing of the pod: how large its VM is to be and what network it is in comes with the first
-request, CreateSandbox. A VM is booted by one thread alone; so it is that thread which reads the request, and
-answers whatever comes before. The request itself is answered by the server, once there is one.
+`start` does not wait for a VM, so what is wrong is told to whoever asks for the container. And of a pod it
+learns nothing: how large its VM is to be and what network it is in comes with the first request,
+CreateSandbox. A VM is booted by one thread alone; so it is that thread which reads the request, and answers
+whatever comes before. A request that is well is answered by the server, once there is one.
 """
 
 from __future__ import annotations
@@ -10,51 +11,80 @@ from __future__ import annotations
 import socket
 import time
 
-from bufferzone.errors import StateError
+from bufferzone.errors import NotFoundError, StateError
 from bufferzone.log import passing_over
-from bufferzone.shim.sandbox_service import SandboxService
 from bufferzone.shim.server import peer_of, reply
-from bufferzone.wire import sandbox, ttrpc
+from bufferzone.wire import sandbox, task, ttrpc
 from bufferzone.wire.proto import DecodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bufferzone.errors import BufferzoneError
-    from bufferzone.sandbox.sandbox import Sandbox
-    from bufferzone.shim.server import Server, Service
-    from bufferzone.shim.task import TaskService
+    from bufferzone.shim.server import Server
+    from bufferzone.wire.proto import Message
 
 _RECEIVE = 1 << 16
-#: for a caller whose pod could not be made to say that the shim may go
+#: for a caller whose pod or container could not be made to say that the shim may go
 _LEAVE_S = 5.0
 
 
-class Door:
-    """What comes to the socket `listener`. One thread only."""
+def of_pod(listener: socket.socket) -> Door:
+    """A door at which CreateSandbox is awaited."""
+    wanted = {(sandbox.SERVICE, "CreateSandbox"): sandbox.CreateSandboxRequest}
+    last = {(sandbox.SERVICE, "ShutdownSandbox")}
+    return Door(listener, wanted, last, StateError("no pod has been asked for"))
 
-    def __init__(self, listener: socket.socket) -> None:
+
+def of_container(listener: socket.socket, id: str) -> Door:
+    """A door at which the Create of a container is awaited."""
+    services = (task.SERVICE, task.SERVICE_V3)
+    wanted = {(service, "Create"): task.CreateTaskRequest for service in services}
+    last = {(service, "Shutdown") for service in services}
+    return Door(listener, wanted, last, NotFoundError(f"container {id} does not exist"))
+
+
+class Door:
+    """What comes to the socket `listener`. One thread only.
+
+    `wanted` is what is awaited, by service and method, `last` what ends the wait; all else fails with
+    `otherwise`.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        wanted: Mapping[tuple[str, str], type[Message]],
+        last: set[tuple[str, str]],
+        otherwise: BufferzoneError,
+    ) -> None:
         self._listener = listener
+        self._wanted, self._last, self._otherwise = wanted, last, otherwise
         self._sock: socket.socket | None = None
         self._frames = ttrpc.FrameReader()
         self._read: list[ttrpc.Frame] = []
 
-    def await_create(self, timeout_s: float) -> sandbox.CreateSandboxRequest | None:
-        """What the pod is to be; None where nobody says so in time, or the shim is to end."""
+    def await_create(self, timeout_s: float) -> bytes | None:
+        """What is asked for, which can be decoded; None where nobody says so in time, or the shim is to end.
+        It stays to be answered.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 frame = self._next(deadline)
             except TimeoutError:
                 return None
-            method, payload = _asked(frame)
-            try:
-                if method == "CreateSandbox":
-                    return sandbox.CreateSandboxRequest.decode(payload)
-                status = ttrpc.status_of(StateError("no pod has been asked for"), ours=False)
-            except DecodeError as error:
-                status = ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error))
+            asked, payload = _asked(frame)
+            status = ttrpc.status_of(self._otherwise, ours=False)
+            if asked in self._wanted:
+                try:
+                    self._wanted[asked].decode(payload)
+                    return payload
+                except DecodeError as error:
+                    status = ttrpc.Status(code=ttrpc.INVALID_ARGUMENT, message=str(error))
             self._read.pop(0)
-            if method == "ShutdownSandbox":
+            if asked in self._last:
                 self._say(frame, ttrpc.Response())
                 return None
             self._say(frame, ttrpc.Response(status=status))
@@ -67,14 +97,8 @@ class Door:
             server.go_on(self._sock, self._frames, self._read)
             self._sock = None
 
-    def services(self, tasks: TaskService, box: Sandbox) -> dict[str, Service]:
-        """What is served besides, for who asks here."""
-        return {sandbox.SERVICE: SandboxService(tasks, box).methods()}
-
     def refuse(self, error: BufferzoneError) -> None:
-        """There will be no pod: say why, and stay until the caller lets go. It hears of our end when nothing
-        is left.
-        """
+        """To what was awaited say why it cannot be had, and stay until the caller lets go."""
         if self._sock is None or not self._read:
             return
         self._say(self._read.pop(0), ttrpc.Response(status=ttrpc.status_of(error, ours=False)))
@@ -123,13 +147,13 @@ class Door:
         self._sock = None
 
 
-def _asked(frame: ttrpc.Frame) -> tuple[str, bytes]:
-    """Method of the Sandbox API and its payload; no method for anything else."""
+def _asked(frame: ttrpc.Frame) -> tuple[tuple[str, str], bytes]:
+    """Service and method of a request, and its payload; names that nothing has where it is none."""
     try:
         request = ttrpc.Request.decode(frame.payload)
     except DecodeError:
-        return "", b""
-    return (request.method if request.service == sandbox.SERVICE else ""), request.payload
+        return ("", ""), b""
+    return (request.service, request.method), request.payload
 
 
 def _left(deadline: float) -> float:

@@ -1,4 +1,4 @@
-"""The sockets that a shim is reached at: the state directory's, or the one that containerd names."""
+"""The socket in the state directory, at which a shim is reached that containerd did not start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 
 from bufferzone import state
 from bufferzone.errors import HostError
-from bufferzone.shim import address
 
 
 def listen(directory: str) -> socket.socket:
@@ -23,11 +22,3 @@ def listen(directory: str) -> socket.socket:
     finally:
         os.close(fd)
     return listener
-
-
-def listen_at(path: str) -> socket.socket:
-    """Listen at containerd's address for this shim; what lies there is of one that is gone.
-
-    Raises OSError.
-    """
-    return socket.socket(fileno=address.bound(path))

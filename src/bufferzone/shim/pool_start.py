@@ -14,7 +14,7 @@ from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci.host import check_network, settings_of
-from bufferzone.shim import cleanup, listeners, logs
+from bufferzone.shim import cleanup, logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class PoolStart:
         self._settings: Settings = settings_of(self._spec)
         self._keeper_wanted = False
 
-    def take(self, path: str) -> bool:
-        """Make a VM that waits the one that listens at `path`; False: there is none, and nothing is left."""
+    def take(self, path: str, listener: socket.socket) -> bool:
+        """Make a VM that waits the one that serves at `listener`, bound to `path`; False: there is none, and
+        nothing is left.
+        """
         if not start.wants_pool(self._settings):
             return False
         check_network(self._spec.raw, self._settings)
@@ -49,7 +51,7 @@ class PoolStart:
             "publish": os.environ.get("TTRPC_ADDRESS", ""),
         }
         try:
-            if pool_claim.claim(directory, self._spec, self._settings, containerd):
+            if pool_claim.claim(directory, self._spec, self._settings, containerd, listener.fileno()):
                 return True
         except pool_claim.NoKeeper:
             self._keeper_wanted = True
@@ -65,12 +67,12 @@ class PoolStart:
             start.start_keeper(self._arguments.state_root, shape, "")
 
 
-def become_containerds(arguments: Arguments, requested: dict[str, Any]) -> socket.socket:
-    """Become the shim that `take` asked for: its log and its socket, which listens. Raises OSError."""
+def become_containerds(arguments: Arguments, requested: dict[str, Any], listener: socket.socket) -> None:
+    """Become the shim that `take` asked for, with its log. Raises OSError."""
     arguments.namespace = str(requested["namespace"])
     os.environ["TTRPC_ADDRESS"] = str(requested["publish"])
     logs.log_to_containerd(arguments.bundle)
-    return listeners.listen_at(str(requested["socket"]))
+    listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
 
 
 def leave(path: str, directory: str) -> None:

@@ -1,22 +1,30 @@
 """containerd's `start`: prints where the shim of a bundle listens, which begins now or is there already.
 
-containerd waits for it before each container of a pod, so nothing is imported here that only a new VM needs.
+containerd waits for it before each container, so nothing is imported here that a VM needs, nor is one waited
+for: what is wrong is told to whoever asks for the pod or the container.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from bufferzone.client import handshake
-from bufferzone.errors import HostError
+from bufferzone.errors import BufferzoneError, HostError
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.shim import address
 from bufferzone.shim.bootstrap import Caller
 from bufferzone.shim.logs import log, log_to_containerd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from bufferzone.shim.arguments import Arguments
+
+#: for the caller of a start that failed to ask for its container
+_ASK_S = 120.0
 
 
 def start(arguments: Arguments) -> int:
@@ -27,59 +35,76 @@ def start(arguments: Arguments) -> int:
     path = address.socket_path(arguments, arguments.bundle)
     address.record(arguments.bundle, path)
     if not address.answers(path):
-        begin = _begin_pod if address.is_pods(arguments.bundle) else _begin_container
-        begin(arguments, path)
+        _begin(arguments, path)
     sys.stdout.buffer.write(caller.answer(path))  # every byte is taken for the answer
     sys.stdout.flush()
     return 0
 
 
-def _begin_pod(arguments: Arguments, path: str) -> None:
-    """What is wrong with the pod is told to whoever asks for it: the caller need not wait for our imports."""
+def _begin(arguments: Arguments, path: str) -> None:
     try:
         listener = address.bound(path)
     except OSError as error:
         raise _not_listening(path, error) from error
     if os.fork() == 0:
-        os._exit(_daemon(arguments, path, listener, handshake.Ready(-1), of_pod=True))
+        life = _pods_life if address.is_pods(arguments.bundle) else _containers_life
+        os._exit(life(arguments, path, _leave_caller(arguments, listener)))
     os.close(listener)
 
 
-def _begin_container(arguments: Arguments, path: str) -> None:
+def _leave_caller(arguments: Arguments, listener: int) -> socket.socket:
+    """Be a daemon that listens by the descriptor `listener`."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    log_to_containerd(arguments.bundle)
+    import socket  # nobody waits for us any more
+
+    return socket.socket(fileno=listener)
+
+
+def _pods_life(arguments: Arguments, path: str, listener: socket.socket) -> int:
+    from bufferzone.shim import daemon
+
+    return daemon.run(arguments, path, listener, handshake.Ready(-1))
+
+
+def _containers_life(arguments: Arguments, path: str, listener: socket.socket) -> int:
+    """Until a shim serves at `listener`, or the caller knows why none does."""
+    try:
+        _serve(arguments, path, listener)
+    except BufferzoneError as error:
+        from bufferzone.shim import door as doors
+
+        log(error.line())
+        door = doors.of_container(listener, arguments.id)
+        if door.await_create(_ASK_S) is not None:
+            door.refuse(error)
+        with ignoring(errno.ENOENT):
+            os.unlink(path)
+        return 1
+    return 0
+
+
+def _serve(arguments: Arguments, path: str, listener: socket.socket) -> None:
     from bufferzone.shim.pool_start import PoolStart  # brings the settings
 
     pool = PoolStart(arguments, arguments.bundle)
-    if pool.take(path):
+    if pool.take(path, listener):
         return
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
-        os._exit(_daemon(arguments, path, -1, handshake.Ready(write_end), of_pod=False))
+        from bufferzone.shim import daemon
+
+        os._exit(daemon.run(arguments, path, listener, handshake.Ready(write_end)))
     os.close(write_end)
     line = handshake.read_line(read_end)
     os.close(read_end)
     if handshake.others_in(line, b"ready") is None:
         raise handshake.error_from(line) if line else _silent_death()
     pool.begin_pool()
-
-
-def _daemon(arguments: Arguments, path: str, listener: int, ready: handshake.Ready, *, of_pod: bool) -> int:
-    """The rest of a shim's life; `listener` is a descriptor, -1: it does not listen yet."""
-    os.setsid()
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    log_to_containerd(arguments.bundle)
-    from bufferzone.shim import daemon
-
-    try:
-        listener = address.bound(path) if listener < 0 else listener
-    except OSError as error:
-        fault = _not_listening(path, error)
-        log(fault.line())
-        ready.say(handshake.error_line(fault))
-        return 1
-    return daemon.run(arguments, path, listener, ready, of_pod=of_pod)
 
 
 def _not_listening(path: str, error: OSError) -> HostError:

@@ -9,10 +9,10 @@ the container was made: a bundle that promises fewer capabilities than the proce
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 
+from bufferzone.digest import sha256
 from bufferzone.oci import mounts
 
 TYPE_CHECKING = False
@@ -67,4 +67,4 @@ def _mount(entry: dict[str, Any]) -> list[Any]:
 
 
 def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,6 @@ template would spare the copy but hide the guest's writes from virtiofsd.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 
 from bufferzone.errors import HostError
@@ -96,6 +95,8 @@ def digest(fd: int, size: int) -> str:
 
     Holes and blocks of zeros count the same, so that a copy need not keep the holes. Raises `HostError`.
     """
+    import hashlib  # hundreds of MiB, which no start reads
+
     whole, zeros, at = hashlib.sha256(b"%d" % size), bytes(_BLOCK), 0
     try:
         while at < size and (start := _data_from(fd, at)) >= 0:

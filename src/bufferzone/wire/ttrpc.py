@@ -124,12 +124,12 @@ def status_of(error: BaseException, *, ours: bool = True) -> Status:
     """An exception as a Status; ours keep code, class and hint in a detail.
 
     Without it where it is not one of `ours` that asks: containerd 2 adds a second error to one whose details
-    it does not know (errgrpc.ToNative).
+    it does not know (errgrpc.ToNative). The hint is in the line then.
     """
     if not isinstance(error, BufferzoneError):
         return Status(code=UNKNOWN, message=f"{type(error).__name__}: {error}")
     if not ours:
-        return Status(code=error.rpc_code, message=error.message)
+        return Status(code=error.rpc_code, message=error.line())
     detail = ErrorDetail(code=error.code, hint=error.hint, cls=class_in_tree(error).__name__)
     any_ = Any_(type_url=ERROR_TYPE_URL, value=detail.encode())
     return Status(code=error.rpc_code, message=error.message, details=[any_])
