@@ -5,6 +5,7 @@ never asked for two things at once unless that is what is measured.
 from __future__ import annotations
 
 import json
+import os
 import time
 
 from bufferzone import state
@@ -84,7 +85,17 @@ def _check_kind(runtime: Runtime, id: str) -> None:
     """What was to start warm and started cold is told as what it is."""
     begun = json.loads(runtime.verb("state", id).output)["annotations"].get("bufferzone.start", "unknown")
     if (begun == "cold") != (runtime.name in COLD_NAMES):
-        raise HostError(f"{runtime.name}: the sandbox started {begun}")
+        raise HostError(f"{runtime.name}: the sandbox started {begun}{_why(runtime, id)}")
+
+
+def _why(runtime: Runtime, id: str) -> str:
+    """What its shim said of the template; nothing where it said nothing."""
+    try:
+        with open(os.path.join(runtime.root, id, "shim.log"), encoding="utf-8", errors="replace") as file:
+            said = [line.strip() for line in file if "template" in line]
+    except OSError:
+        return ""
+    return f"; its shim said: {said[-1]}" if said else ""
 
 
 def _exec(runtime: Runtime, id: str) -> float | None:
