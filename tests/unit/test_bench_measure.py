@@ -38,10 +38,7 @@ def test_a_warm_start_that_was_cold_is_told_with_the_reason(tmp_path, log, told)
     (tmp_path / "root" / "c").mkdir(parents=True)
     if log:
         (tmp_path / "root" / "c" / "shim.log").write_text(log)
+    measure._check_kind(Started(tmp_path, "warm"), "c")
     with pytest.raises(HostError) as caught:
         measure._check_kind(Started(tmp_path, "cold"), "c")
     assert caught.value.message == told
-
-
-def test_a_start_of_its_columns_kind_is_fine(tmp_path):
-    measure._check_kind(Started(tmp_path, "warm"), "c")

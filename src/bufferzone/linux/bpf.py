@@ -17,10 +17,16 @@ _PROG_LOAD, _PROG_ATTACH = 5, 8
 _TYPE_CGROUP_DEVICE, _ATTACH_CGROUP_DEVICE = 15, 6
 _ALLOW_MULTI, _REPLACE = 2, 4
 _INSTRUCTION_BYTES = 8
+#: of loading, which a signal breaks off
+_ATTEMPTS = 10
 
 
 def load_device_filter(program: bytes) -> int:
-    """Have the kernel check and take a program of struct bpf_insn; returns its descriptor. Raises OSError."""
+    """Have the kernel check and take a program of struct bpf_insn; returns its descriptor. Raises OSError.
+
+    A signal that comes meanwhile, such as that of another container's end, breaks the check off with EAGAIN
+    (kernel/bpf/verifier.c, do_check); as libbpf does, it is asked again.
+    """
     code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
     attributes = struct.pack(
         "=IIQQ",
@@ -29,6 +35,11 @@ def load_device_filter(program: bytes) -> int:
         ctypes.addressof(code),
         ctypes.addressof(license_),
     )
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return syscall(_BPF, "bpf", _PROG_LOAD, attributes, len(attributes))
+        except BlockingIOError:
+            continue
     return syscall(_BPF, "bpf", _PROG_LOAD, attributes, len(attributes))
 
 
