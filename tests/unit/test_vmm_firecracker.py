@@ -222,18 +222,50 @@ def test_a_vm_is_saved_and_loaded_with_its_memory_mapped_and_limits_of_its_own(
         os.close(fd)
 
 
+def sealed(state: bytes) -> bytes:
+    """The state with its checksum: CRC-64, Jones' polynomial, as Firecracker ends a file with it."""
+    crc = 0
+    for byte in state:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x95AC9329AC4BC9B5 if crc & 1 else 0)
+    return state + crc.to_bytes(8, "little")
+
+
+def refused_load(directory: Path, memory: int, data: bytes) -> str:
+    """The one line that such a device state is refused with."""
+    state = os.open(directory / "changed", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.write(state, data)
+    try:
+        with started(directory, b"", mapped_memory=memory) as vmm:
+            vmm.greet(60)
+            with pytest.raises(VmmError) as caught:
+                vmm.load(state)
+    finally:
+        os.close(state)
+    line = caught.value.line()
+    assert line.startswith("Firecracker refused PUT /snapshot/load: ")
+    assert line.isprintable()
+    return line
+
+
 @needs_firecracker
-def test_a_state_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_state_of_another_version_and_one_that_is_none_are_refused_in_one_line(tmp_path: Path) -> None:
     memory = ram.create(str(tmp_path / "memory"), 128 << 20, UID)
-    state = os.open(tmp_path / "state", os.O_RDWR | os.O_CREAT)
-    os.write(state, os.urandom(10_000))
-    with started(tmp_path, b"", mapped_memory=memory) as vmm:
-        vmm.greet(60)
-        with pytest.raises(VmmError, match=r"^Firecracker refused PUT /snapshot/load: ") as caught:
-            vmm.load(state)
-        assert "\n" not in caught.value.line()
-    os.close(memory)
+    with started(tmp_path, tiny_kernel(), memory=str(tmp_path / "memory")) as vmm:
+        with pytest.raises(VmmError):  # it starts, and no agent calls
+            vmm.greet(2)
+        state = os.open(tmp_path / "state", os.O_RDWR | os.O_CREAT)
+        vmm.save(state)
+    data = os.pread(state, place.MOST_STATE, 0)
     os.close(state)
+    assert sealed(data[:-8]) == data
+    version = data[16:21]  # after what it is and the length; that of the format
+    assert version == b"6.0.0"
+    other = sealed(data[:16] + b"9.0.0" + data[21:-8])
+    assert "9.0.0" in refused_load(tmp_path, memory, other)
+    assert refused_load(tmp_path, memory, os.urandom(10_000))
+    os.close(memory)
 
 
 @needs_firecracker
