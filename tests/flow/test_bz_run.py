@@ -92,6 +92,7 @@ def test_the_exit_status_is_dockers(bz, command, status):
         (("-v", "relative", "--", "true"), "--volume: expected an absolute path inside, got relative"),
         (("--memory", "4k", "--", "true"), "--memory: expected at least 512k, got 4k"),
         (("--cpus", "9999", "--", "true"), "--cpus: expected a number from 0.01 to 1024"),
+        (("--egress", "example.org", "--", "true"), "egress: 'example.org': expected an IPv4 address"),
         (("--pull", "sometimes", "--", "true"), "--pull: expected missing, always or never, got sometimes"),
         (("--kvm", "perhaps", "--", "true"), "--kvm: expected require, warn or allow, got perhaps"),
     ],

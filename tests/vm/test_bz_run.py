@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -60,6 +61,22 @@ def test_a_published_port_leads_to_the_command(warm: Warm):
     assert started.status == 0, started.err
     assert await_true(lambda: answer(port), "an answer") == b"from inside"
     assert warm.bz("rm", "-f", started.out.strip()).status == 0
+    assert left(warm) == []
+
+
+def test_behind_an_egress_policy_a_call_is_refused_at_once_and_a_caller_is_answered(warm: Warm):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    words = ("--name", "held", "--egress", "tcp:192.0.2.7:443", "-p", f"127.0.0.1:{port}:8080")
+    started = warm.bz("run", "-d", *words, "--", "python3", "-c", f"{SERVER}\nserver.accept()")
+    assert started.status == 0, started.err
+    assert await_true(lambda: answer(port), "an answer") == b"from inside"
+    call = "import socket; socket.create_connection(('198.51.100.1', 80), 100)"
+    called = warm.bz("exec", "held", "python3", "-c", call)
+    assert "ConnectionRefusedError" in called.err
+    (row,) = json.loads(warm.bz("ps", "--json").out)
+    assert int(row["egress_denied"]) > 0
+    assert warm.bz("rm", "-f", "held").status == 0
     assert left(warm) == []
 
 

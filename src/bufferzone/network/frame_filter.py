@@ -3,7 +3,8 @@
 passt connects to whatever address a frame names, the host's loopback too: that of Debian 12 answers a forged
 frame for 127.0.0.1 as it would any other. Through here pass ARP, and IPv4 from the guest's own address to
 unicast addresses which are neither of the host's loopback nor of the link (cloud metadata). What passt sends
-goes back as it is, and with it the ACKs that it leaves out (`handshake`).
+goes back as it is, and with it the ACKs that it leaves out (`handshake`). An egress policy (`passt_policy`)
+allows less.
 
 Both sides are streams of frames, each after its length in 32 bits (QEMU's docs/interop, passt(1)).
 """
@@ -16,7 +17,7 @@ import threading
 from collections import deque
 
 from bufferzone.linux import process
-from bufferzone.network import handshake
+from bufferzone.network import handshake, passt_policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ARP, _IPV4 = 0x0806, 0x0800
 #: type, version and header length, source, destination
 _HEADER = struct.Struct("!12xHB11xII")
 _LEAST_ARP = 42
-_MOST_ACKS = 256  # that wait for passt's frame to be through; a SYN,ACK is sent again
+_MOST_ANSWERS = 256  # that wait for passt's frame to be through; what has none is sent again
 
 
 def _network(text: str) -> tuple[int, int]:
@@ -54,13 +55,25 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class FrameFilter:
-    """Two connected stream sockets, the guest's and passt's, owned. `address` is the guest's own."""
+    """Two connected stream sockets, the guest's and passt's, owned. `address` is the guest's own. `policy`:
+    what of the rest it may send, None: all of it; `gateway` tells it of what it may not. `forged` counts
+    frames that are refused without any policy.
+    """
 
-    def __init__(self, guest: socket.socket, passt: socket.socket, address: str) -> None:
-        self._guest, self._passt = guest, passt
+    def __init__(
+        self,
+        guest: socket.socket,
+        passt: socket.socket,
+        address: str,
+        policy: passt_policy.Policy | None = None,
+        gateway: str = "",
+    ) -> None:
+        self._guest, self._passt, self.policy = guest, passt, policy
+        self._gateway = socket.inet_aton(gateway) if gateway else b""
+        self.forged = 0
         self._address = int.from_bytes(socket.inet_aton(address), "big")
         self._threads: Sequence[threading.Thread] = ()
-        self._acks: deque[bytes] = deque(maxlen=_MOST_ACKS)
+        self._answers: deque[bytes] = deque(maxlen=_MOST_ANSWERS)
         self._back_lock = threading.Lock()  # between two frames to the guest
 
     def start(self) -> None:
@@ -91,6 +104,17 @@ class FrameFilter:
             return False
         return not any(destination & mask == network for network, mask in _CLOSED)
 
+    def _passes(self, frame: memoryview) -> bool:
+        """`allows`, and the policy; what that refuses is answered."""
+        if not self.allows(frame):
+            self.forged += 1
+            return False
+        if self.policy is None or bytes(frame[12:14]) != b"\x08\x00" or self.policy.allows(frame):
+            return True
+        if answer := passt_policy.refusal(frame, self._gateway):
+            self._answers.append(answer)
+        return False
+
     def _run(self, work: Callable[[], None]) -> None:
         process.hold_only()
         try:
@@ -115,19 +139,25 @@ class FrameFilter:
 
     def _give(self, data: memoryview) -> int:
         """Send on the whole frames in `data`; how many bytes they are."""
-        whole = max(_ends(data), default=0)
+        ends = _ends(data)
+        whole = max(ends, default=0)
+        if self.policy is not None:
+            at = 0
+            for end in ends:
+                self.policy.came(data[at + _LENGTH : end])
+                at = end
         with self._back_lock:
             self._guest.sendall(data[:whole])
-        self._send_acks()
+        self._send_answers()
         return whole
 
-    def _send_acks(self) -> None:
+    def _send_answers(self) -> None:
         """Whoever sends to the guest at that moment sends them after it."""
-        while self._acks and self._back_lock.acquire(blocking=False):
+        while self._answers and self._back_lock.acquire(blocking=False):
             try:
-                while self._acks:
-                    ack = self._acks.popleft()
-                    self._guest.sendall(len(ack).to_bytes(_LENGTH, "big") + ack)
+                while self._answers:
+                    answer = self._answers.popleft()
+                    self._guest.sendall(len(answer).to_bytes(_LENGTH, "big") + answer)
             finally:
                 self._back_lock.release()
 
@@ -138,14 +168,14 @@ class FrameFilter:
         begin = at = 0
         for end in _ends(data):
             frame = data[at + _LENGTH : end]
-            if not self.allows(frame):
+            if not self._passes(frame):
                 self._passt.sendall(data[begin:at])
                 begin = end
             elif ack := handshake.ack_of(frame):
-                self._acks.append(ack)
+                self._answers.append(ack)
             at = end
         self._passt.sendall(data[begin:at])
-        self._send_acks()
+        self._send_answers()
         return at
 
 

@@ -32,17 +32,17 @@ def ack_of(frame: memoryview) -> bytes:
     source, destination = bytes(frame[26:30]), bytes(frame[30:34])
     total = _LEAST_IP + _TCP_HEADER
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, _TCP, 0, destination, source)
-    ip = ip[:10] + _checksum(ip) + ip[12:]
+    ip = ip[:10] + checksum(ip) + ip[12:]
     after = (sequence + 1) & 0xFFFFFFFF
     tcp = _PORTS.pack(far, near, acknowledged, after, _TCP_HEADER << 2, _ACK) + struct.pack(
         "!HHH", _WINDOW, 0, 0
     )
     pseudo = destination + source + struct.pack("!HH", _TCP, _TCP_HEADER)
-    tcp = tcp[:16] + _checksum(pseudo + tcp) + tcp[18:]
+    tcp = tcp[:16] + checksum(pseudo + tcp) + tcp[18:]
     return bytes(frame[6:12]) + bytes(frame[0:6]) + bytes(frame[12:14]) + ip + tcp
 
 
-def _checksum(data: bytes) -> bytes:
+def checksum(data: bytes) -> bytes:
     """RFC 1071, of an even number of bytes."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

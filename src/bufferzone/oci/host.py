@@ -67,12 +67,6 @@ def check_network(spec: dict[str, Any], settings: config.Settings) -> None:
             hint='use a bridge network or none, or set host_network = "none" (then it has no network) or '
             f'"passt" in {config.DIRECTORY}/config.toml',
         )
-    if asks_for_host_network(spec) and settings.host_network == "passt" and settings.egress:
-        raise fail(
-            "linux.namespaces",
-            "an egress policy cannot be enforced behind passt",
-            hint='use a bridge network, or set host_network = "none"',
-        )
     for text in settings.publish:
         try:
             ports.parse(text)

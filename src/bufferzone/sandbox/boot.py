@@ -118,7 +118,7 @@ def connect(
     """The network behind the back end of the VM's NIC, which is one of both; `stack` closes it, `records` is
     told what changes.
     """
-    rules = None if link else egress.policy(settings.egress)  # passt knows no policy
+    rules = None if link else egress.policy(settings.egress)  # passt's is its frame filter's
     taps = TapNetwork(tap, vm.vmm, vm.agent, left.add_network, rules, records)
     network = UserNetwork(link, vm.agent, taps) if link else taps
     stack.callback(network.close)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 
+from bufferzone import egress
 from bufferzone.errors import HostError
-from bufferzone.network import frame_filter, passt
+from bufferzone.network import frame_filter, passt, passt_policy, ruleset
 from bufferzone.oci import host, ports
 from bufferzone.vmm import console, drivers
 from bufferzone.wire import network as messages
@@ -64,7 +65,9 @@ class Link:
         self._socket, to_guest = frame_filter.pair()
         self.fd = self._socket.fileno()
         stack.callback(self._socket.close)
-        self.frame_filter = frame_filter.FrameFilter(to_guest, to_passt, passt.ADDRESS)
+        rules = egress.policy(settings.egress)
+        policy = None if rules is None else passt_policy.Policy(rules)
+        self.frame_filter = frame_filter.FrameFilter(to_guest, to_passt, passt.ADDRESS, policy, passt.GATEWAY)
         stack.callback(self.frame_filter.close)
         record(self.child.pid)
 
@@ -128,8 +131,11 @@ class UserNetwork:
         return self._namespaces.withdrawn()
 
     def refused(self) -> dict[str, int]:
-        """Nothing: passt knows no policy."""
-        return {}
+        """What the frame filter let not pass."""
+        held = self._link.frame_filter
+        if held.policy is None:
+            return {}
+        return {ruleset.DENIED: held.policy.denied, ruleset.FORGED: held.forged}
 
     def close(self) -> None:
         """Nothing of passt's, which goes with its exit stack."""

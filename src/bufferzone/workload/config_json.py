@@ -5,6 +5,7 @@ Source: moby's oci/defaults.go and oci/caps for the capabilities.
 
 from __future__ import annotations
 
+from bufferzone import egress
 from bufferzone.errors import HostError, UsageError
 from bufferzone.linux.capability_names import CAPABILITIES
 from bufferzone.workload import default_spec
@@ -59,12 +60,19 @@ def chosen(wish: Wish, disk: str = "") -> dict[str, Any]:
     if disk:
         found["rootfs_image"] = disk
     if wish.egress is not None:
-        found["egress"] = wish.egress
+        found["egress"] = _egress(wish.egress)
     if wish.network == "passt":
         return {**found, "host_network": "passt", "publish": wish.publish}
     if wish.publish:
         raise UsageError("a port cannot be published without a network", hint="--network passt")
     return found
+
+
+def _egress(wanted: list[str]) -> list[str]:
+    """Rules that are some; none at all would be taken for a network that is open."""
+    if fault := egress.fault(wanted) if wanted else "no rule is given":
+        raise UsageError(f"egress: {fault}", hint=f"{egress.NONE}: nothing may be reached")
+    return wanted
 
 
 def _process(wish: Wish, user: User, args: list[str]) -> dict[str, Any]:
