@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from bufferzone import egress, jsontext, oci, toml
 from bufferzone.errors import BufferzoneError, GuestError, SpecError
+from bufferzone.network import passt_policy
 from bufferzone.oci import overrides
 from bufferzone.snapshot import manifest
 from bufferzone.wire import agent, files, locks, metrics, network, shim, task, ttrpc
@@ -178,6 +179,34 @@ def read_manifest(data: bytes) -> None:
             _is_one_line(str(error))
 
 
+#: what the packets of `hold_policy` may reach, as `_is_ruled_in` has it
+RULES = ("tcp:192.0.2.0/24:443", "udp:198.51.100.7:53-60", "icmp:203.0.113.1")
+_GATEWAY = bytes([10, 0, 0, 1])
+
+
+def _is_ruled_in(frame: bytes) -> bool:
+    """Read by eye: where each byte lies in an Ethernet frame with IPv4 in it."""
+    protocol, destination, port = frame[23], frame[30:34], int.from_bytes(frame[36:38], "big")
+    if frame[14] != 0x45 or frame[20] & 0x3F or frame[21]:
+        return False
+    if protocol == 6:
+        return destination[:3] == bytes([192, 0, 2]) and port == 443
+    if protocol == 17:
+        return destination == bytes([198, 51, 100, 7]) and 53 <= port <= 60
+    return protocol == 1 and destination == bytes([203, 0, 113, 1]) and frame[34] == 8
+
+
+def hold_policy(data: bytes) -> None:
+    """A guest's packet behind passt: only what a rule allows passes; what is answered is a whole packet."""
+    policy = passt_policy.Policy([egress.parse(rule) for rule in RULES])
+    frame = memoryview(data)
+    assert not policy.allows(frame) or _is_ruled_in(data)
+    answer = passt_policy.refusal(frame, _GATEWAY)
+    if answer:
+        assert len(answer) == 14 + int.from_bytes(answer[16:18], "big") <= 70
+        assert passt_policy.checksum(answer[14:34]) == bytes(2)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -189,6 +218,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         read_json,
         read_toml,
         read_policy,
+        hold_policy,
         read_annotations,
         read_manifest,
     )
