@@ -5,12 +5,14 @@ All of it through the real shim and verbs, with the VMM that needs no VM; odd ag
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import resource
 import select
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -303,3 +305,34 @@ def test_wherever_the_files_run_out_it_is_one_line_and_nothing_is_left(bz, most)
     assert re.fullmatch(r"bufferzone: [^\[\]]*(t|T)oo many open files( \(hint: [^\n]*\))?\n", said), said
     bz("delete", "--force", "one", check=None)
     assert not [name for name in bz.left() if not name.startswith("@net-")]
+
+
+_SLOW_TO_LEAVE = """
+import os, time
+from bufferzone.shim import callers, daemon, task
+
+def run_sandbox(*words, run_sandbox=daemon.run_sandbox, **more):
+    run_sandbox(*words, **more)
+    time.sleep(1)
+
+daemon.run_sandbox = run_sandbox
+callers.Callers.wait_for_us = lambda self: True
+task._KEPT_S = 0
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+def test_a_shim_that_is_on_its_way_out_is_waited_for_by_delete(bz, flags):
+    bz.odd_shim(_SLOW_TO_LEAVE)
+    bz.create("one", bz.bundle("end", "0"))
+    bz("start", "one")
+
+    def on_its_way() -> bool:
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(str(bz.root / "one" / "shim.sock")) == errno.ECONNREFUSED
+
+    await_true(on_its_way, "a shim that listens no more")
+    assert state.owner_alive(str(bz.root / "one"))
+    bz("delete", *flags, "one")
+    assert not (bz.root / "one").exists()
+    assert bz.left() == []

@@ -16,6 +16,8 @@ from bufferzone.wire import task
 _KILL_S = 15.0
 _DELETE_S = 60.0  # poststop hooks run in it
 _END_S = 20.0
+#: nobody listens, or whoever did has hung up
+_LEAVING = ("shim-gone", "shim-ended")
 _TURN_S = 0.01  # how often to ask whether the other removal is done
 
 
@@ -124,12 +126,36 @@ def _delete_in_shim(directory: str, id: str, *, force: bool) -> bool:
     except NotFoundError:
         return True  # the shim never made it, or it is deleted already: what is left is the shim itself
     except BufferzoneError as error:
+        if error.code in _LEAVING and _await_leaving(directory):
+            return False
         if not force and state.owner_alive(directory):
             raise
         if error.code == "cgroup-frozen" and _thaw(directory):
             return _delete_in_shim(directory, id, force=True)
         return False
     return True
+
+
+def _await_leaving(directory: str) -> bool:
+    """Whether a shim that serves nobody any more has ended: one whose container has stopped leaves by itself
+    where its caller waits for that, and may be on its way.
+    """
+    try:
+        if state.status(directory) != state.STOPPED:
+            return False
+    except (NotFoundError, ValueError):
+        return False  # on its way up
+    pid = state.owner_pid(directory)
+    if not pid:
+        return True
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return pidfd.await_end(fd, _END_S)
+    finally:
+        os.close(fd)
 
 
 def _thaw(directory: str) -> bool:
