@@ -17,7 +17,7 @@ from bufferzone.wire import agent, shim, task
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import BufferedReader, FileIO
-    from typing import Any, Self
+    from typing import Any, Self, overload
 
     from bufferzone.client.connection import Client
     from bufferzone.library.connections import Connections
@@ -74,6 +74,14 @@ class Process:
         if self._client is None:
             raise StateError("the process was closed", code="closed")
         return self._client
+
+    if TYPE_CHECKING:
+
+        @overload
+        def wait(self, timeout_s: None = None) -> Result: ...
+
+        @overload
+        def wait(self, timeout_s: float | None) -> Result | None: ...
 
     def wait(self, timeout_s: float | None = None) -> Result | None:
         """Wait for its end, which is the result, without what it wrote; None when the time is up before.
