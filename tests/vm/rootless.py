@@ -194,20 +194,26 @@ class RootlessPodman:
         self.user = user
         self.image = ""
 
-    def _words(self, *words: object) -> list[object]:
-        options = ("--runtime", self.user.programs / "bufferzone", "--cgroup-manager", "cgroupfs")
-        return ["podman", *options, "--events-backend", "file", *words]
+    @property
+    def options(self) -> list[object]:
+        """What each of its command lines begins with."""
+        runtime = self.user.programs / "bufferzone"
+        return ["--runtime", runtime, "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
 
-    def _environment(self) -> dict[str, str]:
+    def _words(self, *words: object) -> list[object]:
+        return ["podman", *self.options, *words]
+
+    def environment(self) -> dict[str, str]:
+        """What it is started with."""
         return self.user.environment(CONTAINERS_CONF=str(self.drop_in()))
 
     def start(self, *words: object, **more: Any) -> subprocess.Popen[bytes]:
         """The command, running; the caller waits for it."""
-        return self.user.start(*self._words(*words), env=self._environment(), **more)
+        return self.user.start(*self._words(*words), env=self.environment(), **more)
 
     def any(self, *words: object, timeout_s: float = TIMEOUT_S) -> Done:
         """The command, whatever its exit status."""
-        return self.user.run(*self._words(*words), env=self._environment(), timeout_s=timeout_s)
+        return self.user.run(*self._words(*words), env=self.environment(), timeout_s=timeout_s)
 
     def __call__(self, *words: object, status: int = 0, timeout_s: float = TIMEOUT_S) -> Done:
         """The same, and the exit status has to be `status`."""

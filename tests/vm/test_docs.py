@@ -1,7 +1,7 @@
-"""The shell blocks of the pages, run as they stand, with this checkout's programs and a state of their own.
+"""The blocks of the pages that root runs, with this checkout's programs and a state of their own.
 
-What follows the word `sh` in a block's first line says how it runs: nothing: with podman, bufferzone and bz;
-`no-run: WHY`: not here. A block that calls `ctr` has a containerd of ours, and "$IMAGE" is an image there.
+A block that calls `ctr` has a containerd of ours, and "$IMAGE" is an image there. `vm/pages.py` says which
+other blocks there are; test_docker.py and test_rootless.py run theirs, test_library.py those of its page.
 """
 
 from __future__ import annotations
@@ -9,81 +9,39 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from vm import pages
 from vm.podman import ROOT
 from vm.test_containerd import containerd, image, shims
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
-BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-TIMEOUT_S = 300
 #: what a block needs that not every machine has
-TOOLS = {"ctr ": ("containerd", "ctr"), "container checkpoint": ("criu",)}
+TOOLS = {
+    "ctr ": ("containerd", "ctr"),
+    "container checkpoint": ("criu",),
+    "--egress": ("passt",),
+    "oci-archive:": ("skopeo",),
+}
 __all__ = ["containerd", "image"]  # fixtures
-
-_PODMAN = """#!/usr/bin/python3 -IS
-import os, sys
-words = sys.argv[1:]
-if words[:2] == ["--runtime", "bufferzone"]:  # this checkout's, which the options below name
-    del words[:2]
-if words[0] == "run":
-    words[1:1] = {run!r}
-os.execv("/usr/bin/podman", [*{options!r}, *words])
-"""
-_BZ = """#!/usr/bin/python3 -IS
-import sys
-sys.path.insert(0, {source!r})
-from bufferzone.cli.bz.main import main
-sys.exit(main(["--root", {state!r}, *sys.argv[1:]]))
-"""
-
-
-def blocks(kind: str) -> list[object]:
-    """(page:line, text) of every block with that word behind `sh`."""
-    found = []
-    for page in PAGES:
-        text = page.read_text()
-        for block in BLOCK.finditer(text):
-            if block[1].partition(":")[0] == kind:
-                line = text.count("\n", 0, block.start()) + 1
-                found.append(pytest.param(block[2], id=f"{page.relative_to(ROOT)}:{line}"))
-    return found
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def run(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", text],
-        env=environment,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-    )
 
 
 @pytest.fixture(scope="module")
 def programs(podman):
     """The environment of a block: podman, bufferzone and bz on the PATH, and an image named busybox."""
     folder = podman.program.parent
-    options, words = podman.argv("X")[:-1], podman.argv("run")
-    write_program(folder / "podman", _PODMAN.format(options=options, run=words[len(options) + 1 :]))
-    write_program(folder / "bz", _BZ.format(source=str(ROOT / "src"), state=str(podman.state)))
+    options, words = podman.argv("X")[1:-1], podman.argv("run", "--network", "X")
+    pages.write_podman(folder / "podman", options, words[len(options) + 2 : -2])
+    pages.write_ours(folder / "bz", "bufferzone.cli.bz.main", podman.state)
     podman("tag", podman.image, "localhost/busybox")
     environment = podman.environment()
     return {**environment, "PATH": f"{folder}:{environment['PATH']}"}
 
 
-def needs(text: str) -> list[str]:
+def missing(text: str) -> list[str]:
     """The programs that are missing here for this block."""
     wanted = [name for word, names in TOOLS.items() if word in text for name in names]
     return [name for name in wanted if shutil.which(name) is None]
@@ -92,9 +50,9 @@ def needs(text: str) -> list[str]:
 @pytest.fixture
 def environment(programs, request):
     """What a block finds. It is asked for after the block is known: few need a containerd."""
-    text = request.node.callspec.params["text"]
-    if missing := needs(text):
-        pytest.skip(f"not installed: {' '.join(missing)}")
+    text = request.node.callspec.params["block"].text
+    if lacking := missing(text):
+        pytest.skip(f"not installed: {' '.join(lacking)}")
     if "ctr " not in text:
         return programs
     daemon, image = (request.getfixturevalue(name) for name in ("containerd", "image"))
@@ -102,11 +60,19 @@ def environment(programs, request):
     return {**programs, **ours}
 
 
-@pytest.mark.parametrize("text", blocks(""))
-def test_a_block_of_the_pages_runs(environment, text):
-    done = run(text, environment)
-    assert done.returncode == 0, (text, done.stdout.decode(), done.stderr.decode())
-    said = done.stdout.decode().splitlines()
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory that everybody may enter, as most are."""
+    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+        path.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", pages.params("sh"))
+def test_a_block_of_the_pages_runs(environment, block, place):
+    printed = pages.run(block, pages.shell(block.text), environment, place)
+    assert block.printed in (None, printed)
+    text, said = block.text, printed.splitlines()
     if "echo hello" in text:
         assert said[0] == "hello"
     if "uname -r" in text:
@@ -121,7 +87,7 @@ def test_a_block_of_the_pages_runs(environment, text):
         assert shims() == []
 
 
-def test_every_block_is_run_or_says_why_not():
-    kinds = {block[1] for page in PAGES for block in BLOCK.finditer(page.read_text())}
-    assert len(blocks("")) > 5
-    assert all(kind == "" or re.fullmatch(r"no-run: .+", kind) for kind in kinds)
+@pytest.mark.parametrize("block", pages.params("python", without=[ROOT / "docs" / "library.md"]))
+def test_a_python_program_of_the_pages_runs(podman, environment, block, place):
+    printed = pages.run(block, pages.python(block.text, podman.state), environment, place)
+    assert block.printed in (None, printed)

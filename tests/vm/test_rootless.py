@@ -8,6 +8,7 @@ import os
 import pytest
 
 from bufferzone.storage import virtiofs
+from vm import pages
 from vm.conftest import _image
 from vm.rootless import RootlessPodman, descendants, missing, name_of, uids_of, until
 from vm.warm import MAKE_S
@@ -138,6 +139,23 @@ def test_starts_of_a_user_are_counted_where_the_user_reads_them(podman, user):
     before = starts()
     podman("run", "--rm", "--network", "none", podman.image, "true")
     until(lambda: starts() == before + 1, "the count of a start")
+
+
+@pytest.fixture
+def environment(podman, user):
+    """What a block of the pages finds: `podman` as the others call it here, and an image named busybox."""
+    program = user.programs / "podman"
+    pages.write_podman(program, [str(word) for word in podman.options], [])
+    podman("tag", podman.image, "localhost/busybox")
+    known = podman.environment()
+    yield {**known, "PATH": f"{user.programs}:{known['PATH']}"}
+    program.unlink()
+
+
+@pytest.mark.parametrize("block", pages.params("sh", "user"))
+def test_a_block_of_the_pages_runs_as_an_ordinary_user(user, environment, block):
+    printed = pages.run(block, user.argv(*pages.shell(block.text)), environment, user.home)
+    assert block.printed in (None, printed)
 
 
 def test_nothing_is_left_once_the_containers_are_gone(podman, user):
