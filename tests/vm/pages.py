@@ -1,8 +1,9 @@
 """The code blocks of the pages that people read, and programs that run them as they stand.
 
 What follows the language in a block's first line says how it runs: nothing: as root, with podman, bufferzone
-and bz, or the library; `user`: as an ordinary user; `docker`: with a dockerd; `no-run: WHY`: not here. In
-docs/tasks a block of `text` right after one that runs is what that one prints.
+and bz, or the library; `user`: as an ordinary user; `docker`: with a dockerd; `online` and then `offline`: on
+two machines; `no-run: WHY`: not here. In docs/tasks a block of `text` right after one that runs is what that
+one prints.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from vm.podman import ROOT
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 TASKS = ROOT / "docs" / "tasks"
 _BLOCK = re.compile(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```\n(?=\n```(text)\n((?:.*\n)*?)```$)?", re.MULTILINE)
+#: files that pages of tasks show: a test of the name behind them uses each
+FILES = {
+    ("untrusted-code.md", "toml"): "vm/test_docs.py",
+    ("podman.md", "toml"): "vm/test_docs.py",
+    ("agent.md", "json"): "vm/test_docs.py",
+    ("docker.md", "json"): "vm/test_docker.py",
+}
 _TIMEOUT_S = 300
 _PODMAN = """#!/usr/bin/python3 -IS
 import os, sys
@@ -72,10 +80,11 @@ def params(language: str, kind: str = "", *, without: Iterable[Path] = ()) -> li
     ]
 
 
-def only(page: str, language: str) -> Block:
-    """The one block of that language on a page of docs/tasks."""
+def file_of(page: str, language: str) -> str:
+    """The one file of that language that a page of docs/tasks shows; one of `FILES`."""
+    assert (page, language) in FILES
     (found,) = (block for block in blocks([TASKS / page]) if block.language == language)
-    return found
+    return found.text
 
 
 def write_program(path: Path, text: str) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from bufferzone.cli.bz import engine_files
+from vm import pages
 from vm.containerd import Containerd
 from vm.podman import ROOT, Terminal, read_until
 from vm.verbs import await_true
@@ -85,7 +87,8 @@ class Docker:
             os.close(fd)
 
     def _start_dockerd(self, *enter: str) -> None:
-        runtimes: dict[str, Any] = {"cli": {"path": str(ROOT / "bin" / "bufferzone")}}
+        ours = {"path": str(ROOT / "bin" / "bufferzone")}
+        runtimes: dict[str, Any] = {"cli": ours, "bufferzone": ours}  # the latter is that of Docker's page
         if _version() >= 23:
             runtimes["shim"] = {"runtimeType": SHIM}
         settings = self._directory / "daemon.json"
@@ -96,7 +99,7 @@ class Docker:
             "exec-root": str(self._directory / "exec"),
             "pidfile": str(self._directory / "docker.pid"),
             "config-file": str(settings),
-            "host": f"unix://{self._directory}/docker.sock",
+            "host": self.host,
             "bip": "10.77.0.1/16",
         }
         off = [f"--{name}=false" for name in ("iptables", "ip6tables", "ip-forward", "ip-masq")]
@@ -111,8 +114,13 @@ class Docker:
             )
         await_true(lambda: "API listen on" in self._log.read_text(), "dockerd")
 
+    @property
+    def host(self) -> str:
+        """Where it listens, as DOCKER_HOST has it."""
+        return f"unix://{self._directory}/docker.sock"
+
     def command(self, *words: str) -> list[str]:
-        return ["docker", "--host", f"unix://{self._directory}/docker.sock", *words]
+        return ["docker", "--host", self.host, *words]
 
     def __call__(self, *words: str, check: int | None = 0, stdin: bytes = b"") -> str:
         """Standard output, and with another status than `check` what was said."""
@@ -322,6 +330,21 @@ def test_a_network_that_is_connected_later_brings_its_names(docker: Docker) -> N
         docker("rm", "--force", "six")
     finally:
         docker("network", "rm", "later")
+
+
+def test_the_file_of_the_page_is_what_bz_node_writes() -> None:
+    shown = pages.file_of("docker.md", "json")
+    assert json.loads(shown) == json.loads(engine_files.with_docker("", "/usr/local/bin/bufferzone"))
+
+
+@pytest.mark.parametrize("block", pages.params("sh", "docker"))
+def test_a_block_of_the_page_runs(daemon: Docker, block: pages.Block, tmp_path: Path) -> None:
+    daemon("tag", "bb", "busybox")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DOCKER_HOST": daemon.host}
+    printed = pages.run(block, pages.shell(block.text), environment, tmp_path)
+    assert block.printed in (None, printed)
+    assert os.uname().release not in printed.split()
+    assert daemon("ps", "--all", "--quiet") == ""
 
 
 def test_containers_outlive_a_dockerd_that_is_killed(docker: Docker, tmp_path: Path) -> None:

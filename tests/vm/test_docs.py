@@ -6,15 +6,19 @@ other blocks there are; test_docker.py and test_rootless.py run theirs, test_lib
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from bufferzone import config
 from vm import pages
-from vm.podman import ROOT
+from vm.podman import DROP_IN, ROOT
 from vm.test_containerd import containerd, image, shims
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("nothing_left")]
@@ -24,8 +28,16 @@ TOOLS = {
     "ctr ": ("containerd", "ctr"),
     "container checkpoint": ("criu",),
     "--egress": ("passt",),
-    "oci-archive:": ("skopeo",),
 }
+#: a machine without a network, with guest images and container images of its own: below $0
+_OTHER_MACHINE = """
+for name in images storage; do
+    mkdir -p "$0/$name" /var/lib/bufferzone/$name
+    mount --bind "$0/$name" /var/lib/bufferzone/$name
+done
+exec "$@"
+"""
+_OFFLINE = ("unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec", _OTHER_MACHINE)
 __all__ = ["containerd", "image"]  # fixtures
 
 
@@ -36,6 +48,8 @@ def programs(podman):
     options, words = podman.argv("X")[1:-1], podman.argv("run", "--network", "X")
     pages.write_podman(folder / "podman", options, words[len(options) + 2 : -2])
     pages.write_ours(folder / "bz", "bufferzone.cli.bz.main", podman.state)
+    server = "bufferzone.adapters.mcp_server"
+    pages.write_ours(folder / "bufferzone-mcp", server, podman.state, f"{sys.executable} -I")
     podman("tag", podman.image, "localhost/busybox")
     environment = podman.environment()
     return {**environment, "PATH": f"{folder}:{environment['PATH']}"}
@@ -53,6 +67,8 @@ def environment(programs, request):
     text = request.node.callspec.params["block"].text
     if lacking := missing(text):
         pytest.skip(f"not installed: {' '.join(lacking)}")
+    if "bufferzone-mcp" in text:
+        pytest.importorskip("mcp")
     if "ctr " not in text:
         return programs
     daemon, image = (request.getfixturevalue(name) for name in ("containerd", "image"))
@@ -91,3 +107,40 @@ def test_a_block_of_the_pages_runs(environment, block, place):
 def test_a_python_program_of_the_pages_runs(podman, environment, block, place):
     printed = pages.run(block, pages.python(block.text, podman.state), environment, place)
     assert block.printed in (None, printed)
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="not installed: skopeo")
+def test_what_the_page_carries_runs_on_a_machine_without_a_network(programs, place):
+    block = {block.kind: block for block in pages.blocks([pages.TASKS / "air-gapped.md"])}
+    pages.run(block["online"], pages.shell(block["online"].text), programs, place)
+    argv = pages.shell(block["offline"].text, (*_OFFLINE, str(place)))
+    assert block["offline"].printed == pages.run(block["offline"], argv, programs, place)
+    assert len(list(place.glob("images/*/vmlinux"))) == 1
+    (place / "guest.tar").unlink()  # it is large, and pytest keeps directories
+
+
+def test_the_settings_of_the_page_about_untrusted_code_are_ours(place):
+    (place / "config.toml").write_text(pages.file_of("untrusted-code.md", "toml"))
+    assert config.load([str(place / "config.toml")]).kvm == "require"
+
+
+def test_the_file_of_podmans_page_makes_the_runtime_podmans_default(podman, place):
+    shown = pages.file_of("podman.md", "toml")
+    (place / "containers.conf").write_text(DROP_IN.read_text().replace("[engine]\n", shown, 1))
+    argv = podman.argv("info", "--format", "{{.Host.OCIRuntime.Name}}")
+    at = argv.index("--runtime")
+    environment = {**podman.environment(), "CONTAINERS_CONF": str(place / "containers.conf")}
+    done = subprocess.run(
+        argv[:at] + argv[at + 2 :], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "bufferzone\n"
+
+
+def test_an_agents_settings_start_a_server_that_ends_with_its_client(programs, place):
+    pytest.importorskip("mcp")
+    (server,) = json.loads(pages.file_of("agent.md", "json"))["mcpServers"].values()
+    words = ["/usr/bin/env", server["command"], *server["args"]]
+    done = subprocess.run(
+        words, env=programs, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr

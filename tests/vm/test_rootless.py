@@ -154,7 +154,10 @@ def environment(podman, user):
 
 @pytest.mark.parametrize("block", pages.params("sh", "user"))
 def test_a_block_of_the_pages_runs_as_an_ordinary_user(user, environment, block):
-    printed = pages.run(block, user.argv(*pages.shell(block.text)), environment, user.home)
+    place = user.home / block.name.rpartition(":")[2]
+    place.mkdir()
+    os.chown(place, user.uid, user.gid)
+    printed = pages.run(block, user.argv(*pages.shell(block.text)), environment, place)
     assert block.printed in (None, printed)
 
 
