@@ -69,9 +69,9 @@ class Stream:
                 return data[0], data[1:]
 
     def until(self, channel: int, wanted: bytes) -> bytes:
-        """What comes on one channel until it ends with `wanted`."""
+        """What comes on one channel until `wanted` is in it; a prompt may come along."""
         seen = b""
-        while not seen.endswith(wanted):
+        while wanted not in seen:
             number, data = self.receive()
             assert number >= 0, (seen, wanted)
             seen += data if number == channel else b""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from bufferzone.network import namespace
@@ -103,6 +104,13 @@ class World:
         sock = self._outside(lambda: socket.create_connection((address, port), timeout_s))
         self._sockets.append(sock)
         return sock
+
+    def trust_addresses(self) -> None:
+        """IPv6 addresses of links that are made outside from now on can be used at once: until a kernel has
+        looked for another that has it, nobody can bind to one (RFC 4862, 5.4).
+        """
+        setting = Path("/proc/sys/net/ipv6/conf/default/accept_dad")
+        self._outside(lambda: setting.write_text("0"))
 
     def left(self) -> list[str]:
         """Taps and traffic control inside: there must be none once the container is gone."""

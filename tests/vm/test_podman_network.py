@@ -56,6 +56,7 @@ class Networked:
         self.clean = Clean(self.podman)
 
     def start(self) -> None:
+        self.world.trust_addresses()  # Podman's name server does not wait for that
         create = ("network", "create", "--subnet")
         self.podman(*create, SUBNET, "--ipv6", "--subnet", SUBNET6, "one")
         self.podman(*create, "10.213.41.0/24", "two")
