@@ -148,7 +148,8 @@ def server_of(sessions: Sessions) -> MCPServer:
     return server
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, read; one that is wrong ends the program, with 2."""
     parser = argparse.ArgumentParser("bufferzone-mcp", description="Sandboxes for agents, over MCP on stdio.")
     parser.add_argument("--image", help="of every session; else this host's programs and none of its data")
     parser.add_argument("--memory-mib", type=int, default=512)
@@ -161,7 +162,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str], *, root: str = "") -> int:
     """Serve until standard input ends; the exit status. `root`: another state root."""
-    told = _arguments(argv)
+    told = arguments(argv)
 
     def start() -> Sandbox:
         return Sandbox(
