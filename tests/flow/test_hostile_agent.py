@@ -251,7 +251,7 @@ def trick(method, request, reply):
     bz("kill", "one", "KILL")
     await_true(lambda: bz.state("one")["status"] == "stopped", "its end", DEADLINE_S)
     assert "did not end the container within 10 s of SIGKILL" in (bz.root / "one" / "shim.log").read_text()
-    assert not is_alive(agent)
+    await_true(lambda: not is_alive(agent), "the end of its VM", DEADLINE_S)
     world.assert_bounded_and_alone()
     world.assert_gone()
 

@@ -80,6 +80,8 @@ class Process:
                 self._receive(*packet)
             except BufferzoneError as error:
                 self._abort(error)
+            except (BrokenPipeError, ConnectionResetError, ProcessLookupError):
+                os.kill(self.pid, 9)  # it was killed meanwhile: `reaped` follows, and that is what failed
             except OSError as error:
                 self._abort(GuestError(describe(error)))
 
