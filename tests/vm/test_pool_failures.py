@@ -176,7 +176,7 @@ class FakeVerb:
         self.directory = state.create(str(pool.runtime.root), id)
         state.write_owner(self.directory, 0)  # or a clean-up would end this process
         self._socket = claims._connect(str(pool.runtime.root))
-        claims._send(self._socket, self.directory, oci.load(str(made)), settings_of(pool), {})
+        claims._send(self._socket, self.directory, oci.load(str(made)), settings_of(pool), None, -1)
 
     def line(self) -> bytes:
         return claims._line(self._socket, EVENT_S)
