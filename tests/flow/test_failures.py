@@ -21,6 +21,7 @@ from bufferzone import counters, state
 from bufferzone.vmm.host import cgroup
 from flow.cli import DEADLINE_S, SETTINGS, Cli, needs_host, read, vm_cgroups
 from vm.verbs import await_true
+from vm.warm import open_files
 
 pytestmark = needs_host
 
@@ -307,13 +308,15 @@ def test_wherever_the_files_run_out_it_is_one_line_and_nothing_is_left(bz, most)
     assert not [name for name in bz.left() if not name.startswith("@net-")]
 
 
+#: from the end of its service on it waits until {go} is there
 _SLOW_TO_LEAVE = """
 import os, time
 from bufferzone.shim import callers, daemon, task
 
 def run_sandbox(*words, run_sandbox=daemon.run_sandbox, **more):
     run_sandbox(*words, **more)
-    time.sleep(1)
+    while not os.path.exists({go!r}):
+        time.sleep(0.01)
 
 daemon.run_sandbox = run_sandbox
 callers.Callers.wait_for_us = lambda self: True
@@ -323,7 +326,8 @@ task._KEPT_S = 0
 
 @pytest.mark.parametrize("flags", [(), ("--force",)])
 def test_a_shim_that_is_on_its_way_out_is_waited_for_by_delete(bz, flags):
-    bz.odd_shim(_SLOW_TO_LEAVE)
+    go = bz.base / "go"
+    bz.odd_shim(_SLOW_TO_LEAVE.format(go=str(go)))
     bz.create("one", bz.bundle("end", "0"))
     bz("start", "one")
 
@@ -333,6 +337,9 @@ def test_a_shim_that_is_on_its_way_out_is_waited_for_by_delete(bz, flags):
 
     await_true(on_its_way, "a shim that listens no more")
     assert state.owner_alive(str(bz.root / "one"))
-    bz("delete", *flags, "one")
+    delete = bz.start("delete", *flags, "one")
+    await_true(lambda: "anon_inode:[pidfd]" in open_files(delete.pid), "a delete that waits for it")
+    go.touch()
+    assert delete.wait(DEADLINE_S) == 0
     assert not (bz.root / "one").exists()
     assert bz.left() == []

@@ -20,6 +20,15 @@ __all__ = ["bz"]  # a fixture
 ID = "one"
 #: its VM never boots
 _STUCK = "import signal; from bufferzone.shim import daemon; daemon._run = lambda *_, **__: signal.pause()"
+#: there is no room for one more descriptor where it is begun
+_NO_PIPE = """
+import errno, os
+
+def pipe():
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+os.pipe = pipe
+"""
 _EXITS = "sys.exit(3)"
 
 
@@ -35,6 +44,15 @@ def begin(bz):
     yield begin
     for shim in begun:
         shim.close()
+
+
+@pytest.fixture
+def stuck(bz, begin):
+    """A shim whose VM never boots, and the pid of the process that waits for that."""
+    bz.odd_shim(_STUCK)
+    shim, owner = begin("pause"), str(bz.root / ID)
+    await_true(lambda: os.path.isdir(owner) and state.owner_pid(owner), "the shim's own process")
+    return shim, state.owner_pid(owner)
 
 
 def create(shim, service=task.SERVICE):
@@ -66,12 +84,8 @@ def test_a_container_that_is_asked_for_at_once_waits_for_its_vm(begin, service):
     assert not os.path.exists(shim.address)
 
 
-def test_start_ends_while_the_vm_boots_and_delete_ends_that(bz, begin):
-    bz.odd_shim(_STUCK)
-    shim = begin("pause")
-    owner = str(bz.root / ID)
-    await_true(lambda: os.path.isdir(owner) and state.owner_pid(owner), "the shim's own process")
-    pid = state.owner_pid(owner)
+def test_start_ends_while_the_vm_boots_and_delete_ends_that(stuck):
+    shim, pid = stuck
     shim.run("delete", ID)
     await_end(pid)
     with pytest.raises(BufferzoneError, match="the shim died before it listened"):
@@ -96,12 +110,18 @@ def test_a_bundle_that_is_refused_is_told_to_whoever_creates(begin):
     assert_leaves_nothing(shim)
 
 
-def test_a_shim_that_is_killed_while_its_vm_boots_is_told_to_whoever_creates(bz, begin):
-    bz.odd_shim(_STUCK)
-    shim = begin("pause")
-    owner = str(bz.root / ID)
-    await_true(lambda: os.path.isdir(owner) and state.owner_pid(owner), "the shim's own process")
-    os.kill(state.owner_pid(owner), signal.SIGKILL)
+def test_a_shim_that_is_killed_while_its_vm_boots_is_told_to_whoever_creates(stuck):
+    shim, pid = stuck
+    os.kill(pid, signal.SIGKILL)
     with pytest.raises(BufferzoneError, match="the shim died before it listened"):
+        create(shim)
+    assert_leaves_nothing(shim)
+
+
+def test_a_host_that_cannot_begin_the_shim_is_told_to_whoever_creates(bz, begin):
+    bz.odd_shim(_NO_PIPE)
+    bz.root.mkdir(mode=0o700, parents=True)  # it does not come as far
+    shim = begin("pause")
+    with pytest.raises(BufferzoneError, match="cannot start the shim: Too many open files"):
         create(shim)
     assert_leaves_nothing(shim)

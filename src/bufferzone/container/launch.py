@@ -16,6 +16,7 @@ from bufferzone.container import channel as ch
 from bufferzone.container import child
 from bufferzone.container.channel import ChildEnd
 from bufferzone.container.child_spec import NAMESPACE_FILES, NAMESPACES
+from bufferzone.container.kernel_files import write
 from bufferzone.errors import SpecError
 from bufferzone.linux import process as lp
 
@@ -106,11 +107,7 @@ def write_maps(pid: int, spec: dict[str, Any]) -> None:
         if not rows:
             raise SpecError(f"linux.{key}: a new user namespace needs a mapping")
         text = "".join(f"{int(r['containerID'])} {int(r['hostID'])} {int(r['size'])}\n" for r in rows)
-        fd = os.open(f"/proc/{pid}/{file}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        write(f"/proc/{pid}/{file}", text)
 
 
 def open_namespaces(paths: list[tuple[str, int]]) -> list[tuple[int, int]]:

@@ -7,8 +7,7 @@ namespaces it can. Source: runtime-spec config-linux.md "Sysctl", user_namespace
 
 from __future__ import annotations
 
-import os
-
+from bufferzone.container.kernel_files import write
 from bufferzone.errors import GuestError
 
 TYPE_CHECKING = False
@@ -54,13 +53,8 @@ def _of_guest(value: object, linux: dict[str, Any]) -> str:
 
 
 def _write(key: str, value: str) -> None:
-    path = "/proc/sys/" + key.replace(".", "/")
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        write("/proc/sys/" + key.replace(".", "/"), value)
     except OSError as error:
         text = f"linux.sysctl: write sysctl key {key}: {(error.strerror or '').lower()}"
         raise GuestError(text, code="sysctl-failed") from error

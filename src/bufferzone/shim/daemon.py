@@ -73,8 +73,8 @@ def run(arguments: Arguments, path: str, listener: socket.socket, ready: handsha
     it is a pod's.
     """
     door = None
-    listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
     try:
+        listener.listen(64)  # again: callers are told who did last (SO_PEERCRED)
         state.remove(os.path.join(arguments.state_root, arguments.id))
         directory = state.create(arguments.state_root, arguments.id)
         try:

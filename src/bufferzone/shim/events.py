@@ -19,6 +19,7 @@ from bufferzone.wire.proto import Any_, Message, Timestamp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from bufferzone.recorder.journal import Journal
     from bufferzone.shim.process import Process
@@ -124,21 +125,19 @@ def created(request: task.CreateTaskRequest, pid: int) -> task.TaskCreate:
 
 def exited(process: Process) -> task.TaskExit:
     """A container's init or an exec has ended."""
-    return task.TaskExit(
-        container_id=process.ref.id,
-        id=process.ref.exec_id or process.ref.id,
-        pid=process.pid,
-        exit_status=process.exit_status,
-        exited_at=process.exited_at(),
-    )
+    return task.TaskExit(**_end_of(process))
 
 
 def deleted(process: Process) -> task.TaskDelete:
     """A container or an exec is known no longer."""
-    return task.TaskDelete(
-        container_id=process.ref.id,
-        id=process.ref.exec_id or process.ref.id,
-        pid=process.pid,
-        exit_status=process.exit_status,
-        exited_at=process.exited_at(),
-    )
+    return task.TaskDelete(**_end_of(process))
+
+
+def _end_of(process: Process) -> dict[str, Any]:
+    return {
+        "container_id": process.ref.id,
+        "id": process.ref.exec_id or process.ref.id,
+        "pid": process.pid,
+        "exit_status": process.exit_status,
+        "exited_at": process.exited_at(),
+    }

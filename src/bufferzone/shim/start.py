@@ -75,16 +75,24 @@ def _containers_life(arguments: Arguments, path: str, listener: socket.socket) -
     try:
         _serve(arguments, path, listener)
     except BufferzoneError as error:
-        from bufferzone.shim import door as doors
+        fault = error
+    except OSError as error:
+        fault = HostError(f"cannot start the shim: {error.strerror or error}", code="shim-start")
+    else:
+        return 0
+    _refuse(arguments, path, listener, fault)
+    return 1
 
-        log(error.line())
-        door = doors.of_container(listener, arguments.id)
-        if door.await_create(_ASK_S) is not None:
-            door.refuse(error)
-        with ignoring(errno.ENOENT):
-            os.unlink(path)
-        return 1
-    return 0
+
+def _refuse(arguments: Arguments, path: str, listener: socket.socket, fault: BufferzoneError) -> None:
+    from bufferzone.shim import door as doors
+
+    log(fault.line())
+    door = doors.of_container(listener, arguments.id)
+    if door.await_create(_ASK_S) is not None:
+        door.refuse(fault)
+    with ignoring(errno.ENOENT):
+        os.unlink(path)
 
 
 def _serve(arguments: Arguments, path: str, listener: socket.socket) -> None:
