@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -156,3 +157,28 @@ def test_a_disk_without_locks_is_told_of_and_not_tried_for_ever(tmp_path, monkey
     monkeypatch.setattr(place.fcntl, "flock", refuse)
     with pytest.raises(OSError, match="No locks"):
         place._make(str(tmp_path), "a")
+
+
+def test_a_place_that_is_being_tidied_away_cannot_be_taken_by_its_maker(tmp_path, monkeypatch):
+    made = tmp_path / "a-1"
+    made.mkdir()  # its maker has come so far
+    remove, locks = place._remove_tree, []
+
+    def removed_slowly(path):
+        locks.append(place._try_lock(path))
+        remove(path)
+        locks.append(place._try_lock(path))
+
+    monkeypatch.setattr(place, "_remove_tree", removed_slowly)
+    place.tidy(str(tmp_path))
+    assert locks == [-1, -1]
+    assert not made.exists()
+
+
+def test_a_place_that_its_maker_has_locked_is_not_tidied_away(tmp_path):
+    path, lock = place._make(str(tmp_path), "a")
+    place.tidy(str(tmp_path))
+    assert os.path.isdir(path)
+    os.close(lock)
+    place.tidy(str(tmp_path))
+    assert not os.path.exists(path)

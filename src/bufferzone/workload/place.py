@@ -85,19 +85,30 @@ def _make(directory: str, id: str) -> tuple[str, int]:
         path = os.path.join(directory, f"{id[:40]}-{os.urandom(4).hex()}")
         try:
             os.mkdir(path, 0o700)
-            lock = _open_lock(path)
-        except (FileExistsError, FileNotFoundError):
-            continue  # taken, or somebody tidied it away before it was locked
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(os.path.join(path, _LOCK))):
-                return path, lock
-        except (BlockingIOError, FileNotFoundError):
-            pass  # the same
-        except BaseException:
-            os.close(lock)
-            raise
+        except FileExistsError:
+            continue
+        lock = _try_lock(path)
+        if lock >= 0:
+            return path, lock  # else somebody tidies it away, which had no lock yet
+
+
+def _try_lock(path: str) -> int:
+    """The lock of the place at `path`; -1 while somebody else has it, or when the place is gone."""
+    try:
+        lock = _open_lock(path)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(os.path.join(path, _LOCK))):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
         os.close(lock)
+        raise
+    os.close(lock)
+    return -1
 
 
 def _open_lock(path: str) -> int:
@@ -144,9 +155,24 @@ def tidy(directory: str) -> None:
     """Remove what nobody makes and no container has."""
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
-        if not _is_wanted(path) and _may_be_removed(path):
+        if not _is_wanted(path):
+            with log.passing_over(f"tidy {path}", OSError):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: str) -> None:
+    """Remove a place unless somebody has it locked: it may have been made a moment ago, or be in the making.
+    Its maker must not get the lock until the whole of it is gone.
+    """
+    lock = _try_lock(path)
+    if lock < 0:
+        return
+    try:
+        if not _is_wanted(path):
             _remove_transient(path)
             _remove_tree(path)
+    finally:
+        os.close(lock)
 
 
 def _container_of(path: str) -> str:
@@ -174,18 +200,3 @@ def _remove_transient(path: str) -> None:
     if directory:
         with log.passing_over(f"remove {directory}", BufferzoneError):
             removal.remove(directory, os.path.basename(directory), force=True, program="")
-
-
-def _may_be_removed(path: str) -> bool:
-    """Whether nobody has it locked: it may have been made a moment ago, or be in the making."""
-    try:
-        lock = _open_lock(path)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return not _is_wanted(path)
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
