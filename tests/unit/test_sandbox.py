@@ -108,6 +108,43 @@ def test_a_vmm_that_does_not_come_up_has_the_time_of_a_boot_and_is_told_as_such(
     assert told == ["did not answer within 1 s during: start QEMU", "killed"]
 
 
+@pytest.mark.parametrize(
+    ("code", "woke"),
+    [("vm-timeout", False), ("vm-panic", False), ("vm-killed", None), ("virtiofsd-died", None)],
+)
+def test_whoever_started_it_is_told_whether_the_guest_or_the_host_kept_it_from_coming_up(code, woke):
+    made, _ = sandbox()
+    told = []
+    made.start = replace(made.start, came_up=told.append)
+
+    def greet(timeout_s):
+        raise VmmError("it ended", code=code)
+
+    made.vm.greet, made.vm.awake = greet, False
+    made._vmm = SimpleNamespace(fileno=lambda: -1)
+    made._come_up()
+    assert told == [woke]
+
+
+@pytest.mark.parametrize("how", ["deleted", "no cgroup"])
+def test_a_guest_that_was_not_waited_for_is_not_told_to_have_failed(how):
+    made, _ = sandbox(lambda: fails())
+    told = []
+    made.start = replace(made.start, came_up=told.append)
+
+    def fails():
+        raise HostError("cannot join cgroup x", code="cgroup")
+
+    def greet(timeout_s):
+        made.finish_start() if how == "no cgroup" else made.close()
+        raise VmmError("the sandbox is shutting down", code="agent-closed")
+
+    made.vm.greet, made.vm.awake, made.agent.close = greet, False, lambda: None
+    made._vmm = SimpleNamespace(fileno=lambda: -1, features=SimpleNamespace(wall=False))
+    made._come_up()
+    assert told == [None]
+
+
 class Sender:
     """An agent whose guest has this many connections with something to send, asked again and again."""
 

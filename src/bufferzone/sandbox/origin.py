@@ -211,14 +211,15 @@ class Warm:
             self.template.close()
             self.template = None
 
-    def boot_ended(self, well: bool) -> None:
+    def boot_ended(self, well: bool | None) -> None:
         """Let the maker begin. A template that was refused where a cold boot works, and one whose guest did
-        not wake, is removed: it is made anew after the next cold boot.
+        not wake, is removed: it is made anew after the next cold boot. None: a kill, or the host, ended it,
+        which says nothing of the template.
         """
         if well and self._maker is not None:
             self._maker.go()
         if well and self._blamed:
             template_store.remove(self._store, self._blamed)
-        if not well and self._came_from:
+        if well is False and self._came_from:
             self._log("the template is removed: its guest did not wake")
             template_store.remove(self._store, self._came_from)

@@ -43,6 +43,8 @@ _SETTLE_S = 1.0
 _FORGET_S = 60.0
 #: how long a peer that does not take what the last container sent may hold back its end, and how often we ask
 _LEAVING_S, _LEAVING_STEP_S = 2.0, 0.01
+#: what ends a VM from outside: its guest may have been about to come up
+_NOT_THE_GUESTS = frozenset({"vm-killed", "virtiofsd-died"})
 
 
 def _nothing() -> None:
@@ -69,14 +71,14 @@ class Start(Record):
     """How a sandbox starts. `kind` is cold, warm, pool or restored; `adopts` the guest's container that waits
     to be taken over, in a VM of a checkpoint.
 
-    `came_up` is told whether the sandbox became ready. `finish` is what has to be done before the first
-    container and not before the sandbox is served; raises `BufferzoneError`.
+    `came_up` is told whether its guest came up; None: the host ended it before. `finish` is what has to be
+    done before the first container and not before the sandbox is served; raises `BufferzoneError`.
     """
 
     kind: str
     settings: Settings
     adopts: str = ""
-    came_up: Callable[[bool], None] = lambda well: None
+    came_up: Callable[[bool | None], None] = lambda well: None
     finish: Callable[[], None] = _nothing
 
 
@@ -97,7 +99,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self.when_up: Callable[[], None] = _nothing  # called when it is ready and nobody waits any more
         self.when_failed: Callable[[VmmError], None] = lambda error: None  # called once, before others know
-        self._stopping = self._locks_served = False
+        self._stopping = self._locks_served = self._unfinished = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._end = False
 
@@ -131,6 +133,7 @@ class Sandbox:
         try:
             self.start.finish()
         except BufferzoneError as error:
+            self._unfinished = True
             self._fail(VmmError(error.message, hint=error.hint, code=error.code))
         finally:
             self._finished.set()
@@ -157,12 +160,18 @@ class Sandbox:
             self._fail(VmmError(f"{self._timeline.phase}: {error.message}", hint=error.hint, code=error.code))
         finally:
             try:
-                self.start.came_up(self.failure is None)
+                self.start.came_up(self._came_up())
             finally:
                 self._ready.set()
         if self.failure is None:
             self._look_at_helpers()
             self.when_up()
+
+    def _came_up(self) -> bool | None:
+        """Whether the guest came up; None: something of the host's ended it before it could."""
+        if self.failure is None:
+            return None if self._stopping else True
+        return None if self._unfinished or self.failure.code in _NOT_THE_GUESTS else False
 
     def _look_at_helpers(self) -> None:
         """While the container is made: its program waits for this."""
