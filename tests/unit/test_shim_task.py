@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from bufferzone.errors import EndedError, ExistsError, NotFoundError, StateError, VmmError
+from bufferzone.errors import CallerError, EndedError, ExistsError, NotFoundError, StateError, VmmError
 from bufferzone.shim import task as shim_task
 from bufferzone.shim.task import TaskService
 from bufferzone.wire import agent, task
@@ -151,6 +151,13 @@ def test_events_come_in_the_order_that_containerd_demands(world):
     told = world.story.told
     assert told == ["created", "TaskCreate", "running", "TaskStart", "stopped", "TaskExit", "TaskDelete"]
     assert world.sandbox.hooks == ["poststart", "poststop"]
+
+
+def test_a_container_is_not_made_anew_where_it_is_to_go_on_from_a_checkpoint(world):
+    request = task.CreateTaskRequest(id="c", bundle="/b", checkpoint="/run/saved")
+    with pytest.raises(CallerError, match="cannot make c from a checkpoint"):
+        world.service.create(world.peer, request)
+    create(world)
 
 
 def test_a_failed_create_leaves_the_id_free(world):

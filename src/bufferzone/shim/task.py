@@ -103,6 +103,7 @@ class TaskService:
 
     def create(self, peer: Peer, request: task.CreateTaskRequest) -> task.CreateTaskResponse:
         """Make the container; on any failure nothing of it is left."""
+        self._checkpoints.refuse_restore(request)
         stdio = self._open_stdio(request, request.id, peer.take_fds())
         ref = agent.ProcessRef(id=request.id)
         uris = (request.stdin, request.stdout, request.stderr)
