@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DIRECTORY = "/etc/bufferzone"
-
+#: see `read_also`: where it is said -> the text, None for a file, and the keys that say nothing
+_also: dict[str, tuple[str | None, frozenset[str]]] = {}
 
 #: what a setting decides. VM: what a VM is, from its start to its end. ORIGIN: where a VM comes from, nothing
 #: of one that runs. GATE: what the containers of a VM may reach, set with the first. HOST: nothing of a VM
@@ -338,21 +339,37 @@ def _is_there(path: str) -> bool:
     return True
 
 
+def read_also(where: str, text: str | None, unknown: frozenset[str]) -> None:
+    """From now on `load` of this process reads more, last: the file `where`, or `text`, of which is told as
+    `where`. Keys in `unknown` say nothing.
+    """
+    _also[where] = text, unknown
+
+
+def read_beside() -> dict[str, str | None]:
+    """What `load` reads beside the host's files: as `read_also` was told, by where it is said."""
+    return {where: text for where, (text, _) in _also.items()}
+
+
 def load(paths: Iterable[str] | None = None) -> Settings:
-    """Read settings files, later ones win; None means `default_paths()`.
+    """Read settings files, later ones win; None means `default_paths()`, and what `read_also` was told.
 
     Raises `settings_file.ConfigError` for what is wrong in a file, `HostError` when one cannot be read.
     """
     values: dict[str, Any] = {}
     for path in default_paths() if paths is None else paths:
         values.update(_read_file(path))
+    if paths is None:
+        for where, (text, unknown) in _also.items():
+            values.update(_read_file(where, text, unknown))
     return Settings(**{ROWS[key].name: value for key, value in values.items()})
 
 
-def _read_file(path: str) -> dict[str, Any]:
+def _read_file(path: str, text: str | None = None, unknown: frozenset[str] = frozenset()) -> dict[str, Any]:
     from bufferzone import settings_file  # most machines have none
 
-    found = settings_file.read(path, ROWS)
+    read = settings_file.read(path, ROWS) if text is None else settings_file.parse(path, text.encode(), ROWS)
+    found = {key: value for key, value in read.items() if key not in unknown}
     for key, value in found.items():
         if key not in ROWS:
             hint = "known: " + ", ".join(ROWS)

@@ -24,9 +24,16 @@ def read(path: str, known: Mapping[str, object]) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            return _flat(toml.parse(file.read()), known)
+            text = file.read()
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}", code="config-unreadable") from error
+    return parse(path, text, known)
+
+
+def parse(path: str, text: bytes, known: Mapping[str, object]) -> dict[str, Any]:
+    """The same of a text that `path` names for people. Raises `ConfigError`."""
+    try:
+        return _flat(toml.parse(text), known)
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: {error}") from error
 

@@ -30,6 +30,8 @@ from vm.verbs import await_true
 
 TIMEOUT_S = 240
 HANDLER = "bufferzone"
+#: a runtime whose settings containerd's configuration has, as containerd can say them
+SMALL_HANDLER, SMALL_MIB = "small", 192
 CGROUPS = Path("/sys/fs/cgroup")
 NAMESPACE = "k8s.io"
 #: pods' network: what the bridge of the test's network namespace hands out
@@ -89,9 +91,16 @@ class CriContainerd(Containerd):
         network = {"cniVersion": "0.4.0", "name": "bz-cri", "plugins": [bridge, ports]}
         (cni / "10-bridge.conflist").write_text(json.dumps(network))
         plugin = _CONFIG.format(pause=self._pause, cni=cni, handler=HANDLER, runtime=RUNTIME)
-        if self.pods == "shim":
-            plugin += '      sandboxer = "shim"\n'
-        return self.base_config() + plugin
+        sandboxer = '      sandboxer = "shim"\n' if self.pods == "shim" else ""
+        return self.base_config() + plugin + sandboxer + self._small_runtime() + sandboxer
+
+    def _small_runtime(self) -> str:
+        table = f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{SMALL_HANDLER}'
+        settings = f"memory_mib = {SMALL_MIB}\n"
+        if version() < (1, 7):  # which tells a shim of a file alone
+            (self.directory / "small.toml").write_text(settings)
+            settings = f'ConfigPath = "{self.directory}/small.toml"\n'
+        return f'{table}.options]\n{settings}{table}]\n      runtime_type = "{RUNTIME}"\n'
 
     def import_images(self) -> None:
         for data in (self._archive, *([self._pause_archive] if self.pods == "pause" else [])):
@@ -185,8 +194,8 @@ def serving(directory: Path, pods: str = "pause") -> Iterator[Cri]:
 class PodSandbox:
     """One pod. `logs` is where its containers' logs are. As a context it ends removed."""
 
-    def __init__(self, cri: Cri, *, logs: Path | None = None, **options: Any) -> None:
-        self.cri, self.uid = cri, uuid.uuid4().hex
+    def __init__(self, cri: Cri, *, logs: Path | None = None, handler: str = HANDLER, **options: Any) -> None:
+        self.cri, self.uid, self._handler = cri, uuid.uuid4().hex, handler
         self.logs = logs or cri.daemon.directory / "logs" / self.uid
         self.logs.mkdir(parents=True, exist_ok=True)
         linux = {name: options.pop(name) for name in ("sysctls", "overhead", "resources") if name in options}
@@ -203,7 +212,7 @@ class PodSandbox:
         self.id = ""
 
     def run(self) -> None:
-        request = m.RunPod(config=self.config, runtime_handler=HANDLER)
+        request = m.RunPod(config=self.config, runtime_handler=self._handler)
         self.id = self.cri.call("RunPodSandbox", request).pod_sandbox_id
 
     def status(self) -> m.PodStatus:

@@ -231,3 +231,15 @@ def test_a_killed_shim_is_noticed_and_cleaned_up(containerd, image):
     assert "lost1" not in containerd.ctr("task", "ls").stdout.decode()
     await_end(shims())  # containerd's own clean-up call may still run
     assert not shims()
+
+
+def test_a_runtime_of_the_engines_has_settings_of_its_own(containerd, image, tmp_path):
+    settings = tmp_path / "small.toml"
+    words = ("run", "--rm", "--runtime", RUNTIME, "--runtime-config-path", str(settings), image, "small")
+    settings.write_text("memory_mib = 192\n")
+    total_kib = int(containerd.ctr(*words, "grep", "MemTotal", "/proc/meminfo").stdout.split()[1])
+    assert total_kib < 192 << 10
+    settings.write_text("memory_mb = 192\n")
+    done = containerd.ctr(*words, "true", check=False)
+    assert f"{settings}: memory_mb: unknown setting".encode() in done.stderr
+    containerd.ctr("containers", "delete", "small", check=False)

@@ -15,7 +15,7 @@ grpc = pytest.importorskip("grpc")
 
 from vm import cri_messages as m  # noqa: E402
 from vm.containerd import needs_containerd, version  # noqa: E402
-from vm.cri import Cri, PodContainer, serving  # noqa: E402
+from vm.cri import SMALL_HANDLER, SMALL_MIB, Cri, PodContainer, serving  # noqa: E402
 from vm.cri_stream import RESIZE, STATUS, STDERR, STDIN, STDOUT  # noqa: E402
 from vm.verbs import await_true  # noqa: E402
 
@@ -293,6 +293,13 @@ def test_a_limit_is_changed_where_the_vm_has_room_and_refused_where_not(cri: Cri
         much = m.UpdateContainer(container_id=one.id, linux=m.Resources(memory_limit_in_bytes=1 << 40))
         assert "the VM has" in refusal(lambda: cri.call("UpdateContainerResources", much))[1]
         assert one.out("cat", "/sys/fs/cgroup/memory.max").strip() == str(96 << 20)
+
+
+def test_a_runtime_class_of_the_nodes_has_settings_of_its_own(cri: Cri) -> None:
+    with cri.pod(handler=SMALL_HANDLER) as pod:
+        one, two = (pod.start(name, *SLEEP) for name in ("one", "two"))
+        for container in (one, two):
+            assert int(container.sh("grep MemTotal /proc/meminfo").split()[1]) < SMALL_MIB << 10
 
 
 def test_the_vm_is_as_large_as_the_limits_of_the_pods_containers_add_up_to(cri: Cri) -> None:

@@ -91,6 +91,9 @@ class Docker:
         runtimes: dict[str, Any] = {"cli": ours, "bufferzone": ours}  # the latter is that of Docker's page
         if _version() >= 23:
             runtimes["shim"] = {"runtimeType": SHIM}
+            small = self._directory / "small.toml"
+            small.write_text("memory_mib = 192\n")
+            runtimes["small"] = {"runtimeType": SHIM, "options": {"ConfigPath": str(small)}}
         settings = self._directory / "daemon.json"
         settings.write_text(json.dumps({"runtimes": runtimes, "live-restore": True}))
         flags = {
@@ -190,6 +193,13 @@ def test_a_container_lives_as_docker_says(docker: Docker) -> None:
     assert docker("inspect", "-f", "{{.State.ExitCode}}", "one") == "9\n"
     docker("start", "one")
     docker("rm", "--force", "one")
+
+
+def test_a_runtime_of_the_engines_has_settings_of_its_own(daemon: Docker) -> None:
+    if _version() < 23:
+        pytest.skip("this dockerd knows no runtimeType: 23 or newer does")
+    words = ("--rm", "--network", "none", "--runtime", "small", "bb", "grep", "MemTotal", "/proc/meminfo")
+    assert int(daemon("run", *words).split()[1]) < 192 << 10
 
 
 def test_files_are_copied_both_ways(docker: Docker, tmp_path: Path) -> None:

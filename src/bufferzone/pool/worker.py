@@ -130,6 +130,8 @@ def _be_taken(arguments: Arguments, vm: WaitingVm, claim: Claim, control: socket
         containerd = request.get("containerd")
         stand_ins = StandIns() if containerd else None  # a fork: before the first thread
         vm.thaw(arguments.id)
+        if containerd:
+            pool_start.take_settings(containerd)
         spec = oci.load(arguments.bundle, containerd=bool(containerd))
         settings = settings_of(spec)
         if unlike := vm.unlike(settings, spec):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bufferzone.errors import CallerError, HostError, NotFoundError, StateError
+from bufferzone.errors import HostError, NotFoundError, StateError
 from bufferzone.wire import task
 from bufferzone.wire.proto import Empty
 
@@ -22,15 +22,6 @@ class Checkpoints:
 
     def __init__(self, table: Table, containers: Containers, publisher: Publisher) -> None:
         self._table, self._containers, self._events = table, containers, publisher
-
-    def refuse_restore(self, request: task.CreateTaskRequest) -> None:
-        """A container cannot go on from a checkpoint in a VM that has booted: raises `CallerError`."""
-        if request.checkpoint or request.parent_checkpoint:
-            raise CallerError(
-                f"cannot make {request.id} from a checkpoint: its VM was begun before containerd told of one",
-                hint="bufferzone restore, or podman container restore",
-                code="no-restore",
-            )
 
     def checkpoint(self, peer: Peer, request: task.CheckpointTaskRequest) -> Empty:
         """Save the VM with its container; with the option `exit` it ends then, as if killed.

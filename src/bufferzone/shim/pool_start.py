@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 
-from bufferzone import jsontext, log, oci, state
+from bufferzone import config, jsontext, log, oci, state
 from bufferzone.client import pool_claim, start
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux.ignoring import ignoring
 from bufferzone.oci.host import check_network, settings_of
 from bufferzone.shim import cleanup, logs
+from bufferzone.shim.engine_options import EngineOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class PoolStart:
             "namespace": self._arguments.namespace,
             "socket": path,
             "publish": os.environ.get("TTRPC_ADDRESS", ""),
+            "settings": list(config.read_beside().items()),
         }
         try:
             if pool_claim.claim(directory, self._spec, self._settings, containerd, listener.fileno()):
@@ -65,6 +67,12 @@ class PoolStart:
         shape = jsontext.dumps(pool_claim.shape(self._spec, self._settings))
         with log.passing_over("begin a pool", HostError):  # the next start tries again
             start.start_keeper(self._arguments.state_root, shape, "")
+
+
+def take_settings(requested: dict[str, Any]) -> None:
+    """Have this process read the settings that the engine has for its runtime."""
+    for where, text in requested["settings"]:
+        EngineOptions(str(where), str(text or "")).apply()
 
 
 def become_containerds(arguments: Arguments, requested: dict[str, Any], listener: socket.socket) -> None:

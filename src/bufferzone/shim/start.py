@@ -29,26 +29,32 @@ _ASK_S = 120.0
 
 def start(arguments: Arguments) -> int:
     """Begin a shim unless one listens, and print its address. Raises what is wrong."""
-    caller = Caller(sys.stdin.buffer.read(), arguments)
+    stdin = sys.stdin.buffer.read()
+    caller = Caller(stdin, arguments)
     os.umask(0o077)
     arguments.bundle = arguments.bundle or os.getcwd()
     path = address.socket_path(arguments, arguments.bundle)
     address.record(arguments.bundle, path)
     if not address.answers(path):
-        _begin(arguments, path)
+        _begin(arguments, path, stdin)
     sys.stdout.buffer.write(caller.answer(path))  # every byte is taken for the answer
     sys.stdout.flush()
     return 0
 
 
-def _begin(arguments: Arguments, path: str) -> None:
+def _begin(arguments: Arguments, path: str, stdin: bytes) -> None:
     try:
         listener = address.bound(path)
     except OSError as error:
         raise _not_listening(path, error) from error
     if os.fork() == 0:
         life = _pods_life if address.is_pods(arguments.bundle) else _containers_life
-        os._exit(life(arguments, path, _leave_caller(arguments, listener)))
+        left = _leave_caller(arguments, listener)
+        if stdin:
+            from bufferzone.shim import engine_options
+
+            engine_options.told_to_start(stdin).apply()
+        os._exit(life(arguments, path, left))
     os.close(listener)
 
 

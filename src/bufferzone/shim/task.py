@@ -12,7 +12,7 @@ import threading
 
 from bufferzone.errors import BufferzoneError, NotFoundError, StateError, VmmError
 from bufferzone.log import passing_over
-from bufferzone.shim import events, stand_ins
+from bufferzone.shim import events, stand_ins, too_late
 from bufferzone.shim.checkpoint import Checkpoints
 from bufferzone.shim.freezing import Freezing
 from bufferzone.shim.inquiries import Inquiries
@@ -103,7 +103,7 @@ class TaskService:
 
     def create(self, peer: Peer, request: task.CreateTaskRequest) -> task.CreateTaskResponse:
         """Make the container; on any failure nothing of it is left."""
-        self._checkpoints.refuse_restore(request)
+        too_late.check(request)
         stdio = self._open_stdio(request, request.id, peer.take_fds())
         ref = agent.ProcessRef(id=request.id)
         uris = (request.stdin, request.stdout, request.stderr)
