@@ -53,8 +53,9 @@ podman --runtime bufferzone run --rm --annotation bufferzone.vmm=firecracker bus
 - It runs with usable KVM alone, whatever `kvm` says: without, a start ends in one line that says
   why and names QEMU.
 - The root file system is packed into an EROFS image, as with [`rootfs = "block"`](block-rootfs.md),
-  which it implies: what a container writes is gone with its VM. What engines bind into every
-  container (`/etc/hosts` and the like) is copied.
+  which it implies: what a container writes is gone with its VM. An engine's image is packed once
+  for all its containers. What engines bind into every container (`/etc/hosts` and the like) is
+  copied.
 - A volume is refused by its path, and so is a pod: there is one disk, and nothing is shared.
 - A container has one network interface, which may come at any time before its start.
 - An image file (`rootfs_image`) must be readable for all: Firecracker has a user of its own and

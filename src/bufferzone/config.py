@@ -38,6 +38,21 @@ _RATES = {
     "network_kib_per_s": "KiB a second that a VM may receive, and may send; 0: no limit; an annotation may "
     "only be less; Firecracker alone keeps it",
 }
+#: all alike: the most that is allowed, 0 is for the machine to say
+_ALLOWED = {
+    "annotation_vcpus": (
+        64,
+        "CPUs that an annotation may ask for, which may be an image's; 0: all that the host has",
+    ),
+    "annotation_memory_mib": (
+        1 << 20,
+        "memory in MiB that an annotation may ask for; 0: half of what the host has",
+    ),
+}
+_CACHE = (
+    "MiB of disk for images of root file systems that are overlays, packed once for all containers of the "
+    "same layers, see block-rootfs.md; the least recently used go; 0: none is kept"
+)
 TABLE: tuple[Setting, ...] = (
     Setting(
         "vcpus",
@@ -166,6 +181,7 @@ TABLE: tuple[Setting, ...] = (
         "an EROFS or ext4 image in place of the bundle's root file system; `rootfs` is `block` then",
         annotation="rootfs_image",
     ),
+    Setting("rootfs_cache_mib", "int", HOST, 8192, _CACHE, limits=(0, 1 << 24)),
     Setting(
         "egress",
         "list",
@@ -198,22 +214,7 @@ TABLE: tuple[Setting, ...] = (
         "directory of guest images; not set: `/var/lib/bufferzone/images` for root, else "
         "`~/.local/share/bufferzone/images`",
     ),
-    Setting(
-        "annotation_vcpus",
-        "int",
-        HOST,
-        0,
-        "CPUs that an annotation may ask for, which may be an image's; 0: all that the host has",
-        limits=(0, 64),
-    ),
-    Setting(
-        "annotation_memory_mib",
-        "int",
-        HOST,
-        0,
-        "memory in MiB that an annotation may ask for; 0: half of what the host has",
-        limits=(0, 1 << 20),
-    ),
+    *(Setting(key, "int", HOST, 0, text, limits=(0, most)) for key, (most, text) in _ALLOWED.items()),
     Setting(
         "recorder",
         "bool",
@@ -268,6 +269,7 @@ class Settings:
     publish: list[str]
     rootfs: str
     rootfs_image: str
+    rootfs_cache_mib: int
     egress: list[str]
     disk_kib_per_s: int
     disk_ops_per_s: int

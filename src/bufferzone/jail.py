@@ -322,12 +322,7 @@ def _arrange_descriptors(jail: Jail, talk: spawn.Conversation) -> None:
     os.dup2(jail.log_fd, 2)
     for fd in jail.keep_fds:
         os.set_inheritable(fd, True)
-    first = 3
-    for fd in sorted({*jail.keep_fds, *talk.descriptors}):
-        if fd > first:
-            process.close_range(first, fd - 1)
-        first = fd + 1
-    process.close_range(first)
+    process.close_all_but(*jail.keep_fds, *talk.descriptors)
 
 
 def _change_credentials(jail: Jail, talk: spawn.Conversation, rights: _Rights) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from bufferzone.linux import mount as lm
 from bufferzone.model import ImageRef
 from vm.leftovers import Watch
-from vm.verbs import bundle, config, write_config
+from vm.verbs import await_true, bundle, config, write_config
 from vm.warm import Warm, makers
 
 pytestmark = pytest.mark.vm
@@ -80,6 +82,70 @@ def test_volumes_are_shared_as_ever_and_the_files_of_engines_are_copies(warm: Wa
     assert (tmp_path / "hosts").read_text() == "127.0.0.1 localhost\n"
     assert virtiofsd_of(warm, "two")
     warm.runtime.ok("delete", "--force", "two")
+
+
+def test_an_overlay_is_packed_once_and_its_guest_sees_what_it_shows(warm: Warm, tmp_path: Path) -> None:
+    directory = made(tmp_path / "b", LOOK, root={"path": str(tmp_path / "merged")})
+    lower, upper = directory / "rootfs", tmp_path / "upper"
+    top = tmp_path / "top"
+    for path in (top / "opaque", upper, tmp_path / "work", tmp_path / "merged", lower / "opaque"):
+        path.mkdir(parents=True)
+    for name in ("opaque/hidden", "gone", "changed", "removed"):
+        (lower / name).write_text(f"of the bottom: {name}\n")
+    os.link(lower / "changed", lower / "linked")
+    (top / "opaque" / "seen").write_text("of the top\n")
+    os.setxattr(top / "opaque", "trusted.overlay.opaque", b"y")
+    os.mknod(top / "gone", stat.S_IFCHR, 0)
+
+    def look(id: str) -> list[str]:
+        """What the container finds, with what an engine wrote before."""
+        places = f"lowerdir={top}:{lower},upperdir={upper},workdir={tmp_path / 'work'}"
+        lm.mount("overlay", str(tmp_path / "merged"), "overlay", 0, places)
+        try:
+            (tmp_path / "merged" / "hosts").write_text(f"written for {id}\n")
+            (tmp_path / "merged" / "removed").unlink(missing_ok=True)
+            container = warm.runtime.run(id, directory)
+            container.expect("that is all")
+            warm.runtime.ok("delete", "--force", id)
+        finally:
+            lm.unmount(str(tmp_path / "merged"))
+        return container.seen[container.out].decode().splitlines()
+
+    def images() -> list[str]:
+        return [name for name in os.listdir(tmp_path / "warm" / "roots") if name.endswith(".erofs")]
+
+    await_true(lambda: settled(lower) and settled(top), "layers older than a tick", 10)
+    first = look("first")
+    assert first == [
+        "2 /linked",
+        "of the bottom: changed",
+        "/opaque/seen",
+        "/bin/busybox",
+        "written for first",
+        "that is all",
+    ]
+    kept = images()
+    assert len(kept) == 1
+    assert look("second") == [*first[:4], "written for second", "that is all"]
+    assert images() == kept
+    (lower / "changed").write_text("of the BOTTOM: changed\n")  # in place: its directory is as it was
+    await_true(lambda: settled(lower), "a layer older than a tick", 10)
+    assert look("third")[1] == "of the BOTTOM: changed"
+    assert len(images()) == 2
+
+
+#: what an overlay could get wrong
+LOOK = (
+    "n=$(ls -l /linked); set -- $n; echo $2 /linked; cat /linked; "
+    "ls /gone /removed /opaque/hidden 2>/dev/null; "
+    "ls /opaque/*; ls /bin/busybox; cat /hosts; echo that is all; exec sleep 1000"
+)
+
+
+def settled(layer: Path) -> bool:
+    """Whether who writes to the layer now gives a file another time."""
+    newest = max(path.lstat().st_ctime_ns for path in layer.rglob("*"))
+    return newest < time.time_ns() - 10**8
 
 
 @pytest.mark.parametrize("kind", ["erofs", "ext4"])

@@ -70,7 +70,7 @@ def _stores(settings: Settings, findings: Collector) -> None:
     _not_others(
         settings.image_store, findings, "images-writable", "who writes it decides what every guest boots"
     )
-    for name in ("templates", "sandboxes", "disks"):
+    for name in ("templates", "sandboxes", "disks", "roots"):
         _private(os.path.join(base, name), findings, f"{name}-readable", "it holds guests' memory or files")
 
 

@@ -177,7 +177,7 @@ class Agent:
         return Empty()
 
     def _root(self, request: wire.MountRootRequest, reply: Reply) -> Message:
-        block.mount_root(request.kind)
+        block.mount_root(request.kind, request.layers)
         return Empty()
 
     def _file(self, request: wire.WriteFileRequest, reply: Reply) -> Message:

@@ -1,4 +1,5 @@
-"""A root file system from a disk: read-only below, an overlay in the guest's memory on top; and single files.
+"""A root file system from a disk: read-only below, an overlay in the guest's memory on top, small layers in
+between; and single files.
 
 What a container writes is gone with the VM. Source: Documentation/filesystems/overlayfs.rst (the root of the
 merged tree has the upper directory's owner and mode).
@@ -10,13 +11,16 @@ import os
 
 from bufferzone.container.kernel_files import read
 from bufferzone.errors import CallerError, GuestError
+from bufferzone.guest import layers as small
 from bufferzone.guest.modprobe import modprobe
 from bufferzone.linux import mount as lm
 from bufferzone.wire import agent as wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bufferzone.wire.agent import WriteFileRequest
+    from collections.abc import Sequence
+
+    from bufferzone.wire.agent import Layer, WriteFileRequest
 
 #: where the overlay keeps what was written
 UPPER = f"{wire.ROOT_PATH}/over/upper"
@@ -25,25 +29,38 @@ _BLOCKS = "/sys/block"
 _OPTIONS = {"erofs": "", "ext4": "noload"}
 
 
-def mount_root(kind: str, device: str = "") -> None:
-    """Mount the disk and the overlay; raises `CallerError`, `GuestError` or OSError.
+def mount_root(kind: str, layers: Sequence[Layer] = (), device: str = "") -> None:
+    """Mount the disk and the overlay, with `layers`, the topmost first, between them; raises `CallerError`,
+    `GuestError` or OSError.
 
     `device` is the disk's path; empty: it is found by its serial number.
     """
     if kind not in _OPTIONS:
         raise CallerError(f"no kind of root file system: {kind!r}")
     lower, over, merged = (f"{wire.ROOT_PATH}/{part}" for part in ("image", "over", "rootfs"))
-    for path in (lower, over, merged):
-        os.makedirs(path, 0o755, exist_ok=True)
+    os.makedirs(lower, 0o755, exist_ok=True)
     lm.mount(device or _find_root_disk(), lower, kind, lm.MS_RDONLY | lm.MS_NODEV, _OPTIONS[kind])
+    put_together(lower, layers, over, merged)
+
+
+def put_together(lower: str, layers: Sequence[Layer], over: str, merged: str) -> None:
+    """Mount `lower` with `layers` above it and an overlay in memory on top at `merged`; the memory is mounted
+    at `over`. Raises `CallerError` or OSError.
+    """
+    for path in (over, merged):
+        os.makedirs(path, 0o755, exist_ok=True)
     lm.mount("overlay", over, "tmpfs", lm.MS_NODEV, "mode=0700")
-    work = f"{over}/work"
-    os.mkdir(UPPER)
+    upper, work = f"{over}/upper", f"{over}/work"
+    os.mkdir(upper)
     os.mkdir(work)
-    facts = os.stat(lower)
-    os.chown(UPPER, facts.st_uid, facts.st_gid)
-    os.chmod(UPPER, facts.st_mode & 0o7777)
-    data = f"lowerdir={lower},upperdir={UPPER},workdir={work}"
+    between = [f"{over}/{index}" for index in range(len(layers))]
+    for path, layer in zip(between, layers, strict=True):
+        small.write(path, layer)
+    below = [*between, lower]
+    facts = os.stat(below[0])
+    os.chown(upper, facts.st_uid, facts.st_gid)
+    os.chmod(upper, facts.st_mode & 0o7777)
+    data = f"lowerdir={':'.join(below)},upperdir={upper},workdir={work}"
     lm.mount("overlay", merged, "overlay", lm.MS_NODEV, data)
 
 

@@ -88,7 +88,7 @@ class HostedAgent(Agent):
     def _root(self, request: wire.MountRootRequest, reply: Reply) -> Message:
         if self._disk < 0:
             raise CallerError("no disk was inserted", code="no-disk")
-        block.mount_root(request.kind, f"/proc/self/fd/{self._disk}")
+        block.mount_root(request.kind, request.layers, f"/proc/self/fd/{self._disk}")
         os.close(self._disk)  # from now on the mount holds it
         self._disk = -1
         self._made.root = request

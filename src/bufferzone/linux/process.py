@@ -219,6 +219,16 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     syscall(_CLOSE_RANGE, "close_range", first, last, 0)
 
 
+def close_all_but(*fds: int) -> None:
+    """Close every descriptor from 3 up that is none of `fds`."""
+    first = 3
+    for fd in sorted(set(fds)):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    close_range(first)
+
+
 def reboot(command: int) -> None:
     """reboot(2), through glibc. 0x4321FEDC powers off, 0x01234567 restarts."""
     call("reboot", ctypes.c_int(command))

@@ -11,8 +11,10 @@ import os
 import stat
 
 from bufferzone.errors import HostError, SpecError
+from bufferzone.log import debug
 from bufferzone.oci import cri
-from bufferzone.storage import erofs
+from bufferzone.sandbox.rootlayers import Layered, Order
+from bufferzone.storage import erofs, overlay
 from bufferzone.vmm import drivers
 
 TYPE_CHECKING = False
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
     from bufferzone.config import Settings
     from bufferzone.oci import Spec
     from bufferzone.snapshot.checkpoint_dir import Checkpoint
+    from bufferzone.wire.agent import Layer
     from bufferzone.wire.task import Mount
 
 
 class RootDisk:
-    """The image: `image()` gives kind and descriptor, waiting for it where it is being packed."""
+    """The image: `image()` gives kind and descriptor, waiting for it where it is being packed. `layers` are,
+    after that, what the guest is to have above it.
+    """
 
-    def __init__(self, stack: ExitStack, *, packing: erofs.Packing | None = None) -> None:
+    def __init__(self, stack: ExitStack, *, packing: erofs.Packing | Layered | None = None) -> None:
         self._stack, self._packing = stack, packing
+        self.layers: list[Layer] = []
         self._fd, self._kind, self._user = -1, "", ""
         stack.callback(self._close)
 
@@ -55,6 +61,7 @@ class RootDisk:
             if self._packing is None:
                 raise HostError("there is no image of a root file system", code="no-image")
             fd = self._packing.image()
+            self.layers = list(self._packing.layers)
             self._packing.close()
             self.use(fd, "the packed root file system")
         return self._kind, self._fd
@@ -103,9 +110,30 @@ def open_root(stack: ExitStack, settings: Settings, spec: Spec, *, uid: int) -> 
         disk.use(open_image(settings.rootfs_image), settings.rootfs_image)
         return disk
     most = drivers.find(settings.vmm).FEATURES.slot_bytes
-    packing = erofs.pack(spec.rootfs, directory_of(settings), uid=uid, most=most)
+    packing = _pack(spec.rootfs, settings, uid, most)
     stack.callback(packing.close)
     return RootDisk(stack, packing=packing)
+
+
+def _pack(rootfs: str, settings: Settings, uid: int, most: int) -> erofs.Packing | Layered:
+    """Begin with an overlay's layers, or with the directory that it is."""
+    kept_bytes, found = settings.rootfs_cache_mib << 20, None
+    try:
+        found = overlay.find(rootfs) if kept_bytes else None
+    except overlay.Unknown as error:
+        debug(f"root file system: packed for this container alone: {error.line()}")
+    if found is None:
+        return erofs.pack(rootfs, directory_of(settings), uid=uid, most=most)
+    order = Order(
+        rootfs=rootfs,
+        overlay=found,
+        uid=uid,
+        most=most,
+        disks=directory_of(settings),
+        kept=os.path.join(os.path.dirname(directory_of(settings)), "roots"),
+        kept_bytes=kept_bytes,
+    )
+    return Layered(order)
 
 
 def open_saved(stack: ExitStack, checkpoint: Checkpoint) -> RootDisk:

@@ -204,7 +204,7 @@ class Sandbox:
         self._vmm.insert_disk(agent.ROOT_DISK, fd)
         self.agent.call(
             "MountRoot",
-            agent.MountRootRequest(kind=kind),
+            agent.MountRootRequest(kind=kind, layers=disk.layers),
             Empty,
             timeout_s=self.start.settings.boot_timeout_s,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from bufferzone.linux import mounttable
 from bufferzone.sandbox import mounts, plan
 from bufferzone.wire import agent
 
@@ -61,26 +62,13 @@ class _Host(mounts.Host):
 
     def mounted_below(self, path: str) -> list[tuple[str, str]]:
         prefix = f"{os.path.realpath(path).rstrip('/')}/"
-        found = {point[len(prefix) :]: kind for point, kind in _mount_table() if point.startswith(prefix)}
+        rows = [row for row in mounttable.rows() if row.point.startswith(prefix)]
+        found = {row.point[len(prefix) :]: row.kind for row in rows}
         return sorted(found.items())[:_MOST_BELOW]
 
     def tmpfs_size(self, path: str) -> int:
         real = os.path.realpath(path)
-        if (real, "tmpfs") not in _mount_table():
+        if not any((row.point, row.kind) == (real, "tmpfs") for row in mounttable.rows()):
             return 0
         facts = os.statvfs(real)
         return facts.f_blocks * facts.f_frsize
-
-
-def _mount_table() -> list[tuple[str, str]]:
-    """(mount point, file system type) of every mount. Source: proc_pid_mountinfo(5)."""
-    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.partition(" - ") for line in file]
-    return [(_unescaped(left.split()[4]), right.split()[0]) for left, _, right in rows]
-
-
-def _unescaped(text: str) -> str:
-    """The table writes blanks, tabs, line feeds and backslashes as octal numbers."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text

@@ -34,7 +34,12 @@ _FREE_PART = 16  # of the disk's free space one part is left
 
 
 class Packing:
-    """mkfs.erofs at work. Owns the process, its words and the image's descriptor until `image`."""
+    """mkfs.erofs at work. Owns the process, its words and the image's descriptor until `image`.
+
+    `layers`: nothing belongs above the image; see `sandbox.rootlayers`, where something does.
+    """
+
+    layers: tuple[()] = ()
 
     def __init__(self, child: Child, image_fd: int, log_fd: int, source: str, most: int) -> None:
         self._child, self._fd, self._log, self._source = child, image_fd, log_fd, source
@@ -136,6 +141,17 @@ def find_program() -> str:
             code="erofs-missing",
         )
     return path
+
+
+def is_whole(fd: int) -> bool:
+    """Whether the file is an EROFS image and as long as that says: not what a full disk or a lost write left.
+
+    Source: struct erofs_super_block (blkszbits, blocks).
+    """
+    block = os.pread(fd, 128, 1024)
+    if len(block) < 128 or block[:4] != _MAGIC["erofs"][1]:
+        return False
+    return os.fstat(fd).st_size >= int.from_bytes(block[36:40], "little") << block[12]
 
 
 def kind_of(fd: int, name: str) -> str:

@@ -84,10 +84,45 @@ class MountRequest(Message):
     options: list[str] = strings(4)
 
 
+class Xattr(Message):
+    """One extended attribute."""
+
+    name: str = string(1)
+    value: bytes = blob(2)
+
+
+class LayerEntry(Message):
+    """One file of a layer, after the directory that it is in. `path` is relative to the layer, empty: its
+    root. `mode` is st_mode; `device` st_rdev (a character device 0: what is below is removed); `data` what
+    a regular file holds, or where a link leads; `same_as`: it is the file of this earlier path. `opaque`:
+    nothing of a directory below it is seen.
+    """
+
+    path: bytes = blob(1)
+    mode: int = uint(2)
+    uid: int = uint(3)
+    gid: int = uint(4)
+    mtime_ns: int = sint(5)
+    device: int = uint(6)
+    data: bytes = blob(7)
+    same_as: bytes = blob(8)
+    opaque: bool = boolean(9)
+    xattrs: list[Xattr] = messages(10, Xattr)
+
+
+class Layer(Message):
+    """A layer of a root file system that is small, as overlayfs means one; its root comes first."""
+
+    entries: list[LayerEntry] = messages(1, LayerEntry)
+
+
 class MountRootRequest(Message):
-    """Mount `ROOT_DISK` (`kind`: erofs or ext4), read-only, below an overlay in the guest's memory."""
+    """Mount `ROOT_DISK` (`kind`: erofs or ext4), read-only, below an overlay in the guest's memory, with
+    `layers` between them, the topmost first.
+    """
 
     kind: str = string(1)
+    layers: list[Layer] = messages(2, Layer)
 
 
 class WriteFileRequest(Message):
