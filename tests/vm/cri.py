@@ -92,7 +92,7 @@ class CriContainerd(Containerd):
         (cni / "10-bridge.conflist").write_text(json.dumps(network))
         plugin = _CONFIG.format(pause=self._pause, cni=cni, handler=HANDLER, runtime=RUNTIME)
         sandboxer = '      sandboxer = "shim"\n' if self.pods == "shim" else ""
-        return self.base_config() + plugin + sandboxer + self._small_runtime() + sandboxer
+        return self.base_config() + plugin + sandboxer + self._small_runtime()
 
     def _small_runtime(self) -> str:
         table = f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{SMALL_HANDLER}'
