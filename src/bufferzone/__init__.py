@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 #: what the library exports -> the module that it is in
 _EXPORTS = {
     "Change": "library.values",
+    "Container": "library.container",
     "FileInfo": "library.values",
     "Files": "library.files",
     "Info": "library.values",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from bufferzone.errors import (
         VmmError as VmmError,
     )
+    from bufferzone.library.container import Container as Container
     from bufferzone.library.files import Files as Files
     from bufferzone.library.process import Process as Process
     from bufferzone.library.sandbox import Sandbox as Sandbox

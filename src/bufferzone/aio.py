@@ -14,6 +14,7 @@ import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from bufferzone.library.container import Container as _Container
 from bufferzone.library.files import Files as _Files
 from bufferzone.library.process import Process as _Process
 from bufferzone.library.sandbox import Sandbox as _Sandbox
@@ -73,7 +74,7 @@ def _value(name: str) -> property:
 
 
 def _derive(cls: type[_Derived], core: type) -> None:
-    """Give `cls` what `core` has and it has not: methods that are awaited, and properties."""
+    """Give `cls` what `core` has of its own and it has not: methods that are awaited, and properties."""
     for name, member in vars(core).items():
         if name.startswith("_") or name in vars(cls):
             continue
@@ -122,11 +123,12 @@ class Process(_Derived):
         return data
 
 
-class Sandbox(_Derived):
-    """`bufferzone.Sandbox`, awaited: `async with Sandbox(...)`, or `await Sandbox(...)`, starts it."""
+class Container(_Derived):
+    """`bufferzone.Container`, awaited: `async with sb.container(...)`, or `await sb.container(...)`, starts
+    it.
+    """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._begin = functools.partial(_Sandbox, *args, **options)
+    _begin: Callable[[], Any]
 
     async def _begun(self) -> Self:
         self._core = await _in_thread(self._begin)
@@ -137,25 +139,6 @@ class Sandbox(_Derived):
 
     async def __aenter__(self) -> Self:
         return self if hasattr(self, "_core") else await self._begun()
-
-    @classmethod
-    async def attach(cls, name: str, *, root: str = "") -> Self:
-        """One that runs already."""
-        return cls._of(await _in_thread(_Sandbox.attach, name, root=root))
-
-    @classmethod
-    async def from_snapshot(cls, snapshot: str, **options: Any) -> Self:
-        """One that goes on where `snapshot` was saved."""
-        return cls._of(await _in_thread(_Sandbox.from_snapshot, snapshot, **options))
-
-    async def fork(self, count: int = 1, **options: Any) -> tuple[Self, ...]:
-        """So many running copies of it."""
-        return tuple(type(self)._of(core) for core in await _in_thread(self._core.fork, count, **options))
-
-    @staticmethod
-    async def list(*, root: str = "") -> list[Any]:
-        """All there are."""
-        return [*await _in_thread(_Sandbox.list, root=root)]
 
     async def run(self, *args: Any, **options: Any) -> Any:
         """Run a program to its end; cancelled, it is killed."""
@@ -185,5 +168,42 @@ class Sandbox(_Derived):
         return Files._of(self._core.files)
 
 
-for _face, _origin in ((Files, _Files), (Process, _Process), (Sandbox, _Sandbox)):
+class Sandbox(Container):
+    """`bufferzone.Sandbox`, awaited: `async with Sandbox(...)`, or `await Sandbox(...)`, starts it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._begin = functools.partial(_Sandbox, *args, **options)
+
+    @classmethod
+    async def attach(cls, name: str, *, root: str = "") -> Self:
+        """One that runs already."""
+        return cls._of(await _in_thread(_Sandbox.attach, name, root=root))
+
+    @classmethod
+    async def from_snapshot(cls, snapshot: str, **options: Any) -> Self:
+        """One that goes on where `snapshot` was saved."""
+        return cls._of(await _in_thread(_Sandbox.from_snapshot, snapshot, **options))
+
+    def container(self, *args: Any, **options: Any) -> Container:
+        """One more container in it, which starts when it is awaited or entered."""
+        found = Container.__new__(Container)
+        found._begin = functools.partial(self._core.container, *args, **options)
+        return found
+
+    async def fork(self, count: int = 1, **options: Any) -> tuple[Self, ...]:
+        """So many running copies of it."""
+        return tuple(type(self)._of(core) for core in await _in_thread(self._core.fork, count, **options))
+
+    @staticmethod
+    async def list(*, root: str = "") -> list[Any]:
+        """All there are."""
+        return [*await _in_thread(_Sandbox.list, root=root)]
+
+
+for _face, _origin in (
+    (Files, _Files),
+    (Process, _Process),
+    (Container, _Container),
+    (Sandbox, _Sandbox),
+):
     _derive(_face, _origin)

@@ -94,6 +94,8 @@ class GuestError(BufferzoneError):
 
 #: the code of a `GuestError`: a process ended before its program began
 PROCESS_DIED = "process-died"
+#: the code of a `StateError`: the VM has ended, or the container that the sandbox was made for
+SANDBOX_ENDED = "sandbox-ended"
 
 
 class ExecError(GuestError):

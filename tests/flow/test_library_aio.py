@@ -22,7 +22,7 @@ def world(tmp_path_factory):
     world.close()
 
 
-@pytest.mark.parametrize("name", ["Sandbox", "Files", "Process"])
+@pytest.mark.parametrize("name", ["Sandbox", "Container", "Files", "Process"])
 def test_the_names_are_the_cores(name):
     public = {word for word in vars(getattr(bufferzone, name)) if not word.startswith("_")}
     assert public <= set(dir(getattr(aio, name)))

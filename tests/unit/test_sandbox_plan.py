@@ -33,7 +33,7 @@ class OneTmpfs(mounts.Host):
         self.tmpfs_size = tmpfs_size
 
 
-def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=lambda pid: ""):
+def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=lambda pid: "", ipc_of=""):
     return plan.plan_container(
         value,
         container_id="c1",
@@ -41,6 +41,7 @@ def decide(value, tmpfs_size=lambda path: 0, is_small=None, other_container=lamb
         host=OneTmpfs(tmpfs_size),
         is_small=is_small,
         other_container=other_container,
+        ipc_of=ipc_of,
     )
 
 
@@ -142,6 +143,29 @@ def test_the_pid_namespace_of_its_children_is_that_of_a_container():
     linux = {"namespaces": [{"type": "pid", "path": "/proc/4711/ns/pid_for_children"}]}
     made = json.loads(decide(spec(linux=linux), other_container=other_container).guest_spec)
     assert made["linux"]["namespaces"] == [{"type": "pid", "path": "container:other"}]
+
+
+def test_what_is_added_to_a_sandbox_has_its_ipc_namespace_and_shared_memory_whatever_it_asks_for():
+    shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "size=64m"]}
+    tmp = {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": []}
+    for spaces in ([{"type": "mount"}, {"type": "ipc"}], [{"type": "mount"}]):
+        changed = spec(linux={"namespaces": spaces}, mounts=[shm, tmp])
+        made = json.loads(decide(changed, ipc_of="first").guest_spec)
+        shared = {"type": "ipc", "path": "container:first"}
+        assert made["linux"]["namespaces"] == [{"type": "mount"}, shared]
+        one, other = made["mounts"]
+        assert (one["type"], one["source"], one["options"]) == (
+            "shared-mount",
+            "container:first",
+            ["nosuid"],
+        )
+        assert other == tmp
+
+
+def test_a_volume_at_dev_shm_stays_one_in_a_container_of_a_sandbox():
+    volume = {"destination": "/dev/shm", "type": "bind", "source": "/data", "options": ["rbind"]}
+    made = json.loads(decide(spec(mounts=[volume]), ipc_of="first").guest_spec)
+    assert made["mounts"][0]["type"] == "bind"
 
 
 def test_without_its_ipc_namespace_another_containers_memory_is_not_shared():

@@ -19,7 +19,7 @@ class Guest:
 
     def __init__(self):
         self.ends = {}
-        self.calls = []
+        self.calls, self.signals = [], []
         self.deaf = False
         self.refusal = None
         self.lost = threading.Event()
@@ -35,6 +35,8 @@ class Guest:
                 if self.lost.is_set():
                     raise VmmError("the guest is gone")
             return agent.WaitResponse(exit_status=self.end_of(request)[1])
+        if method == "Signal":
+            self.signals.append(request)
         if method == "Signal" and self.refusal:
             raise self.refusal
         if method == "Signal" and not self.deaf:
@@ -60,8 +62,8 @@ class Sandbox:
         self.stops = []
         self.hooks = []
 
-    def create(self, container_id, bundle, rootfs, pid, followups, *, foreground):
-        self.foreground = foreground
+    def create(self, container_id, bundle, rootfs, pid, followups, *, foreground, inside):
+        self.foreground, self.inside = foreground, inside
         if bundle == "/bad":
             raise StateError("no such bundle")
         return types.SimpleNamespace(id=container_id, pid=pid), []
@@ -294,6 +296,49 @@ def test_the_vm_ends_with_its_last_container(world):
     world.sandbox.agent.finish(agent.ProcessRef(id="d"), 0)
     world.service.wait(world.peer, task.WaitRequest(id="d"))
     assert world.sandbox.stops == [False, True]
+
+
+def add(world, id, *words):
+    """A container as the library makes it: `task.INSIDE` for one more in a sandbox."""
+    options = Any_(type_url="/".join([task.FOREGROUND_URL, *words]))
+    world.service.create(world.peer, task.CreateTaskRequest(id=id, bundle="/b", options=options))
+
+
+def test_what_was_added_to_a_sandbox_ends_with_it_and_not_before(world):
+    create(world)
+    add(world, "d", task.HELD, task.INSIDE)
+    assert world.sandbox.inside
+    add(world, "e", task.HELD, task.INSIDE)
+    world.sandbox.agent.finish(agent.ProcessRef(id="d"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="d"))
+    assert world.sandbox.agent.signals == []
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    assert [(call.id, call.signal, call.all) for call in world.sandbox.agent.signals] == [("e", 9, True)]
+
+
+def test_what_joined_without_being_added_outlives_the_first(world):
+    create(world)
+    add(world, "d", task.HELD)
+    world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+    world.service.wait(world.peer, task.WaitRequest(id="c"))
+    assert world.sandbox.agent.signals == []
+
+
+def test_what_is_added_while_the_sandbox_ends_ends_too(world):
+    create(world)
+    made = world.sandbox.create
+
+    def slow(*args, **more):
+        world.sandbox.agent.deaf = True  # it does not know of the new one yet
+        world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+        world.service.wait(world.peer, task.WaitRequest(id="c"))
+        world.sandbox.agent.deaf = False
+        return made(*args, **more)
+
+    world.sandbox.create = slow
+    add(world, "d", task.HELD, task.INSIDE)
+    assert [(call.id, call.signal) for call in world.sandbox.agent.signals] == [("d", 9), ("d", 9)]
 
 
 def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(world):

@@ -20,7 +20,8 @@ from pathlib import Path
 from bufferzone.adapters import inside
 from bufferzone.adapters.results import RemoteError, decode
 from bufferzone.errors import UsageError
-from bufferzone.library.sandbox import OUTPUT_LIMIT, Sandbox
+from bufferzone.library.container import OUTPUT_LIMIT
+from bufferzone.library.sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ class Order:
     With `own_bundle` the spec is ours, and its config.json is written into the state directory, `OWN_BUNDLE`.
     `checkpoint` is the directory of one, to go on from there; `pid_file` gets the pid of what stands for the
     container on the host; `console_socket` the master of its terminal; `scope`: see `start_shim`; `rootfs`:
-    see `job.Job`; `shim` is another program to run as the shim (tests); `note` is called with each step,
-    `warn` with what is odd and no failure, once it is made.
+    see `job.Job`; `within` is the container whose sandbox it joins; `shim` is another program to run as the
+    shim (tests); `note` is called with each step, `warn` with what is odd and no failure, once it is made.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Order:
         scope: bool = False,
         shim: str = "",
         rootfs: Sequence[list[Any]] = (),
+        within: str = "",
         note: Callable[[str], None] = lambda text: None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.rootfs = rootfs
+        self.rootfs, self.within = rootfs, within
         self.root, self.id, self.spec = root, state.check_id(id), spec
         self.own_bundle = own_bundle
         self.checkpoint, self.pid_file, self.console_socket = checkpoint, pid_file, console_socket
@@ -134,9 +135,15 @@ def run_held(order: Order, stdio: Sequence[int]) -> Client:
     directory = start.new_container(order.root, order.id, order.spec)
     try:
         order.note("start the shim")
-        start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
+        if order.within:
+            from bufferzone.client import join
+
+            join.join_container(directory, order.within)
+        else:
+            start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope)
         order.note("make the container")
-        client = waiter.hold(job.of_container(directory, order.spec, rootfs=order.rootfs), stdio)
+        work = job.of_container(directory, order.spec, rootfs=order.rootfs)
+        client = waiter.hold(work, stdio, inside=bool(order.within))
         try:
             order.note("start its process")
             container.start_through(client, order.id)

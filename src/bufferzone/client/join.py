@@ -1,4 +1,5 @@
-"""A container that names the network namespace of another one's VM gets that one's shim instead of its own.
+"""A container that names the network namespace of another one's VM, or that container itself, gets that one's
+shim instead of its own.
 
 Its state directory becomes like any other: a hard link of the shim's socket, which outlives the directory of
 whoever was there first, and the shim as the owner whose life makes the status true.
@@ -10,10 +11,21 @@ import os
 
 from bufferzone import state
 from bufferzone.client.connection import Client
-from bufferzone.errors import BufferzoneError, CallerError, HostError
+from bufferzone.errors import SANDBOX_ENDED, BufferzoneError, CallerError, HostError, StateError
 from bufferzone.wire import task
 
 _ANSWER_S = 20.0
+
+
+def join_container(directory: str, id: str) -> int:
+    """Have the shim of container `id` of the same state root serve the new one too; its pid.
+
+    Raises `StateError` `sandbox-ended` where there is none any more, and as `join`.
+    """
+    entry = state.socket_path(os.path.join(os.path.dirname(directory), id))
+    if pid := join(directory, entry, ""):
+        return pid
+    raise StateError(f"the sandbox has ended: {id}", code=SANDBOX_ENDED)
 
 
 def join(directory: str, entry: str, restore_from: str) -> int:

@@ -129,11 +129,15 @@ def attach(job: Job, started: Callable[[Client], None], stdio: Sequence[int], *,
             return _await_end(job, client, control, incoming, sized, stdio[2])
 
 
-def hold(job: Job, stdio: Sequence[int]) -> Client:
-    """Have the container made; while the connection that is returned lives, so does it."""
+def hold(job: Job, stdio: Sequence[int], *, inside: bool = False) -> Client:
+    """Have the container made; while the connection that is returned lives, so does it. `inside`: it is one
+    more in the sandbox of another.
+    """
     client = _connect(job)
     try:
-        _begin(job, client, _STDIO, stdio, foreground=True, held=True)
+        _begin(
+            job, client, _STDIO, stdio, foreground=True, held=(task.HELD, *([task.INSIDE] if inside else []))
+        )
     except BaseException:
         client.close()
         raise
@@ -155,11 +159,11 @@ def _begin(
     fds: Sequence[int],
     *,
     foreground: bool = False,
-    held: bool = False,
+    held: Sequence[str] = (),
 ) -> None:
     """Have the shim make the process, and start it where it is an exec. `foreground`: we go on after its end,
     so that the container's cgroup, which nobody could remove, is not for us. An exec's output ends with its
-    last writer, as with runc. `held`: nobody deletes the container once we are gone.
+    last writer, as with runc. `held`: words of `task.FOREGROUND_URL`.
     """
     stdin, stdout, stderr = uris
     if not job.exec_id:
@@ -171,7 +175,7 @@ def _begin(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            options=Any_(type_url=task.FOREGROUND_URL + ("/held" if held else "")) if foreground else None,
+            options=Any_(type_url="/".join([task.FOREGROUND_URL, *held])) if foreground else None,
         )
         client.call("Create", request, fds=fds)
         return

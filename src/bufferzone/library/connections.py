@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from bufferzone import state
 from bufferzone.client.connection import Client
-from bufferzone.errors import BufferzoneError, NotFoundError, StateError
+from bufferzone.errors import SANDBOX_ENDED, BufferzoneError, NotFoundError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,9 +108,8 @@ class Connections:
         hint = "" if os.path.exists(self._directory) else "it was removed"
         if not hint and _status(self._directory) != state.STOPPED:
             return error
-        return StateError(
-            f"the sandbox has ended: {name}", hint=hint or _last_words(self._directory), code=ENDED
-        )
+        hint = hint or _last_words(self._directory)
+        return StateError(f"the sandbox has ended: {name}", hint=hint, code=SANDBOX_ENDED)
 
     def _forget(self) -> None:
         """We are the child of a fork."""
@@ -118,9 +117,6 @@ class Connections:
         for client in [*self._idle, *([self._held] if self._held else [])]:
             client.close()
         self._idle, self._held = [], None
-
-
-ENDED = "sandbox-ended"
 
 
 def _status(directory: str) -> str:

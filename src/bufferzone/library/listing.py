@@ -38,6 +38,7 @@ def info(root: str, name: str) -> Info:
         created=value["created"],
         accelerator=annotations.get("bufferzone.accelerator", ""),
         annotations=annotations,
+        sandbox=annotations.get("bufferzone.sandbox", ""),
     )
 
 

@@ -1,44 +1,48 @@
-"""A sandbox: a VM with a container in it, in which programs are run."""
+"""A sandbox: a VM with a container in it, in which programs are run, and more containers where wanted."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
-import weakref
 
-from bufferzone import oci, state
+from bufferzone import state
 from bufferzone.client import container, signals
-from bufferzone.errors import GuestError, NotFoundError, UsageError
+from bufferzone.errors import (
+    SANDBOX_ENDED,
+    BufferzoneError,
+    CallerError,
+    ExecError,
+    ExistsError,
+    GuestError,
+    HostError,
+    NotFoundError,
+    SpecError,
+    StateError,
+    UsageError,
+)
 from bufferzone.library import listing, wishes
-from bufferzone.library.connections import Connections
-from bufferzone.library.files import Files
-from bufferzone.library.process import Process
-from bufferzone.library.process_object import Wanted, process_object
-from bufferzone.library.run import Limits, run
-from bufferzone.library.values import Info, Port, Result, Stats
-from bufferzone.wire import agent, shim, task
-from bufferzone.workload import launch, place, snapshots, users
+from bufferzone.library.container import Container, is_ending
+from bufferzone.library.values import Info, Port
+from bufferzone.vm.size import usable_mib
+from bufferzone.wire import task
+from bufferzone.workload import launch, snapshots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from bufferzone.client.connection import Client
-    from bufferzone.library.wishes import Stdin
+    from bufferzone.workload import place
 
-_MIB = 1 << 20
 _SEED_BYTES = 64
-#: bytes of output that are kept where nobody says: output without end must not end the caller
-OUTPUT_LIMIT = 64 << 20
-_ours: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
-class Sandbox:
-    """A sandbox that runs. A context manager: it is removed at the end, unless it is `detached` or was
-    attached to. It ends with this process, whatever ends that, unless it is detached.
+class Sandbox(Container):
+    """A sandbox that runs, and its first container, with all that a `Container` has. A context manager: it is
+    removed at the end, unless it is `detached` or was attached to. It ends with this process, whatever ends
+    that, unless it is detached.
 
     Its methods block, and may be called from many threads at once. To start one:
 
@@ -59,8 +63,7 @@ class Sandbox:
     """
 
     _timer: threading.Timer | None = None
-    _base: dict[str, Any] | None = None
-    _place: place.Place | None = None
+    _network = "none"
 
     def __init__(
         self,
@@ -98,21 +101,18 @@ class Sandbox:
         )  # fmt: skip
         begun = launch.Launch(wish, state.runtime_root(root), name or launch.new_id(), transient=not detached)
         client = _begin(begun, progress, detached=detached)
-        self._place = None if detached else begun.place
-        self._set(begun.root, begun.id, Connections(os.path.join(begun.root, begun.id), client))
-        if client is not None:
-            _ours.add(self)
+        self._set(begun.root, begun.id, client, None if detached else begun.place)
+        self._network = network
         if timeout_s is not None:
             self._timer = threading.Timer(timeout_s, self._end)
             self._timer.daemon = True
             self._timer.start()
 
-    def _set(self, root: str, name: str, connections: Connections) -> None:
-        self._root, self.name, self._connections = root, name, connections
-        self._directory = os.path.join(root, name)
-        self._rootfs = ""
-        self._removing = threading.Lock()
-        self.files = Files(connections, name, self._process)
+    def _set(self, root: str, name: str, held: Client | None = None, at: place.Place | None = None) -> None:
+        super().__init__(root, name, held, at)
+        self._adding = threading.Lock()
+        self._inside: builtins.list[Container] = []
+        self._removed = False
 
     @classmethod
     def attach(cls, name: str, *, root: str = "") -> Self:
@@ -125,7 +125,7 @@ class Sandbox:
         directory = container.find(base, name)
         if state.status(directory) not in (state.CREATED, state.RUNNING, state.PAUSED):
             raise container.refusal("exec", name, state.status(directory))
-        found._set(base, name, Connections(directory))
+        found._set(base, name)
         return found
 
     @classmethod
@@ -146,10 +146,7 @@ class Sandbox:
             else:
                 client = begun.run_held(fds)
         found = cls.__new__(cls)
-        found._set(root, begun.id, Connections(os.path.join(root, begun.id), client))
-        if client is not None:
-            found._place = begun.place
-            _ours.add(found)
+        found._set(root, begun.id, client, None if detached else begun.place)
         try:
             found._reseed(begun.reseed)
         except BaseException:
@@ -176,102 +173,106 @@ class Sandbox:
         """All there are, whoever started them."""
         return listing.sandboxes(state.runtime_root(root))
 
-    # ---- programs
+    # ---- more containers
 
-    def run(
+    def container(
         self,
-        args: Sequence[str],
+        image: str | os.PathLike[str] | None = None,
         *,
-        stdin: Stdin = None,
-        timeout_s: float | None = None,
-        cpu_time_s: float | None = None,
+        command: Sequence[str] | None = None,
+        name: str = "",
         memory_mib: int = 0,
-        output_limit: int | None = OUTPUT_LIMIT,
-        user: str = "",
+        cpus: float = 0.0,
+        pids: int = 0,
+        volumes: Mapping[str | os.PathLike[str], str] | None = None,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
-        stop: int = -1,
-    ) -> Result:
-        """Run a program to its end; how it ended is the result, also where it failed.
-
-        `stdin`: text, bytes, or an open file. `timeout_s` counts from the call, `cpu_time_s` what it and all
-        it started have used; `memory_mib` is a limit for the same, within the sandbox's. `output_limit`:
-        bytes of stdout and stderr together. Whoever exceeds one is killed with all it started, and so is it
-        when the descriptor `stop` (an eventfd, a pipe) becomes readable. Processes that it leaves behind
-        otherwise live on.
-
-        Raises `ExecError` where there is no such program, `StateError` where the sandbox is paused or has
-        ended, `VmmError` where the VM is lost.
-        """
-        wanted = Wanted(args, env=env, cwd=cwd, user=user, memory_mib=memory_mib)
-        limits = Limits(timeout_s, cpu_time_s, output_limit, stop)
-        return run(self._connections, self.name, self._process(wanted), wishes.input_of(stdin), limits)
-
-    def start(
-        self,
-        args: Sequence[str],
-        *,
-        memory_mib: int = 0,
         user: str = "",
-        env: Mapping[str, str] | None = None,
         cwd: str = "",
-        pty: bool | tuple[int, int] = False,
-    ) -> Process:
-        """Start a program and return it while it runs, with its streams. `pty`: it has a terminal, of so
-        many columns and rows; stdout is that then, and stdin what is typed. Raises as `run` does.
+        read_only: bool = False,
+        labels: Mapping[str, str] | None = None,
+        pull: str = "missing",
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> Container:
+        """Start one more container in the same VM. It has the sandbox's network, so that they reach each
+        other at 127.0.0.1, its IPC namespace and /dev/shm; all else is its own: root file system, volumes,
+        host name, processes, users, limits. The arguments are those of `Sandbox`; a limit is one within the
+        VM, whose size is fixed. A name is one among all sandboxes'. What is written to the root file system
+        is thrown away, also where the image is a directory.
+
+        It ends when it is closed, and with the sandbox; the sandbox goes on when it ends. Raises as
+        `Sandbox`; `StateError` too for a sandbox that has ended (`sandbox-ended`), that is detached or not
+        this process's (`not-ours`), or whose root file system is on a disk (`vm-shared`), and `CallerError`
+        `vm-size` for more than its VM has. Then nothing is left.
         """
-        size = None if pty is False else (80, 24) if pty is True else pty
-        wanted = Wanted(args, env=env, cwd=cwd, user=user, memory_mib=memory_mib, terminal=size)
-        return Process(self._connections, self.name, self._process(wanted))
+        self._check_room(memory_mib, cpus)
+        wish = wishes.wish_of(
+            image, command, memory_mib=memory_mib, cpus=cpus, pids=pids, network=self._network, ports=(),
+            volumes=volumes, egress=None, env=env, user=user, cwd=cwd, read_only=read_only, disk=False,
+            labels=labels, kvm="", pull=pull, progress=progress, inside=self.name,
+        )  # fmt: skip
+        begun = launch.Launch(wish, self._root, name or launch.new_id(), transient=True)
+        try:
+            client = _begin(begun, progress, detached=False)
+        except BufferzoneError as error:
+            mistaken = isinstance(error, (UsageError, ExistsError, SpecError, ExecError, HostError))
+            if self._removed or (not mistaken and is_ending(self)):
+                raise self._ended() from error
+            raise
+        made = Container(begun.root, begun.id, client, begun.place)
+        with self._adding:
+            if not self._removed:
+                self._inside.append(made)
+                return made
+        made.remove()
+        raise self._ended()
 
-    def _process(self, wanted: Wanted) -> dict[str, Any]:
-        if self._base is None:
-            try:
-                spec = oci.load(str(state.read_state(self._directory)["bundle"]))
-            except NotFoundError as error:
-                raise self._connections.explained(error) from error
-            self._rootfs, self._base = spec.rootfs, spec.process
-        return process_object(self._base, wanted, self._find_user)
+    def _check_room(self, memory_mib: int, cpus: float) -> None:
+        """Raises what keeps another container out, before anything is made."""
+        try:
+            facts = self.info().annotations
+        except NotFoundError as error:
+            raise self._ended() from error
+        if self.status == state.STOPPED:
+            raise self._ended()
+        if not self._connections.holds:
+            what = f"a container can be added only by the program that started the sandbox: {self.name}"
+            hint = "one that is detached or was attached to has no other; nor is it for the child of a fork"
+            raise StateError(what, hint=hint, code="not-ours")
+        if facts.get("bufferzone.rootfs") == "block":
+            what = f"a sandbox whose root file system is on a disk has one container: {self.name}"
+            hint = "start it from an image without disk=True; a directory is always a disk"
+            raise StateError(what, hint=hint, code="vm-shared")
+        has_mib, vcpus = (int(facts.get(f"bufferzone.{key}", 0)) for key in ("memory", "vcpus"))
+        fits = memory_mib <= usable_mib(has_mib) and cpus <= vcpus
+        if has_mib and not fits:
+            has = f"{usable_mib(has_mib)} MiB and {vcpus} CPUs for its containers"
+            raise CallerError(
+                f"memory_mib={memory_mib}, cpus={cpus:g}: the VM of sandbox {self.name} has {has}",
+                hint="its size is fixed at its start: start the sandbox with larger limits",
+                code="vm-size",
+            )
 
-    def _find_user(self, text: str) -> users.User:
-        return users.find_in_container(self._directory, self._rootfs, text)
+    def _ended(self) -> StateError:
+        return StateError(f"the sandbox has ended: {self.name}", code=SANDBOX_ENDED)
+
+    def remove(self) -> None:
+        """End it and remove all that is its own on the disk, whoever started it; twice is harmless. Its other
+        containers go first.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._adding:
+            inside, self._inside, self._removed = self._inside, [], True
+        for made in inside:
+            made.remove()
+        super().remove()
 
     # ---- the whole
-
-    @property
-    def status(self) -> str:
-        """creating, created, running, paused or stopped; stopped too where it was removed."""
-        try:
-            return state.status(self._directory)
-        except NotFoundError:
-            return state.STOPPED
-
-    def info(self) -> Info:
-        """What others see of it; raises `NotFoundError`."""
-        return listing.info(self._root, self.name)
-
-    def stats(self) -> Stats:
-        """What it uses now."""
-        ref = agent.ProcessRef(id=self.name)
-        answer = self._connections.call("Metrics", ref, service=shim.SERVICE)
-        return listing.stats({counter.name: counter.value for counter in answer.counters})
 
     @property
     def ports(self) -> builtins.list[Port]:
         """The ports of the host that lead into it."""
         return listing.ports(self._directory)
-
-    def logs(self) -> str:
-        """What its command wrote so far, stdout and then stderr; empty where there is none."""
-        return listing.logs(self._directory)
-
-    def pause(self) -> None:
-        """Freeze all that runs in it."""
-        self._connections.call("Pause", task.PauseRequest(id=self.name))
-
-    def resume(self) -> None:
-        """Let it go on."""
-        self._connections.call("Resume", task.ResumeRequest(id=self.name))
 
     def snapshot(
         self, name: str, *, reseed: snapshots.Reseed = snapshots.NOTHING, replace: bool = False
@@ -280,10 +281,12 @@ class Sandbox:
         on a disk, no volumes, no network, and no program of `run` or `start` meanwhile. `reseed`: how each
         that goes on is told that it is another one. `replace`: an older one of that name is taken away.
         """
+        self._check_single()
         snapshots.save(self._directory, name, reseed, replace=replace)
 
     def fork(self, count: int = 1, *, reseed: snapshots.Reseed = snapshots.NOTHING) -> builtins.list[Self]:
         """So many running copies of it, which are ours; it goes on. Raises as `snapshot`; then none is."""
+        self._check_single()
         made: builtins.list[Self] = []
         with snapshots.unnamed(self._directory, snapshots.parent(), reseed) as saved:
             try:
@@ -295,43 +298,17 @@ class Sandbox:
                 raise
         return made
 
-    def wait(self) -> int:
-        """Wait until its command has ended; the exit status."""
-        answer = self._connections.call("Wait", task.WaitRequest(id=self.name))
-        return min(int(answer.exit_status), 255)
-
-    def close(self) -> None:
-        """Let go of it: one that is ours is removed, one that is detached or was attached to goes on."""
-        if self._connections.holds:
-            self.remove()
-        self._connections.close()
-
-    def remove(self) -> None:
-        """End it and remove all that is its own on the disk, whoever started it; twice is harmless."""
-        with self._removing:
-            if self._timer is not None:
-                self._timer.cancel()
-            try:
-                launch.remove(self._root, self.name, force=True)
-            except NotFoundError:
-                pass  # somebody else did
-            self._connections.close()
-            if self._place is not None:
-                self._place.remove()
-                self._place = None
+    def _check_single(self) -> None:
+        others = [made.name for made in self._inside if made.status != state.STOPPED]
+        if others:
+            text = (
+                f"a sandbox with more containers cannot be saved: {self.name} has {', '.join(others)[:120]}"
+            )
+            raise StateError(text, hint="remove them first", code="not-saveable")
 
     def _end(self) -> None:
         """Its time is up."""
         launch.kill(self._directory)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<bufferzone.Sandbox {self.name} {self.status}>"
 
 
 def _begin(begun: launch.Launch, progress: Callable[[str], None], *, detached: bool) -> Client | None:
@@ -341,13 +318,3 @@ def _begin(begun: launch.Launch, progress: Callable[[str], None], *, detached: b
             return begun.run_held(fds, progress=progress)
         begun.run_detached(fds, forked=False, progress=progress)
         return None
-
-
-def _remove_ours() -> None:
-    """The program ends in an orderly way: nothing is left."""
-    for sandbox in list(_ours):
-        if sandbox._connections.holds:
-            sandbox.remove()
-
-
-atexit.register(_remove_ours)

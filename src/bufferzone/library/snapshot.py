@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from bufferzone import state
 from bufferzone.errors import BufferzoneError, GuestError, UsageError
+from bufferzone.library.container import is_ending
 from bufferzone.library.sandbox import Sandbox
 from bufferzone.workload import snapshots
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     Ready = Sequence[str] | Callable[[Sandbox], bool]
 
 _PROBE_S = 0.1
-#: from the end of a command until its shim has told so
-_ENDING_S = 3.0
 
 
 class Snapshot:
@@ -116,20 +114,10 @@ def _wait(box: Sandbox, ready: Ready, timeout_s: float) -> None:
             time.sleep(min(_PROBE_S, left))
         why = f"not ready after {timeout_s:g} s"
     except BufferzoneError:
-        if not _is_ending(box):
+        if not is_ending(box):
             raise
         why = "its command has ended"
     raise GuestError(f"the snapshot cannot be made: {why}", hint=_last(box.logs()), code="not-ready")
-
-
-def _is_ending(box: Sandbox) -> bool:
-    """Whether it has ended; what is asked of one that is ending fails in more than one way."""
-    until = time.monotonic() + _ENDING_S
-    while box.status != state.STOPPED:
-        if time.monotonic() > until:
-            return False
-        time.sleep(_PROBE_S)
-    return True
 
 
 def _last(text: str) -> str:

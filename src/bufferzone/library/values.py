@@ -65,8 +65,10 @@ class Stats(Record):
 
 
 class Info(Record):
-    """One sandbox as others see it. `status` is the OCI's: creating, created, running, paused, stopped.
-    `accelerator` is kvm or tcg, empty while nobody knows; `created` is RFC 3339.
+    """A sandbox, or a container in one, as others see it. `status` is the OCI's: creating, created, running,
+    paused, stopped.
+    `accelerator` is kvm or tcg, empty while nobody knows; `created` is RFC 3339. `sandbox` is the name of the
+    one in whose VM it is, where it has none of its own; it may have gone before.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Info(Record):
     created: str
     accelerator: str
     annotations: dict[str, str]
+    sandbox: str = ""
 
 
 class FileInfo(Record):

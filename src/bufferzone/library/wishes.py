@@ -42,24 +42,24 @@ def wish_of(
     kvm: str,
     pull: str,
     progress: Callable[[str], None],
+    inside: str = "",
 ) -> Wish:
-    """The wish for a sandbox, its image pulled; raises `UsageError`, `CallerError` for what is not there, and
-    as `images.fetch.get`.
+    """The wish for a sandbox, or for a container `inside` one, its image pulled; raises `UsageError`,
+    `CallerError` for what is not there, and as `images.fetch.get`.
     """
     if network not in NETWORKS:
         raise UsageError(f"network: expected {', '.join(NETWORKS)}, got {network!a:.60}")
-    if not 0 <= memory_mib <= _MOST_MIB or not 0 <= cpus <= 1024 or pids < 0:
-        raise UsageError("memory_mib, cpus and pids: expected a limit, or 0 for none")
-    if isinstance(command, str):
-        raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
+    check_limits(memory_mib, cpus, pids)
+    check_command(command)
     if any(name.startswith("bufferzone.") for name in labels or {}):
         raise UsageError("labels: names that begin with bufferzone. are reserved")
     if disk and image is None:
         raise UsageError("disk: the host's own programs are not packed", hint="name an image or a directory")
+    directory = _directory(image)
     found = Wish(
         command or (),
         idle=not command,
-        rootfs=_directory(image),
+        rootfs="" if inside else directory,
         memory_bytes=memory_mib * _MIB,
         cpus=float(cpus),
         pids=pids,
@@ -73,13 +73,27 @@ def wish_of(
         read_only=read_only,
         disk=disk,
         annotations={**(labels or {}), **({"bufferzone.kvm": kvm} if kvm else {})},
+        inside=inside,
     )
     if image is not None and not found.rootfs:
         from bufferzone.images import fetch  # most have none
 
-        found.image = fetch.get(os.fspath(image), pull=pull, report=fetch.Report(progress))
+        # a directory is no disk there: it is below an overlay, as the layers of an image are
+        found.image = fetch.get(directory or os.fspath(image), pull=pull, report=fetch.Report(progress))
         from_image.fill(found)
     return found
+
+
+def check_command(command: Sequence[str] | None) -> None:
+    """Raises `UsageError`."""
+    if isinstance(command, str):
+        raise UsageError("command: expected a list of strings", hint='["sh", "-c", script]')
+
+
+def check_limits(memory_mib: int, cpus: float, pids: int) -> None:
+    """Raises `UsageError` for what is no limit."""
+    if not 0 <= memory_mib <= _MOST_MIB or not 0 <= cpus <= 1024 or pids < 0:
+        raise UsageError("memory_mib, cpus and pids: expected a limit, or 0 for none")
 
 
 def _directory(image: Path | None) -> str:

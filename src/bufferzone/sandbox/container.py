@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Container:
     """What the host holds for one container; `undo` gives all of it back.
 
-    `pid` is the host's process that stands for it. `joined`: it came into the VM of another container. `pod`
+    `pid` is the host's process that stands for it. `joined`: the container in whose VM it is, as long as that
+    was the first there; empty for the first. `pod`
     is what containerd or CRI-O says of its pod, see `Spec.pod`. `adopted`: from a checkpoint, so it ran
     before, and is frozen until it is started. `namespace` is a descriptor of its network namespace, -1: none
     to attach. `cgroup` is that of the host's process.
@@ -37,7 +38,7 @@ class Container:
         seccomp: libseccomp.Filter,
         hooks: dict[str, Any],
         copies: Copies,
-        joined: bool,
+        joined: str,
         adopted: bool,
         namespace: int,
         cgroup: Group,

@@ -6,29 +6,25 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 
 from bufferzone import config, oci
-from bufferzone.errors import HostError, StateError
+from bufferzone.errors import HostError
 from bufferzone.linux import libseccomp
 from bufferzone.oci import cri, overrides
-from bufferzone.sandbox import hooks, limits, plan, podfiles, rootdisk, rootmounts, sources, volumes
+from bufferzone.sandbox import hooks, limits, plan, podfiles, rootdisk, rootmounts, saving, sources, volumes
 from bufferzone.sandbox.container import Container
 from bufferzone.sandbox.copies import Copies
 from bufferzone.sandbox.network import namespace_of
 from bufferzone.sandbox.pods import Pod
-from bufferzone.snapshot import compatible, seal
-from bufferzone.snapshot.checkpoint import Capture
-from bufferzone.vm.agent_client import if_alive
 from bufferzone.vm.size import size_for
 from bufferzone.wire import agent, task
 from bufferzone.wire.proto import Empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     See = Callable[[Callable[[], Any]], Any]
@@ -76,22 +72,24 @@ class Containers:
         followups: Sequence[tuple[str, Message]] = (),
         *,
         foreground: bool = False,
+        inside: bool = False,
     ) -> tuple[Container, list[Pending]]:
         """Everything up to (not including) the process: binds, cgroup, hooks, the guest's half.
 
         `followups` are requests about the process that are sent along; the second value are the answers to
-        come, none for a container that is adopted. `foreground`: the process `pid` is a verb that goes on
-        after the container has ended. After a failure nothing of the container is left, on the host or in
-        the guest.
+        come, none for one that is adopted. `foreground`: the process `pid` is a verb that goes on after its
+        end. `inside`: see `task.INSIDE`. After a failure nothing is left, on the host or in the guest.
         """
         with ExitStack() as failed:
             run_early_hooks = hooks.early(failed, self._run_stage)
             undo = failed.enter_context(ExitStack())
-            #: whether `pid` does nothing else, so that the container's cgroup is where it belongs
-            stands_in = pid != os.getpid() and not foreground
+            # whoever does something else does not belong into the container's cgroup
+            stands_in = pid if pid != os.getpid() and not foreground else 0
             joined = self._pod.add(undo, container_id)
             see = self._pod.in_callers_mounts(undo, pid) if joined else _here
-            spec, decided = self._decide(undo, container_id, bundle, rootfs, see, joined=joined)
+            spec, decided = self._decide(
+                undo, container_id, bundle, rootfs, see, joined=joined, inside=inside
+            )
             seccomp = _NO_FILTER if decided.seccomp is None else libseccomp.compile_profile(decided.seccomp)
             namespace = self._own_network(undo, spec.raw, pid, joined=joined)
             if cri.is_pod(spec.pod):
@@ -107,12 +105,10 @@ class Containers:
                 seccomp=seccomp,
                 hooks=hooks.inheriting(decided.hooks, pid),
                 copies=copies,
-                joined=joined,
+                joined=self._sandbox.id if joined else "",
                 adopted=bool(self._sandbox.start.adopts),
                 namespace=namespace,
-                cgroup=self._join_cgroup(
-                    undo, container_id, spec.raw, pid if stands_in else 0, joined=joined
-                ),
+                cgroup=self._join_cgroup(undo, container_id, spec.raw, stands_in, joined=joined),
                 undo=undo,
             )
             if not joined:
@@ -137,19 +133,26 @@ class Containers:
         see: See,
         *,
         joined: bool,
+        inside: bool,
     ) -> tuple[oci.Spec, plan.ContainerPlan]:
         """Read the spec and plan the container; what it names is looked for with `see`."""
         spec: oci.Spec = see(partial(oci.load, bundle, containerd=self._containerd))
         if self._pod_files and container_id != self._sandbox.id:
             spec.raw = podfiles.given(spec.raw, self._pod_files)
         if joined:
-            self._pod.check(spec)
+            self._pod.check(spec, inside=inside)
         block = self._sandbox.disk is not None
         if not block:
             rootmounts.mount(rootfs, os.path.join(bundle, "rootfs"), undo)
         name = self._pod.share_name(container_id, joined=joined)
         made = partial(
-            sources.plan_of, spec.raw, name, bundle, block=block, other_container=self._container_of
+            sources.plan_of,
+            spec.raw,
+            name,
+            bundle,
+            block=block,
+            other_container=self._container_of,
+            ipc_of=self._sandbox.id if inside else "",
         )
         decided: plan.ContainerPlan = see(made)
         return spec, decided
@@ -229,34 +232,8 @@ class Containers:
     def checkpoint(
         self, container: Container, directory: str, *, frozen: bool, ended: Callable[[], None] | None
     ) -> None:
-        """Save the VM with the container, which goes on as it was unless `ended` is given, or on failure.
-
-        `ended` is called once the checkpoint is complete; it has to end the VM.
-        """
-        if self._sandbox.start.kind == "pool":
-            raise StateError("its VM came from the pool", code="not-saveable")
-        capture = Capture(self._sandbox.vm, self._sandbox.network, self._sandbox.disk)
-        capture.check()
-        facts = {
-            "container": container.id,
-            "terminal": bool(container.spec["process"].get("terminal")),
-            "spec": compatible.parts(container.spec),
-            "created": time.time_ns(),
-        }
-        still = nullcontext() if frozen else self._frozen(agent.ProcessRef(id=container.id))
-        capture.save(directory, facts, seal.key(self._sandbox.start.settings), still=still, ended=ended)
-        if ended is None:
-            stood_ms = capture.stopped_s * 1000
-            self._sandbox.log(f"saved: the VM was stopped for {stood_ms:.0f} ms")
-
-    @contextmanager
-    def _frozen(self, ref: agent.ProcessRef) -> Iterator[None]:
-        self.agent.call("Pause", ref, Empty)
-        try:
-            yield
-        finally:
-            with if_alive():  # it may have ended with the checkpoint
-                self.agent.call("Resume", ref, Empty)
+        """See `saving.save`."""
+        saving.save(self._sandbox, container, directory, frozen=frozen, ended=ended)
 
     def start(self, container: Container) -> None:
         """Let its process run, on the network that its namespace has by now."""
@@ -291,7 +268,8 @@ class Containers:
             self._sandbox.mount_root(disk)
             copies.give(decided.files, self._give_file, undo)
         if decided.binds:
-            volumes.give(self._sandbox, container_id, decided.binds, see, undo)
+            ours = 1 if rootfs and disk is None else 0  # what was mounted for it, nobody else sees
+            volumes.give(self._sandbox, container_id, decided.binds, see, undo, ours=ours)
 
     def _give_file(self, request: agent.WriteFileRequest) -> None:
         self.agent.call("WriteFile", request, Empty)

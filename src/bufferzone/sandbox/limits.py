@@ -19,7 +19,7 @@ from bufferzone.oci import cri
 from bufferzone.sandbox import unit_properties
 from bufferzone.vm import cgroups
 from bufferzone.vm.group import group_of
-from bufferzone.vm.size import cpus_of
+from bufferzone.vm.size import cpus_of, usable_mib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def check_update(old: dict[str, Any], new: dict[str, Any], *, vcpus: int, memory_mib: int) -> None:
     """Refuse what the VM, whose size was fixed at its start, cannot give: `CallerError` `vm-size`."""
     limit = int((new.get("memory") or {}).get("limit") or 0)
-    most = memory_mib - _guest_own_mib(memory_mib)
+    most = usable_mib(memory_mib)
     if limit > most * _MIB:
         raise CallerError(
             f"cannot set the memory limit to {limit}: the VM has {memory_mib} MiB, of which a container can"
@@ -110,11 +110,6 @@ def check_update(old: dict[str, Any], new: dict[str, Any], *, vcpus: int, memory
             " annotation bufferzone.vcpus",
             code="vm-size",
         )
-
-
-def _guest_own_mib(memory_mib: int) -> int:
-    """What kernel and agent take: 64 MiB of 512, and a 64th for the kernel's page table of all memory."""
-    return 64 + memory_mib // 64
 
 
 def cgroup_v1(resources: dict[str, Any], memory_mib: int) -> Settings:

@@ -118,10 +118,12 @@ def plan_container(
     host: mounts.Host,
     is_small: Callable[[str], bool] | None = None,
     other_container: Callable[[int], str] = lambda pid: "",
+    ipc_of: str = "",
 ) -> ContainerPlan:
     """The container `spec` describes. `host` says what its paths are. `other_container(pid)` is the id of the
-    container of the same VM that this process stands for, or empty. With `is_small`,
-    which says whether a path is a small regular file, the root file system is on a disk.
+    container of the same VM that this process stands for, or empty; `ipc_of` the one whose IPC
+    namespace and /dev/shm it has, whatever `spec` says. With `is_small`, which says whether a path is a small
+    regular file, the root file system is on a disk.
 
     Raises `SpecError` for what a VM cannot give (naming the JSON path).
     """
@@ -146,6 +148,8 @@ def plan_container(
             binds += [bind] if bind is not None else []
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], other_container)
+    if ipc_of:
+        _share_ipc(guest, f"container:{ipc_of}")
     _finish_mounts(guest, spec.get("mounts") or [])
     linux.pop("cgroupsPath", None)
     seccomp = linux.pop("seccomp", None)
@@ -155,21 +159,25 @@ def plan_container(
     guest["hooks"] = {name: hooks[name] for name in _GUEST_HOOKS if hooks.get(name)}
     if guest["hooks"]:
         guest["bundle"] = bundle
-    text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
-    if len(text) > _MOST_BYTES:
-        raise SpecError(
-            f"config.json: too large for one message to the guest: {len(text)} bytes, at most {_MOST_BYTES}"
-        )
     return ContainerPlan(
         id=container_id,
         binds=tuple(binds),
         locks=_lockable(guest["mounts"]),
         files=tuple(files),
-        guest_spec=text,
+        guest_spec=_encoded(guest),
         seccomp=seccomp,
         hooks={name: tuple(_hook(h) for h in hooks.get(name) or []) for name in _HOST_HOOKS},
         terminal=bool((spec.get("process") or {}).get("terminal")),
     )
+
+
+def _encoded(guest: dict[str, Any]) -> bytes:
+    text = json.dumps(guest, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    if len(text) > _MOST_BYTES:
+        raise SpecError(
+            f"config.json: too large for one message to the guest: {len(text)} bytes, at most {_MOST_BYTES}"
+        )
+    return text
 
 
 def share_name(container_id: str, part: str) -> str:
@@ -253,15 +261,29 @@ def _process_of(path: str, kind: str) -> int:
     return int(parts[2]) if parts[2].isascii() and parts[2].isdigit() else 0
 
 
+def _share_ipc(guest: dict[str, Any], name: str) -> None:
+    """Another container's IPC namespace in place of its own, and where it has a new /dev/shm, that one's."""
+    spaces = guest["linux"]["namespaces"]
+    guest["linux"]["namespaces"] = [n for n in spaces if n["type"] != "ipc"] + [{"type": "ipc", "path": name}]
+    for index, made in enumerate(guest["mounts"]):
+        if made["destination"] == "/dev/shm" and made["type"] == "tmpfs":
+            guest["mounts"][index] = {**made, **_shared(made, name)}  # it may be the spec's own
+
+
+def _shared(made: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the container `name` has there, in place of a new tmpfs."""
+    kept = [option for option in made.get("options") or [] if "=" not in option]
+    return {"type": "shared-mount", "source": name, "options": kept}
+
+
 def _finish_mounts(guest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """With another's IPC namespace comes its /dev/shm: engines bind the same tmpfs into both. What the guest
     mounts below a volume follows it.
     """
-    path = next((n.get("path") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), None)
+    path = next((n.get("path", "") for n in guest["linux"]["namespaces"] if n["type"] == "ipc"), "")
     for made, entry in zip(guest["mounts"], entries, strict=True) if path else ():
         if is_bind(entry) and made["type"] == "tmpfs":
-            kept = [option for option in made["options"] if "=" not in option]
-            made.update(type="shared-mount", source=path, options=kept)
+            made.update(_shared(made, path))
     guest["mounts"] = [one for made in guest["mounts"] for one in (made, *made.pop("kernels", ()))]
 
 

@@ -1,4 +1,5 @@
-"""Containers that join the VM of another, because they name its network namespace (`--network container:X`).
+"""Containers that join the VM of another, because they name its network namespace (`--network container:X`),
+or were added to its sandbox.
 
 Two VMs cannot share an interface, so the second container runs beside the first: with a root file system,
 namespaces and cgroup of its own, and with the VM as it is. What it asks of the VM that this one does not have
@@ -18,6 +19,7 @@ from bufferzone.oci import overrides
 from bufferzone.sandbox import limits
 from bufferzone.sandbox.netns_owner import NetnsOwner
 from bufferzone.vm import fit
+from bufferzone.vm.group import Group
 from bufferzone.vmm import accelerator
 
 TYPE_CHECKING = False
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from bufferzone import oci
     from bufferzone.sandbox.sandbox import Sandbox
-    from bufferzone.vm.group import Group
 
 _LOGS = ("shim.log", "console.log", "virtiofsd.log")
 #: how the VM agrees with what a container asks for beyond the host's settings: there may be more of some
@@ -75,14 +76,24 @@ class Pod:
         undo.callback(os.close, fd)
         return partial(apart.in_mount_namespace, fd)
 
-    def check(self, spec: oci.Spec) -> None:
-        """Raise `CallerError` when this VM is not what `spec` asks for."""
+    def check(self, spec: oci.Spec, *, inside: bool) -> None:
+        """Raise `CallerError` when this VM is not what `spec` asks for. `inside`: it asks for this sandbox,
+        with whatever settings that has.
+        """
         facts = self._sandbox.facts()
         if facts.start == "restored":
-            raise self._refusal("it was restored from a checkpoint")
+            raise self._refusal("it was restored from a checkpoint", inside=inside)
         if self._sandbox.disk is not None:
-            hint = "create both without bufferzone.rootfs=block"
-            raise self._refusal("its root file system is on a disk, so nothing can be shared with it", hint)
+            reason = "its root file system is on a disk, so nothing can be shared with it"
+            raise self._refusal(reason, "create both without bufferzone.rootfs=block", inside=inside)
+        resources = spec.linux.get("resources") or {}
+        if inside:
+            limits.check_update({}, resources, vcpus=self._sandbox.vcpus, memory_mib=self._sandbox.memory_mib)
+            return
+        self._check_settings(spec)
+        self.check_resources({}, resources)
+
+    def _check_settings(self, spec: oci.Spec) -> None:
         here = config.load()
         wanted = overrides.apply_vm(overrides.apply_annotations(here, spec.annotations), spec.vm)
         there = self._settings_met()
@@ -90,7 +101,6 @@ class Pod:
         asked |= fit.same(config.deciding(config.GATE))  # a container that asks for nothing has it, too
         if unlike := fit.differences(there, wanted, asked):
             raise self._refusal(str(unlike[0]), "give both containers the same annotations")
-        self.check_resources({}, spec.linux.get("resources") or {})
 
     def _settings_met(self) -> config.Settings:
         """The settings of the VM, with what was not decided by them alone as it came out."""
@@ -115,8 +125,9 @@ class Pod:
             what = "set these limits on that container: on the host they hold for its whole VM"
             raise self._refusal(what)
 
-    def _refusal(self, reason: str, hint: str = "") -> CallerError:
-        text = f"cannot run in the VM of container {self._sandbox.id}, whose network it names: {reason}"
+    def _refusal(self, reason: str, hint: str = "", *, inside: bool = False) -> CallerError:
+        how = "" if inside else ", whose network it names"
+        text = f"cannot run in the VM of container {self._sandbox.id}{how}: {reason}"
         return CallerError(text, hint=hint, code="vm-shared")
 
     def share_name(self, container_id: str, *, joined: bool) -> str:
@@ -142,12 +153,16 @@ class Pod:
                 self._sandbox.log(f"cannot share another directory with the VM: {error}")
 
     def join_cgroup(self, undo: ExitStack, cgroup: Group, pid: int) -> Group:
-        """The process that stands for a joined container gets the cgroup of its own spec, not the VM's."""
+        """The process that stands for a joined container gets the cgroup of its own spec, not the VM's;
+        `pid` 0: there is none, and so no cgroup.
+        """
         if cgroup.name == self._sandbox.cgroup.name:
             cgroup = self._sandbox.cgroup  # the VM is in it, and removes it
             if cgroup and pid:
                 cgroup.join(pid)
-        elif cgroup and pid:
+        elif not pid:
+            return Group("")
+        elif cgroup:
             cgroup.check(self._sandbox.log)
             undo.callback(cgroup.begin_for_one(pid, self._sandbox.left))
         return cgroup

@@ -33,6 +33,7 @@ def plan_of(
     *,
     block: bool,
     other_container: Callable[[int], str] = lambda pid: "",
+    ipc_of: str = "",
 ) -> plan.ContainerPlan:
     """The container that `spec` describes, as `plan.plan_container` does, with the facts of this host."""
     return plan.plan_container(
@@ -42,6 +43,7 @@ def plan_of(
         host=_Host(),
         is_small=_is_small if block else None,
         other_container=other_container,
+        ipc_of=ipc_of,
     )
 
 

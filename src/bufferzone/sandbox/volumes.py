@@ -28,18 +28,20 @@ def give(
     binds: Sequence[Bind],
     see: Callable[[Callable[[], Any]], Any],
     undo: ExitStack,
+    *,
+    ours: int = 0,
 ) -> None:
-    """Share every one of `binds`, whose sources are looked for with `see`; `undo` takes them back. Raises
-    `HostError`.
+    """Share every one of `binds`, whose sources are looked for with `see`, but the first `ours` of them,
+    which are mounts of our own; `undo` takes them back. Raises `HostError`.
     """
     share = sandbox.tree
     if sandbox.recorder.on:
         shown = [f"{bind.source} {'ro' if bind.read_only else 'rw'}" for bind in binds]
         sandbox.recorder.note("volumes", container_id, sources=shown)
-    for bind in binds:
+    for index, bind in enumerate(binds):
         if share is None:
             raise HostError(f"nothing is shared with this VM: {bind.source}", code="no-share")
-        unshared = _add(share, bind, see)
+        unshared = _add(share, bind, see if index >= ours else _here)
         undo.callback(share.remove, bind.name)
         if unshared:
             words = f"below {bind.source} the guest's own is in place of the host's, or nothing"
@@ -47,6 +49,10 @@ def give(
         if share.has_acl(bind.name):
             words = f"{bind.source} has a POSIX ACL, which is not obeyed in the VM: mode bits decide"
             sandbox.log(f"{container_id}: {words}")
+
+
+def _here(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def _add(share: Tree, bind: Bind, see: Callable[[Callable[[], Any]], Any]) -> list[str]:

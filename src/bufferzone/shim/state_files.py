@@ -46,7 +46,7 @@ class StateFiles:
             rootfs=container.rootfs,
             created=rfc3339(container.created_ns),
             owner=self._owner,
-            annotations={**(container.spec.get("annotations") or {}), **self._facts()},
+            annotations={**(container.spec.get("annotations") or {}), **self._facts(), **_sandbox(container)},
         )
 
     def _show_socket(self, directory: str) -> None:
@@ -83,6 +83,11 @@ class StateFiles:
             "annotations": container.spec.get("annotations") or {},
         }
         return json.dumps(value, separators=(",", ":")).encode()  # as runc's, which scripts cut up
+
+
+def _sandbox(container: Container) -> dict[str, str]:
+    """In whose VM it is, where that is not its own."""
+    return {"bufferzone.sandbox": container.joined} if container.joined else {}
 
 
 def rfc3339(ns: int) -> str:

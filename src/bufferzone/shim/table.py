@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from bufferzone.sandbox.container import Container
     from bufferzone.shim.process import Process
 
+#: how long the end of an init waits for those of its execs
+_EXECS_S = 10
+
 
 class Table:
     """Processes by (container id, exec id), containers by id. Thread-safe."""
@@ -55,6 +58,17 @@ class Table:
         """The containers' first processes, ended ones included."""
         with self._lock:
             return [process for process in self._processes.values() if not process.ref.exec_id]
+
+    def alone_inside(self) -> list[Process]:
+        """What lives of the containers that were added to a sandbox (`task.INSIDE`), once no other does."""
+        living = [process for process in self.inits() if process.status != task.STOPPED]
+        return living if all(task.INSIDE in process.wishes for process in living) else []
+
+    def wait_for_execs(self, container_id: str) -> None:
+        """All exits of execs are announced before the init's: containerd's order."""
+        for process in self.of(container_id):
+            if process.ref.exec_id and not process.spec:
+                process.exited.wait(_EXECS_S)
 
     def stood_for_by_us(self) -> list[str]:
         """Ids of the containers whose init has not ended and for which no waiter stands on the host."""

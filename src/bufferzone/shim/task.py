@@ -105,11 +105,10 @@ class TaskService:
         """Make the container; on any failure nothing of it is left."""
         too_late.check(request)
         stdio = self._open_stdio(request, request.id, peer.take_fds())
-        ref = agent.ProcessRef(id=request.id)
         uris = (request.stdin, request.stdout, request.stderr)
         attended = request.stdin.startswith("fd:") or request.stdout.startswith("fd:")
         process = Process(
-            ref,
+            agent.ProcessRef(id=request.id),
             bundle=request.bundle,
             terminal=request.terminal,
             uris=uris,
@@ -128,6 +127,7 @@ class TaskService:
                 process.pid,
                 process.first_requests(),
                 foreground=bool(request.options and task.FOREGROUND_URL in request.options.type_url),
+                inside=task.INSIDE in process.wishes,
             )
         except BaseException:
             process.leave_host()
@@ -142,6 +142,7 @@ class TaskService:
             self._events.publish(events.created(request, process.pid))
         if attended:
             process.forget_caller = peer.when_gone(lambda: self._abandoned(process))
+        self._end_inside()
         return task.CreateTaskResponse(pid=process.pid)
 
     def start(self, peer: Peer, request: task.StartRequest) -> task.StartResponse:
@@ -357,13 +358,14 @@ class TaskService:
     def _finished(self, process: Process, failure: str) -> None:
         ref = process.ref
         if not ref.exec_id:
-            self._wait_for_execs(ref.id)
+            self._table.wait_for_execs(ref.id)
             self.oom.ended(process)
             container = self._table.container(ref.id)
             if container is not None:
                 self._state_files.ended(process, container)
         self._events.publish(events.exited(process))
         if not ref.exec_id:
+            self._end_inside()
             alone = self._single and self._table.all_stopped()
             self._containers.stopped(alone)
             if alone and self._callers is not None and self._callers.wait_for_us():
@@ -381,14 +383,13 @@ class TaskService:
         if self._single and not self._table.is_empty() and self._table.all_stopped():
             self._containers.stopped(True)
 
+    def _end_inside(self) -> None:
+        """What was added to a sandbox ends with it, also what was being made at that moment."""
+        for process in self._table.alone_inside():
+            self._lost(process)
+
     def _exec_refused(self, process: Process, failure: str) -> None:
         """An exec that never ran has no exit event."""
-
-    def _wait_for_execs(self, container_id: str) -> None:
-        """All exits of execs are announced before the init's: containerd's order."""
-        for process in self._table.of(container_id):
-            if process.ref.exec_id and not process.spec:
-                process.exited.wait(10)
 
     def give_back(self, process: Process) -> None:
         """Free what the host holds for the container of this init; a second call changes nothing."""

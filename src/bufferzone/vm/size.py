@@ -100,3 +100,10 @@ def cpus_of(resources: dict[str, Any]) -> float:
     cpu = resources.get("cpu") or {}
     quota, period = int(cpu.get("quota") or 0), int(cpu.get("period") or 0) or 100000
     return quota / period if quota > 0 else 0.0
+
+
+def usable_mib(memory_mib: int) -> int:
+    """What containers can have of a VM: all but what kernel and agent take, 64 MiB of 512, and a 64th for the
+    kernel's page table of all memory.
+    """
+    return memory_mib - 64 - memory_mib // 64

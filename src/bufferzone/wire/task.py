@@ -40,8 +40,9 @@ class Mount(Message):
 
 
 #: type of `CreateTaskRequest.options` from a verb that waits for the end itself and goes on afterwards; with
-#: /held from the library: when it is gone the container is not only ended but deleted
-FOREGROUND_URL = "bufferzone.shim.v1.Foreground"
+#: /held from the library: when it is gone the container is not only ended but deleted; with /inside it is one
+#: more in the sandbox of another, ends with that, and has its IPC namespace
+FOREGROUND_URL, INSIDE = "bufferzone.shim.v1.Foreground", "inside"
 #: type of `ExecProcessRequest.spec` from our own verbs, with these words behind slashes: the container may be
 #: paused, and the exec begins once it is resumed; all output of its descendants belongs to it; that too,
 #: and its end is told before they have written it; its caller does other things too, so that no process of

@@ -47,7 +47,7 @@ def config_json(wish: Wish, *, user: User, mounts: list[dict[str, Any]], init: s
         )
         args = [INIT] if wish.idle else [INIT, "--", *args]
     spec["process"] = _process(wish, user, args)
-    if wish.network == "passt":
+    if wish.network == "passt" or wish.inside:
         spaces = spec["linux"]["namespaces"]
         spec["linux"]["namespaces"] = [entry for entry in spaces if entry["type"] != "network"]
     spec["linux"]["resources"].update(_resources(wish))
@@ -61,6 +61,8 @@ def chosen(wish: Wish, disk: str = "") -> dict[str, Any]:
         found["rootfs_image"] = disk
     if wish.egress is not None:
         found["egress"] = _egress(wish.egress)
+    if wish.inside:
+        return {**found, "host_network": "none"}  # that its config.json names no network is ours to know
     if wish.network == "passt":
         return {**found, "host_network": "passt", "publish": wish.publish}
     if wish.publish:

@@ -55,7 +55,7 @@ class Launch:
         init = config_json.find_init() if wish.init and not wish.idle else ""
         self.place = place.Place(root, id, transient=transient)
         self._rootfs: list[list[Any]] = []
-        self._shim = shim
+        self._shim, self._inside = shim, wish.inside
         try:
             mounts, user = self._make_root(wish, disk)
             init = idle.write(self.place.path) if wish.idle else init
@@ -87,7 +87,9 @@ class Launch:
         return mounts, users.find_in_layers(wish.image.layers, wish.user)
 
     def _order(self) -> create.Order:
-        return create.Order(self.root, self.id, self._spec, shim=self._shim, rootfs=self._rootfs)
+        return create.Order(
+            self.root, self.id, self._spec, shim=self._shim, rootfs=self._rootfs, within=self._inside
+        )
 
     def run_attached(
         self, stdio: Sequence[int], *, keep: bool, progress: Callable[[str], None], timeout_s: float = 0.0

@@ -23,7 +23,8 @@ class Wish:
     `user` (NAME|UID[:GROUP|GID]) empty: the root's own. `mounts`: entries as config.json has them.
     `memory_bytes`, `cpus`: limits, 0: none. `cap_add`, `cap_drop`: names with or without CAP_, or ALL.
     `ulimits`: name -> (soft, hard). `network`: one of `NETWORKS`. `publish`:
-    [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them.
+    [ADDRESS:]HOST:GUEST[/tcp|udp]. `annotations`: those of the container, labels among them. `inside`: the
+    container whose sandbox it is one more in, with that one's `network`; empty: one of its own.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Wish:
         image: Image | None = None,
         disk: bool = False,
         egress: Sequence[str] | None = None,
+        inside: str = "",
     ) -> None:
         self.idle, self.rootfs, self.image, self.disk = idle, rootfs, image, disk
+        self.inside = inside
         self.egress = None if egress is None else list(egress)
         self.args, self.env, self.cwd, self.user = list(args), list(env), cwd, user
         self.hostname, self.mounts = hostname, list(mounts)

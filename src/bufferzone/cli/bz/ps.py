@@ -28,13 +28,18 @@ FLAGS = (
 USAGE = "[options]"
 DESCRIPTION = (
     "Those of this user, whoever started them: bz, Podman, a Python program; for root also those of\n"
-    "containerd and Docker, which are in a namespace of containerd's (Docker's is moby)."
+    "containerd and Docker, which are in a namespace of containerd's (Docker's is moby). SANDBOX is the\n"
+    "one in whose VM a container is, where it has none of its own."
 )
 WORDS = (0, 0)
 INTERSPERSED = True
 
 _ANSWER_S = 5.0
-_RECORDED = ("vmm", "accelerator", "start", "guest-kernel")
+_RECORDED = ("vmm", "accelerator", "start", "guest-kernel", "sandbox")
+_SHOWN = (
+    *("id", "status", "vmm", "accelerator", "start", "guest_kernel"),
+    *("egress_denied", "created", "namespace", "sandbox"),
+)
 
 
 def run(options: Options, words: list[str]) -> int:
@@ -45,11 +50,8 @@ def run(options: Options, words: list[str]) -> int:
     elif options.quiet:
         output.print_text("".join(f"{form['id']}\n" for form in found))
     else:
-        shown = ("id", "status", "vmm", "accelerator", "start", "guest_kernel", "egress_denied", "created")
-        rows = [
-            ["ID", "STATUS", "VMM", "ACCELERATOR", "START", "GUEST KERNEL", "DENIED", "CREATED", "NAMESPACE"]
-        ]
-        rows += [[*(form[key] or "-" for key in shown), form["namespace"] or "-"] for form in found]
+        heads = "ID,STATUS,VMM,ACCELERATOR,START,GUEST KERNEL,DENIED,CREATED,NAMESPACE,SANDBOX"
+        rows = [heads.split(","), *([form[key] or "-" for key in _SHOWN] for form in found)]
         output.print_table(rows)
     return 0
 
