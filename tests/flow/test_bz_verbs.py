@@ -46,7 +46,16 @@ def test_files_go_in_and_come_out(bz, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("box:/no/such", "/tmp/x-of-bz"), "no such file or directory"),
+        (
+            ("box:/no/such", "/tmp/x-of-bz"),
+            "bz: cannot copy '/no/such' out of box: no such file or directory\n",
+        ),
+        (
+            ("box:such", "/tmp/x-of-bz"),
+            "cannot copy 'such' out of box: no such file or directory (hint: a relative path begins",
+        ),
+        (("/etc/hostname", "box:/sys/x"), "cannot copy to '/sys/x' in box: read-only file system"),
+        (("/etc/hostname", "box:/etc/passwd/x"), "cannot copy to '/etc/passwd' in box: file exists"),
         (("/no/such", "box:/tmp"), "cannot read '/no/such'"),
         (("box:/a", "box:/b"), "expected NAME:PATH TARGET"),
         (("/a", "/b"), "expected NAME:PATH TARGET"),
@@ -113,9 +122,9 @@ def test_a_tar_goes_in_and_comes_out_as_with_docker(bz):
         (("-", "box:/srv"), tar([("/x", tarfile.REGTYPE, b"x")]), "leads out of it"),
         (("-", "box:/srv"), tar([("x", tarfile.LNKTYPE, b"y")]), "a hard link in the tar"),
         (("-", "box:/srv"), tar([("cut", tarfile.REGTYPE, b"x" * 4096)])[:2000], "not a tar"),
-        (("-", "box:/etc/passwd"), tar([]), "not a directory"),
-        (("-", "box:/no/such"), tar([]), "no such file or directory"),
-        (("box:/no/such", "-"), b"", "no such file or directory"),
+        (("-", "box:/etc/passwd"), tar([]), "cannot copy to '/etc/passwd' in box: not a directory"),
+        (("-", "box:/no/such"), tar([]), "cannot copy to '/no/such' in box: no such file or directory"),
+        (("box:/no/such", "-"), b"", "cannot copy '/no/such' out of box: no such file or directory"),
         (("-", "-"), b"", "expected NAME:PATH TARGET"),
     ],
 )

@@ -243,23 +243,27 @@ def test_files_are_written_read_listed_and_removed(box):
 
 
 @pytest.mark.parametrize(
-    ("operation", "code"),
+    ("operation", "code", "says"),
     [
-        (lambda files: files.read("/no/such"), "no-such-file"),
-        (lambda files: files.read("/etc"), "is-a-directory"),
-        (lambda files: files.list("/etc/passwd"), "not-a-directory"),
-        (lambda files: files.write("/proc/1/x", "y"), "no-such-file"),
-        (lambda files: files.write("/sys/x", "y"), "read-only"),
-        (lambda files: files.remove("/no/such"), "no-such-file"),
-        (lambda files: files.copy_out("/no/such", "/nowhere"), "no-such-file"),
-        (lambda files: files.copy_in("/etc/hostname", "/sys/x"), "read-only"),
-        (lambda files: files.watch("/no/such"), "no-such-file"),
+        (lambda files: files.read("/no/such"), "no-such-file", "cannot read '/no/such' in"),
+        (lambda files: files.read("/etc"), "is-a-directory", "cannot read '/etc' in"),
+        (lambda files: files.list("/etc/passwd"), "not-a-directory", "cannot list '/etc/passwd' in"),
+        (lambda files: files.stat("/no/such"), "no-such-file", "cannot look at '/no/such' in"),
+        (lambda files: files.write("/proc/1/x", "y"), "no-such-file", "cannot write '/proc/1/x' in"),
+        (lambda files: files.write("/sys/x", "y"), "read-only", "cannot write '/sys/x' in"),
+        (lambda files: files.mkdir("/sys/x"), "read-only", "cannot make the directory '/sys/x' in"),
+        (lambda files: files.remove("/no/such"), "no-such-file", "cannot remove '/no/such' in"),
+        (lambda files: files.copy_out("/no/such", "/x"), "no-such-file", "cannot copy '/no/such' out of"),
+        (lambda files: files.copy_in("/etc/hostname", "/sys/x"), "read-only", "cannot copy to '/sys/x' in"),
+        (lambda files: files.watch("/no/such"), "no-such-file", "cannot watch '/no/such' in"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_an_exception_with_its_reason(box, operation, code):
+def test_a_file_that_cannot_be_used_is_an_exception_with_its_reason(box, operation, code, says):
     with pytest.raises(bufferzone.FileError) as caught:
         operation(box.files)
     assert caught.value.code == code
+    reason = os.strerror(caught.value.errno).lower()
+    assert caught.value.message == f"{says} {box.name}: {reason}"
 
 
 def test_a_path_that_leaves_the_sandbox_is_one_in_the_sandbox(box, tmp_path):

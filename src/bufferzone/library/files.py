@@ -43,6 +43,18 @@ _CODES = {
     errno.EROFS: "read-only",
     errno.ELOOP: "link-loop",
 }
+#: operation -> what a refusal of it says of the path, and of the container
+_DOING = {
+    "read": ("cannot read", "in"),
+    "write": ("cannot write", "in"),
+    "list": ("cannot list", "in"),
+    "stat": ("cannot look at", "in"),
+    "mkdir": ("cannot make the directory", "in"),
+    "remove": ("cannot remove", "in"),
+    "pack": ("cannot copy", "out of"),
+    "unpack": ("cannot copy to", "in"),
+    "watch": ("cannot watch", "in"),
+}
 
 
 class Files:
@@ -108,7 +120,7 @@ class Files:
                     trees.send(os.fspath(source), stream)
                 except BrokenPipeError:
                     pass  # it says why
-            self._check(process)
+            self._check(process, "unpack", target)
 
     def copy_out(self, source: Path, target: Path, *, limit: int = _MOST_TREE) -> None:
         """Copy a file or directory from inside so that it is `target` on the host: files, directories and
@@ -121,15 +133,16 @@ class Files:
             first = process.stdout.peek(1)  # nothing is made where there is nothing to copy
             if first:
                 trees.receive(process.stdout, os.fspath(target), limit)
-            self._check(process)
+            self._check(process, "pack", source)
 
     def unpack(self, tar: BinaryIO, target: Path) -> None:
         """Put what a tar, compressed or not, holds into the directory `target`, which is there.
 
         Raises `CallerError` `bad-tar` for what is none, for names that lead out, and for hard links.
         """
-        if self.stat(target).kind != "directory":
-            raise FileError(f"unpack: not a directory: {os.fspath(target)!a:.120}", code="not-a-directory")
+        found = self._do("stat", target, output=_MOST_LISTING, doing="unpack", follow=True)
+        if _info(found).kind != "directory":
+            raise self._failure("unpack", os.fspath(target), errno.ENOTDIR)
         from bufferzone.library import tars
 
         with self._start("unpack", target) as process:
@@ -138,7 +151,7 @@ class Files:
                     tars.send(tar, stream, lambda name: self.mkdir(os.path.join(os.fspath(target), name)))
                 except BrokenPipeError:
                     pass  # it says why
-            self._check(process)
+            self._check(process, "unpack", target)
 
     def pack(self, source: Path, tar: BinaryIO, *, limit: int = _MOST_TREE) -> None:
         """Write a file or directory as a tar that has it under its own name. Raises as `copy_out`; links are
@@ -151,7 +164,7 @@ class Files:
             if process.stdout.peek(1):
                 top = os.path.basename(os.fspath(source).rstrip("/")) or "root"
                 tars.receive(process.stdout, tar, top, limit)
-            self._check(process)
+            self._check(process, "pack", source)
 
     def watch(self, path: Path) -> Iterator[Change]:
         """What changes in a directory from now on, until the iterator is closed."""
@@ -159,18 +172,26 @@ class Files:
         process.stdin.close()
         if process.stdout.readline() != b"\n":
             with process:
-                self._check(process)
+                self._check(process, "watch", path)
         return _changes(process)
 
     # ---- inside
 
     def _do(
-        self, operation: str, path: Path, *, stdin: bytes | None = None, output: int = 0, **options: Any
+        self,
+        operation: str,
+        path: Path,
+        *,
+        stdin: bytes | None = None,
+        output: int = 0,
+        doing: str = "",
+        **options: Any,
     ) -> bytes:
+        """Its output. `doing`: the operation that it is a part of."""
         limits = Limits(None, None, output + _MOST_WORDS)
         done = run(self._connections, self._id, self._process(operation, path, options), stdin, limits)
         if not done.ok:
-            raise _error(operation, done.stderr_bytes)
+            raise self._error(doing or operation, path, done.stderr_bytes)
         return done.stdout_bytes
 
     def _start(self, operation: str, path: Path) -> Process:
@@ -183,13 +204,31 @@ class Files:
         process = self._process_of(Wanted([f"files-{operation}"]))
         return {**process, FILES: {"op": operation, "path": text, **options}}
 
-    def _check(self, process: Process) -> None:
+    def _check(self, process: Process, operation: str, path: Path) -> None:
         """Wait for its end; raises what it says."""
         assert process.stderr is not None
         said = process.stderr.read(_MOST_WORDS)
         done = process.wait()
         if done is not None and not done.ok:
-            raise _error(process.args[0].removeprefix("files-"), said)
+            raise self._error(operation, path, said)
+
+    def _error(self, operation: str, path: Path, said: bytes) -> FileError:
+        """Why, of the path that the guest names: it may be one below."""
+        found = _object(said)
+        number = found.get("errno")
+        if not isinstance(number, int) or not 0 < number < 4096:
+            return self._failure(operation, os.fspath(path), 0)
+        return self._failure(operation, str(found.get("path")), number)
+
+    def _failure(self, operation: str, path: str, number: int) -> FileError:
+        """`number`: the errno; 0: the guest did not say."""
+        doing, where = _DOING[operation]
+        why = os.strerror(number).lower() if number else "the guest did not say why"
+        hint = "" if path.startswith("/") else "a relative path begins at the container's working directory"
+        text = f"{doing} {path!a:.120} {where} {self._id}: {why}"
+        error = FileError(text, hint=hint, code=_CODES.get(number, ""))
+        error.errno = number
+        return error
 
 
 def _changes(process: Process) -> Iterator[Change]:
@@ -206,19 +245,6 @@ def _object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _error(operation: str, said: bytes) -> FileError:
-    found = _object(said)
-    number = found.get("errno")
-    if not isinstance(number, int) or not 0 < number < 4096:
-        return FileError(f"{operation}: the guest did not say why it failed")
-    error = FileError(
-        f"{operation}: {str(found.get('path'))!a:.120}: {os.strerror(number).lower()}",
-        code=_CODES.get(number, ""),
-    )
-    error.errno = number
-    return error
 
 
 def _info(line: bytes) -> FileInfo:
