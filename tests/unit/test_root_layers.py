@@ -362,6 +362,9 @@ def test_a_directory_that_somebody_else_may_write_keeps_nothing(world: World) ->
     os.close(image)
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def digest(number: int) -> str:
     return f"{number:064x}"
 
@@ -383,7 +386,7 @@ def kept(cache: Cache, number: int, size: int = MIB) -> str:
     os.fchmod(fd, 0o444)
     cache.keep(fd, digest(number))
     os.close(fd)
-    return os.path.join(cache.path, f"{digest(number)}.erofs")
+    return os.path.join(cache.path, f"{digest(number)}.{BOOT}.erofs")
 
 
 def test_the_least_recently_used_image_goes_and_none_that_is_in_use(cache: Cache) -> None:
@@ -398,6 +401,31 @@ def test_the_least_recently_used_image_goes_and_none_that_is_in_use(cache: Cache
     os.utime(paths[0], ns=(0, os.stat(paths[0]).st_mtime_ns))
     kept(cache, 4)
     assert not os.path.exists(paths[0])
+
+
+def test_an_image_gets_its_lasting_name_once_the_kernel_has_written_it(cache: Cache) -> None:
+    path = kept(cache, 0)
+    fd = cache.open(digest(0))
+    assert os.path.exists(path)
+    os.utime(path, ns=(0, time.time_ns() - 61 * 10**9))
+    same = cache.open(digest(0))
+    lasting = os.path.join(cache.path, f"{digest(0)}.erofs")
+    assert os.path.samestat(os.fstat(fd), os.stat(lasting))
+    assert not os.path.exists(path)
+    again = cache.open(digest(0))
+    assert os.path.samestat(os.fstat(same), os.fstat(again))
+    for each in (fd, same, again):
+        os.close(each)
+    os.close(cache.open(digest(0)))
+
+
+def test_what_a_power_failure_may_have_cut_short_is_not_used_and_goes(cache: Cache) -> None:
+    path = kept(cache, 0)
+    before = path.replace(BOOT, "00000000-0000-4000-8000-000000000000")
+    os.rename(path, before)
+    assert cache.open(digest(0)) == -1
+    kept(cache, 1)
+    assert not os.path.exists(before)
 
 
 def test_an_image_larger_than_all_that_is_kept_is_not_kept(cache: Cache) -> None:

@@ -1,12 +1,15 @@
 """Images of root file systems that are used again, found by the fingerprint of what they were made of.
 
-    DIRECTORY/FINGERPRINT.erofs   read-only, locked (flock(2), shared) by each sandbox whose VM has it
-    DIRECTORY/lock                flock(2) of whoever makes room
+    DIRECTORY/FINGERPRINT.erofs        read-only, locked (flock(2), shared) by each sandbox whose VM has it
+    DIRECTORY/FINGERPRINT.BOOT.erofs   the same, perhaps not on the disk yet: for this boot alone
+    DIRECTORY/lock                     flock(2) of whoever makes room
 
-A file gets its name when it is whole and on the disk, so that makers that are killed leave nothing and of
-several at once one is kept. An image is what a jailed mkfs.erofs wrote, so perhaps what a hostile tree had it
-write; but its name is that of that tree alone, and comes from us. A name is believed only in a directory, and
-of a file, that nobody but us can write, and a file only where it is as long as its superblock says.
+A file gets its name when it is whole, so that makers that are killed leave nothing and of several at once one
+is kept. No start waits for the disk: what a power failure may have cut short is of no other boot, and gets
+its lasting name from who uses it once the kernel has written it. An image is what a jailed mkfs.erofs wrote,
+so perhaps what a hostile tree had it write; but its name is that of that tree alone, and comes from us. A
+name is believed only in a directory, and of a file, that nobody but us can write, and a file only where it
+is as long as its superblock says.
 """
 
 from __future__ import annotations
@@ -20,14 +23,18 @@ import time
 from bufferzone.errors import HostError
 from bufferzone.linux import nameless
 from bufferzone.linux.ignoring import ignoring
+from bufferzone.log import passing_over
 from bufferzone.storage import erofs
 
 _SUFFIX = ".erofs"
 _DIGEST = frozenset("0123456789abcdef")
+#: seconds after which the kernel has written what is dirty: 30 until it is old enough, 5 between two looks
+#: (Documentation/admin-guide/sysctl/vm.rst, dirty_expire_centisecs), and some
+_WRITTEN_S = 60
 
 
 class Cache:
-    """The images in `directory`, which is made where it is missing; at most `most` bytes are kept.
+    """The images in `directory`, which is made where it is missing; about `most` bytes are kept.
 
     Owns `fd`, the directory: files are found through it, and so on the mount where it was opened, in whatever
     mount namespace we are by then. Raises `HostError`.
@@ -36,6 +43,8 @@ class Cache:
     def __init__(self, directory: str, most: int) -> None:
         self.path, self._most = directory, most
         try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                self._boot = file.read().strip()
             os.makedirs(directory, 0o700, exist_ok=True)
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
@@ -58,7 +67,23 @@ class Cache:
         """The image made of what has this fingerprint, locked as long as somebody has this descriptor; -1:
         there is none that can be believed. It is the most recently used now.
         """
-        name = f"{digest}{_SUFFIX}"
+        fd = self._open(f"{digest}{_SUFFIX}")
+        if fd >= 0:
+            return fd
+        unsafe = self._of_this_boot(digest)
+        fd = self._open(unsafe)
+        if fd >= 0 and os.fstat(fd).st_mtime < time.time() - _WRITTEN_S:
+            with passing_over(f"{unsafe} keeps its name", OSError):
+                os.fsync(fd)
+                with ignoring(errno.EEXIST):  # another was faster
+                    nameless.give_name(fd, f"{self.place}/{digest}{_SUFFIX}")
+                os.unlink(unsafe, dir_fd=self.fd)
+        return fd
+
+    def _of_this_boot(self, digest: str) -> str:
+        return f"{digest}.{self._boot}{_SUFFIX}"
+
+    def _open(self, name: str) -> int:
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError:
@@ -85,34 +110,38 @@ class Cache:
         if found.st_uid != os.geteuid():
             os.fchown(fd, os.geteuid(), os.getegid())
         fcntl.flock(fd, fcntl.LOCK_SH)
-        os.fsync(fd)
-        self._clear(digest)
+        self._clear(f"{digest}{_SUFFIX}")
+        name = self._of_this_boot(digest)
+        self._clear(name)
         with ignoring(errno.EEXIST):
-            nameless.give_name(fd, f"{self.place}/{digest}{_SUFFIX}")
-        os.fsync(self.fd)
+            nameless.give_name(fd, f"{self.place}/{name}")
         self.make_room()
 
-    def _clear(self, digest: str) -> None:
+    def _clear(self, name: str) -> None:
         """Remove what has this name and cannot be believed."""
-        fd = self.open(digest)
+        fd = self._open(name)
         if fd < 0:
-            self._remove(f"{digest}{_SUFFIX}")
+            self._remove(name)
         else:
             os.close(fd)
 
     def make_room(self) -> list[str]:
-        """Remove the least recently used beyond `most` bytes, but none that a VM has; the names."""
+        """Remove those of another boot, and the least recently used beyond `most` bytes, but none that a VM
+        has; the names.
+        """
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             rows = []
             for name in filter(_is_image, os.listdir(self.fd)):
                 found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-                rows.append((found.st_atime_ns, found.st_blocks * 512, name))
-            total = sum(row[1] for row in rows)
+                boot = name.removesuffix(_SUFFIX)[65:]
+                is_lost = boot not in ("", self._boot)
+                rows.append((not is_lost, found.st_atime_ns, found.st_blocks * 512, name))
+            total = sum(row[2] for row in rows)
             removed = []
-            for _, size, name in sorted(rows):
-                if total > self._most and self._remove(name):
+            for is_of_use, _, size, name in sorted(rows):
+                if (total > self._most or not is_of_use) and self._remove(name):
                     total -= size
                     removed.append(name)
             return removed
@@ -145,7 +174,7 @@ class Cache:
 
 
 def _is_image(name: str) -> bool:
-    digest = name.removesuffix(_SUFFIX)
+    digest, _, _ = name.partition(".")
     return name.endswith(_SUFFIX) and len(digest) == 64 and _DIGEST.issuperset(digest)
 
 
