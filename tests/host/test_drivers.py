@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes import oci_layout
 from host.conftest import TIMEOUT_S, how_started, podman, run
 from vm.verbs import await_true
 
@@ -68,6 +69,15 @@ def driver(request):
     ALLOWED.unlink()
 
 
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory):
+    """An image of Debian's packages, as this host has them: some thousand files."""
+    made = oci_layout.of_packages(tmp_path_factory.mktemp("layout"), ["dash", "coreutils", "perl"])
+    image = podman("pull", "--quiet", made)
+    yield image
+    podman("rmi", "--force", image)
+
+
 firecracker_alone = pytest.mark.parametrize("driver", ["firecracker"], indirect=True)
 
 
@@ -100,6 +110,28 @@ def test_a_container_runs_takes_an_exec_is_logged_and_stops(driver, image):
     assert facts["bufferzone.vmm"] in run("bz", "ps")
     podman("stop", "--time", "1", "daily")
     podman("rm", "daily")
+
+
+def kept_images() -> set[tuple[str, int]]:
+    """Those of root file systems, by the layers that they are of."""
+    with os.scandir("/var/lib/bufferzone/roots") as entries:
+        return {(entry.name.split(".")[0], entry.inode()) for entry in entries if entry.name != "lock"}
+
+
+def test_a_debian_image_runs_and_its_layers_are_packed_once(driver, debian):
+    driver.start("debian", debian)
+    await_true(lambda: podman("logs", "debian") == "up", "what it says", TIMEOUT_S)
+    kept = kept_images()
+    assert kept
+    look = "cat /etc/hosts; echo mine > /usr/bin/dash; exec perl -e 'print 6 * 7'"
+    for name in ("first", "second"):
+        said = podman("run", "--rm", "--hostname", name, *driver.words, debian, "sh", "-c", look)
+        assert said.endswith("42")
+        assert f"\t{name} " in said  # what Podman wrote before the start is this container's
+    assert kept_images() == kept
+    assert podman("exec", "debian", "sh", "-c", "exec wc -c < /usr/bin/dash") != "5"
+    podman("stop", "--time", "1", "debian")
+    podman("rm", "debian")
 
 
 def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(driver, image):

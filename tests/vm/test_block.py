@@ -15,6 +15,8 @@ import pytest
 
 from bufferzone.linux import mount as lm
 from bufferzone.model import ImageRef
+from fakes import oci_layout
+from vm import private
 from vm.leftovers import Watch
 from vm.verbs import await_true, bundle, config, write_config
 from vm.warm import Warm, makers
@@ -245,3 +247,28 @@ def test_podman_runs_it_and_refuses_to_copy(podman, nothing_left, tmp_path: Path
     assert podman.any("cp", tmp_path / "file", "block:/srv/file").status != 0
     assert "sleep" in podman("top", "block", "args").text
     podman("rm", "--force", "--time", "0", "block")
+
+
+def test_an_image_of_podmans_is_packed_once(
+    podman, nothing_left, tmp_path: Path, guest_image: ImageRef
+) -> None:
+    image = podman("pull", "--quiet", oci_layout.usual(tmp_path / "layout")).text
+    rows = {"image": guest_image.directory, "image_store": f"{tmp_path}/images", "rootfs": "block"}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items())
+    (tmp_path / "settings").write_text(f"{text}templates = false\n")
+    podman.before = (*private.words(settings=str(tmp_path / "settings")), "/usr/bin/env")
+    look = "cat /etc/layer /etc/hosts; echo; ls /etc; echo mine > /etc/layer"
+    try:
+        run = ("run", "--rm", "--name", "same", "--hostname", "box", image, "sh", "-c", look)
+        seen = [podman(*run).text for _ in range(2)]
+    finally:
+        podman.before = ()
+        podman("rmi", image)
+    assert seen[0] == seen[1]
+    assert seen[0].startswith("top\n")
+    assert "box" in seen[0]
+    listed = seen[0].splitlines()
+    assert "passwd" in listed
+    assert "gone" not in listed
+    (kept,) = [name for name in os.listdir(tmp_path / "roots") if name != "lock"]
+    assert kept.endswith(".erofs")
