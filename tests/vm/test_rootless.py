@@ -127,6 +127,29 @@ def test_the_second_start_of_a_shape_is_warm(podman, user):
     podman("rm", "--force", "--time", "0", identity, second)
 
 
+class OnOverlay(RootlessPodman):
+    """With layers, wherever the user's own storage has none."""
+
+    @property
+    def options(self):
+        return [*super().options, "--storage-driver", "overlay", "--root", self.user.home / "layers"]
+
+
+def test_an_image_is_packed_once_for_an_ordinary_user_too(podman, user):
+    file, podman = next(user.directory.glob("*.tar")), OnOverlay(user)
+    podman.image = podman("load", "--quiet", "--input", file).text.split()[-1]
+    run = ("run", "--rm", "--network", "none", "--annotation", "bufferzone.rootfs=block", podman.image)
+    roots = user.home / ".local/share/bufferzone/roots"
+    kept = []
+    for _ in range(2):
+        assert podman(*run, "sh", "-c", "cat /srv/plain; echo mine > /srv/plain").text == "text"
+        kept.append([(path.name, path.stat().st_ino) for path in roots.glob("*.erofs")])
+    assert len(kept[0]) == 1
+    assert kept[1] == kept[0]
+    assert roots.stat().st_uid == user.uid
+    podman("rmi", podman.image)
+
+
 def test_starts_of_a_user_are_counted_where_the_user_reads_them(podman, user):
     def starts():
         done = user.run(user.programs / "bz", "metrics")
