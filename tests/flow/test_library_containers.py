@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import threading
 
@@ -123,9 +124,29 @@ def test_who_closes_it_leaves_the_sandbox_and_the_others_running(alone):
             assert made.status == "stopped"
         assert sb.run(["true"]).ok
         assert other.run(["true"]).ok
-        with pytest.raises(bufferzone.StateError) as caught:
+        with pytest.raises(bufferzone.StateError, match="the container has ended: again") as caught:
             made.run(["true"])
-        assert caught.value.code == "sandbox-ended"
+        assert caught.value.code == "container-ended"
+
+
+def test_who_has_the_name_of_one_that_was_closed_is_another(alone):
+    with alone.sandbox() as sb:
+        old = sb.container(name="again")
+        old.close()
+        with sb.container(name="again") as made:
+            old.remove()
+            old.close()
+            assert (old.status, made.status) == ("stopped", "running")
+            for call in (
+                lambda: old.run(["true"]),
+                old.wait,
+                old.pause,
+                lambda: old.files.read("/etc/passwd"),
+            ):
+                with pytest.raises(bufferzone.StateError) as caught:
+                    call()
+                assert caught.value.code == "container-ended"
+            assert made.run(["true"]).ok
 
 
 def test_what_ends_by_itself_or_is_killed_does_not_disturb_the_others(pair):
@@ -157,10 +178,10 @@ def test_they_end_with_the_first_however_that_ends(alone, more, status):
             wait_for(made, lambda: made.files.exists("/dev/shm/end"))
             made.run(["sh", "-c", "echo >/dev/shm/end"])
         assert (made.wait(), first.wait()) == (137, status)
-        for call in (made.run, first.run):
+        for box, code in ((made, "container-ended"), (first, "sandbox-ended")):
             with pytest.raises(bufferzone.StateError) as caught:
-                call(["true"])
-            assert caught.value.code == "sandbox-ended"
+                box.run(["true"])
+            assert caught.value.code == code
         assert refused(first) == "sandbox-ended"
 
 
@@ -266,6 +287,25 @@ def test_a_killed_program_leaves_none_of_them(alone):
     alone.sandbox().close()  # the next one tidies
 
 
+def test_a_program_that_is_killed_while_it_adds_one_leaves_none(alone):
+    """At whatever moment: each turn is another one."""
+    for turn in range(12):
+        program = alone.program(f"""
+            box = sandbox(name="turn{turn}")
+            print("made", flush=True)
+            while True:
+                box.container(name="turn{turn}-added").close()
+        """)
+        assert program.stdout.readline() == "made\n"
+        shim = shim_of(alone, f"turn{turn}")
+        ready, _, _ = select.select([shim], [], [], 0.1 + turn * 0.017)
+        assert not ready
+        program.kill()
+        program.communicate()
+        ended(shim)
+    alone.sandbox().close()  # the next one tidies
+
+
 def test_a_program_that_ends_in_order_leaves_none(alone):
     program = alone.program("box = sandbox(); box.container(); box.container(); print('made')")
     assert program.communicate(timeout=DEADLINE_S)[0] == "made\n"
@@ -295,10 +335,10 @@ def test_a_killed_shim_ends_them_all_and_each_says_so(alone, pair):
     shim = shim_of(alone, "first")
     signal.pidfd_send_signal(shim, signal.SIGKILL)
     ended(shim)
-    for box in pair:
+    for box, code in zip(pair, ("sandbox-ended", "container-ended"), strict=True):
         with pytest.raises(bufferzone.StateError) as caught:
             box.run(["true"])
-        assert caught.value.code == "sandbox-ended"
+        assert caught.value.code == code
         assert box.name in str(caught.value)
     assert refused(pair[0]) == "sandbox-ended"
 

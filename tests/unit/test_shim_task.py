@@ -330,15 +330,39 @@ def test_what_is_added_while_the_sandbox_ends_ends_too(world):
     made = world.sandbox.create
 
     def slow(*args, **more):
-        world.sandbox.agent.deaf = True  # it does not know of the new one yet
         world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
         world.service.wait(world.peer, task.WaitRequest(id="c"))
-        world.sandbox.agent.deaf = False
+        assert world.sandbox.agent.signals == [], "the guest does not know it yet"
         return made(*args, **more)
 
     world.sandbox.create = slow
     add(world, "d", task.HELD, task.INSIDE)
-    assert [(call.id, call.signal) for call in world.sandbox.agent.signals] == [("d", 9), ("d", 9)]
+    assert [(call.id, call.signal) for call in world.sandbox.agent.signals] == [("d", 9)]
+
+
+def test_a_container_that_was_not_made_and_that_nobody_deletes_leaves_no_shim(world):
+    """Its caller, who was killed, would have asked for the end."""
+    create(world)
+    made = world.sandbox.create
+
+    def fails(container_id, bundle, *args, **more):
+        world.sandbox.agent.finish(agent.ProcessRef(id="c"), 0)
+        world.service.wait(world.peer, task.WaitRequest(id="c"))
+        world.service.delete(world.peer, task.DeleteRequest(id="c"))
+        with pytest.raises(StateError, match="another container is in its VM"):
+            world.service.shutdown(world.peer, task.ShutdownRequest(id="c"))
+        return made(container_id, "/bad", *args, **more)
+
+    world.sandbox.create = fails
+    with pytest.raises(StateError, match="no such bundle"):
+        add(world, "d", task.HELD, task.INSIDE)
+    assert world.ended.is_set()
+
+
+def test_the_first_container_that_was_not_made_leaves_the_shim_to_who_asked(world):
+    with pytest.raises(StateError, match="no such bundle"):
+        create(world, bundle="/bad")
+    assert not world.ended.is_set()
 
 
 def test_a_container_that_failed_to_join_one_that_ended_meanwhile_leaves_no_vm(world):

@@ -133,6 +133,16 @@ def test_forks_go_on_from_what_was_prepared_and_keep_what_they_write(warm: Warm,
     assert drawn == "random numbers: 3 different"
 
 
+def test_two_containers_of_a_sandbox_share_a_network_and_no_files(warm: Warm):
+    assert example(warm, "two_containers.py").splitlines() == [
+        "visitor 1 sees the counter's file: False",
+        "visitor 2 sees the counter's file: False",
+        "the counter kept: 2",
+        "in the sandbox: 1 more",
+        "without it the page fails: nonzero",
+    ]
+
+
 @pytest.mark.skipif(shutil.which("passt") is None, reason="needs passt")
 def test_a_server_is_reached_and_reaches_nothing_else(warm: Warm):
     page, call = example(warm, "reach_a_server.py").splitlines()

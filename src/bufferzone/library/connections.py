@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from bufferzone import state
 from bufferzone.client.connection import Client
-from bufferzone.errors import SANDBOX_ENDED, BufferzoneError, NotFoundError, StateError
+from bufferzone.errors import BufferzoneError, NotFoundError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,14 +29,15 @@ _all: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 class Connections:
     """Those to the shim of the sandbox whose state is in `directory`. `held` is the one that it lives as long
-    as, if it is ours. Thread-safe.
+    as, if it is ours. `kind`, sandbox or container, is what an error calls it. Thread-safe.
     """
 
-    def __init__(self, directory: str, held: Client | None = None) -> None:
-        self._directory, self._held = directory, held
+    def __init__(self, directory: str, held: Client | None = None, *, kind: str = "sandbox") -> None:
+        self._directory, self._held, self._kind = directory, held, kind
         self._idle: list[Client] = []
         self._lock = threading.Lock()
-        self._closed = False
+        #: what lived as long as we held it has gone, whoever has its name by now
+        self._closed = self.given_up = False
         _all.add(self)
 
     @property
@@ -47,7 +48,7 @@ class Connections:
     @contextmanager
     def borrow(self) -> Iterator[Client]:
         """One for the caller alone, given back unless an exception comes: then it is closed, and with it ends
-        what it was asked for. Raises `StateError` `sandbox-ended`.
+        what it was asked for. Raises `StateError` with the code `sandbox-ended` or `container-ended`.
         """
         client = self.take()
         try:
@@ -61,7 +62,9 @@ class Connections:
         self._give_back(client)
 
     def take(self) -> Client:
-        """One that is the caller's from now on. Raises `StateError` `sandbox-ended`."""
+        """One that is the caller's from now on. Raises as `borrow`."""
+        if self.given_up:
+            raise self._ended("it was removed")
         with self._lock:
             client = self._idle.pop() if self._idle else None
         return client or self._connect()
@@ -82,6 +85,7 @@ class Connections:
         """Close them all, the held one too: the sandbox ends then."""
         with self._lock:
             clients, self._idle, self._closed = self._idle, [], True
+            self.given_up = self.given_up or self.holds
         for client in [*clients, *([self._held] if self._held else [])]:
             client.close()
         self._held = None
@@ -104,12 +108,14 @@ class Connections:
         lost = error.code in ("shim-gone", "shim-ended")
         if not lost and not isinstance(error, (StateError, NotFoundError)):
             return error
-        name = os.path.basename(self._directory)
         hint = "" if os.path.exists(self._directory) else "it was removed"
         if not hint and _status(self._directory) != state.STOPPED:
             return error
-        hint = hint or _last_words(self._directory)
-        return StateError(f"the sandbox has ended: {name}", hint=hint, code=SANDBOX_ENDED)
+        return self._ended(hint or _last_words(self._directory))
+
+    def _ended(self, hint: str) -> StateError:
+        name = os.path.basename(self._directory)
+        return StateError(f"the {self._kind} has ended: {name}", hint=hint, code=f"{self._kind}-ended")
 
     def _forget(self) -> None:
         """We are the child of a fork."""

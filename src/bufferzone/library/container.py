@@ -43,6 +43,7 @@ class Container:
     Its methods block, and may be called from many threads at once.
     """
 
+    _kind = "container"
     _base: dict[str, Any] | None = None
     _place: place.Place | None = None
 
@@ -54,7 +55,7 @@ class Container:
         """
         self._root, self.name = root, name
         self._directory = os.path.join(root, name)
-        self._connections = Connections(self._directory, held)
+        self._connections = Connections(self._directory, held, kind=self._kind)
         self._rootfs, self._place = "", at
         self._removing = threading.Lock()
         self.files = Files(self._connections, name, self._process)
@@ -126,6 +127,8 @@ class Container:
     @property
     def status(self) -> str:
         """creating, created, running, paused or stopped; stopped too where it was removed."""
+        if self._connections.given_up:
+            return state.STOPPED
         try:
             return state.status(self._directory)
         except NotFoundError:
@@ -167,6 +170,8 @@ class Container:
     def remove(self) -> None:
         """End it and remove all that is its own on the disk, whoever started it; twice is harmless."""
         with self._removing:
+            if self._connections.given_up:
+                return  # another may have its name by now
             try:
                 launch.remove(self._root, self.name, force=True)
             except NotFoundError:

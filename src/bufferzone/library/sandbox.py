@@ -62,6 +62,7 @@ class Sandbox(Container):
     taken, `HostError`, `VmmError`, `GuestError`.
     """
 
+    _kind = "sandbox"
     _timer: threading.Timer | None = None
     _network = "none"
 
@@ -221,7 +222,8 @@ class Sandbox(Container):
         made = Container(begun.root, begun.id, client, begun.place)
         with self._adding:
             if not self._removed:
-                self._inside.append(made)
+                living = [each for each in self._inside if each._connections.holds]
+                self._inside = [*living, made]
                 return made
         made.remove()
         raise self._ended()
@@ -245,7 +247,7 @@ class Sandbox(Container):
         has_mib, vcpus = (int(facts.get(f"bufferzone.{key}", 0)) for key in ("memory", "vcpus"))
         fits = memory_mib <= usable_mib(has_mib) and cpus <= vcpus
         if has_mib and not fits:
-            has = f"{usable_mib(has_mib)} MiB and {vcpus} CPUs for its containers"
+            has = f"memory_mib={usable_mib(has_mib)}, cpus={vcpus} for its containers"
             raise CallerError(
                 f"memory_mib={memory_mib}, cpus={cpus:g}: the VM of sandbox {self.name} has {has}",
                 hint="its size is fixed at its start: start the sandbox with larger limits",

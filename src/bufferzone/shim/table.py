@@ -23,6 +23,7 @@ class Table:
         self._lock = threading.Lock()
         self._processes: dict[tuple[str, str], Process] = {}
         self._containers: dict[str, Container] = {}
+        self.used = False  # a container was made
 
     def reserve(self, process: Process) -> None:
         """Add `process`; raises `ExistsError` when its name is taken."""
@@ -60,9 +61,11 @@ class Table:
             return [process for process in self._processes.values() if not process.ref.exec_id]
 
     def alone_inside(self) -> list[Process]:
-        """What lives of the containers that were added to a sandbox (`task.INSIDE`), once no other does."""
+        """What there is of containers that were added to a sandbox (`task.INSIDE`), once no other lives."""
         living = [process for process in self.inits() if process.status != task.STOPPED]
-        return living if all(task.INSIDE in process.wishes for process in living) else []
+        if any(task.INSIDE not in process.wishes for process in living):
+            return []
+        return [process for process in living if self.container(process.ref.id) is not None]
 
     def wait_for_execs(self, container_id: str) -> None:
         """All exits of execs are announced before the init's: containerd's order."""
@@ -93,6 +96,7 @@ class Table:
     def add_container(self, container: Container) -> None:
         """Keep `container` for its init's lifetime."""
         with self._lock:
+            self.used = True
             self._containers[container.id] = container
 
     def container(self, container_id: str) -> Container | None:

@@ -248,7 +248,7 @@ class TaskService:
         except BaseException:
             # as with runc: the exec existed, ended with 126/127/255 and is there to be deleted
             process.spec = b""
-            process.end(255, "", self._exec_refused)
+            process.end(255, "", lambda *_: None)  # what never ran has no exit event
             raise
         process.spec, process.status = b"", task.RUNNING
         started = task.TaskExecStarted(
@@ -379,17 +379,16 @@ class TaskService:
             self._ended()
 
     def _end_if_done(self) -> None:
-        """A container that was to join the last one was not made: that may have ended meanwhile."""
-        if self._single and not self._table.is_empty() and self._table.all_stopped():
+        """A container was not made: the last one, and whoever asked for them, may be gone meanwhile."""
+        if self._single and self._table.used and self._table.all_stopped():
             self._containers.stopped(True)
+            if not self._table.has_containers():
+                self._ended()
 
     def _end_inside(self) -> None:
-        """What was added to a sandbox ends with it, also what was being made at that moment."""
+        """What was added to a sandbox ends with it; what is being made at that moment, once it is."""
         for process in self._table.alone_inside():
             self._lost(process)
-
-    def _exec_refused(self, process: Process, failure: str) -> None:
-        """An exec that never ran has no exit event."""
 
     def give_back(self, process: Process) -> None:
         """Free what the host holds for the container of this init; a second call changes nothing."""
