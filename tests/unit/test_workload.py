@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from bufferzone import oci
+from bufferzone import oci, state
 from bufferzone.cli.bz import wish_flags
 from bufferzone.errors import HostError, UsageError
 from bufferzone.workload import config_json, host_root, launch, place, users
@@ -182,3 +182,23 @@ def test_a_place_that_its_maker_has_locked_is_not_tidied_away(tmp_path):
     os.close(lock)
     place.tidy(str(tmp_path))
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+    ("owner", "transient", "stays"),
+    [("", True, False), ("4194304 1\n", True, False), ("mine", True, True), ("4194304 1\n", False, True)],
+)
+def test_a_container_that_its_program_was_killed_in_making_goes_with_its_place(
+    tmp_path, monkeypatch, owner, transient, stays
+):
+    monkeypatch.setattr(place, "parent", lambda: str(tmp_path / "places"))
+    root = tmp_path / "root"
+    directory = state.create(str(root), "half")
+    if owner != "mine":
+        os.unlink(os.path.join(directory, state.OWNER))
+    if owner not in ("", "mine"):
+        (root / "half" / state.OWNER).write_text(owner)
+    place.Place(str(root), "half", transient=transient).close()
+    place.tidy(str(tmp_path / "places"))
+    assert os.listdir(tmp_path / "places") == []
+    assert os.path.isdir(directory) == stays

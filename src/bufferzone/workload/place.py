@@ -178,12 +178,29 @@ def _remove_unlocked(path: str) -> None:
 def _container_of(path: str) -> str:
     """The state directory of its container, empty unless that says that this is its bundle."""
     try:
-        with open(os.path.join(path, _OWNER), "rb") as file:
-            root, _, id = os.fsdecode(file.read()).partition("\0")
-        directory = state.directory(root, id)
+        directory = _named(path)
         return directory if str(state.read_state(directory)["bundle"]) == path else ""
     except (OSError, BufferzoneError, ValueError, KeyError):
         return ""
+
+
+def _named(path: str) -> str:
+    """The state directory that a place names; raises OSError or `NotFoundError`."""
+    with open(os.path.join(path, _OWNER), "rb") as file:
+        root, _, id = os.fsdecode(file.read()).partition("\0")
+    return state.directory(root, id)
+
+
+def _half_made(path: str) -> str:
+    """The state directory of a transient place that says nothing: whoever held the place was killed while he
+    made or removed it. Empty: there is none, or it is somebody's who lives.
+    """
+    try:
+        directory = _named(path)
+    except (OSError, BufferzoneError):
+        return ""
+    told = os.path.exists(os.path.join(directory, state.STATE)) or state.owner_alive(directory)
+    return directory if os.path.exists(os.path.join(path, _TRANSIENT)) and not told else ""
 
 
 def _is_wanted(path: str) -> bool:
@@ -196,7 +213,7 @@ def _is_wanted(path: str) -> bool:
 
 def _remove_transient(path: str) -> None:
     """Remove the container of a place that has ended with whoever held it."""
-    directory = _container_of(path)
+    directory = _container_of(path) or _half_made(path)
     if directory:
         with log.passing_over(f"remove {directory}", BufferzoneError):
             removal.remove(directory, os.path.basename(directory), force=True, program="")
