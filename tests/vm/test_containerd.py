@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bufferzone import config
 from vm.containerd import RUNTIME, SCRIPT, TIMEOUT_S, Containerd, needs_containerd, program, version
 from vm.podman import read_until
 from vm.verbs import await_true
@@ -243,3 +244,38 @@ def test_a_runtime_of_the_engines_has_settings_of_its_own(containerd, image, tmp
     done = containerd.ctr(*words, "true", check=False)
     assert f"{settings}: memory_mb: unknown setting".encode() in done.stderr
     containerd.ctr("containers", "delete", "small", check=False)
+
+
+def test_a_root_file_system_of_mounts_becomes_a_disk_which_the_next_container_finds(
+    containerd, image, tmp_path
+):
+    settings = tmp_path / "disk.toml"
+    settings.write_text('rootfs = "block"\n')
+    words = ("--runtime", RUNTIME, "--runtime-config-path", str(settings), image)
+    roots = Path(config.load().image_store).parent / "roots"
+    shown, kept = [], []
+    for name in ("one", "two"):
+        containerd.ctr("run", "-d", *words, name, "sleep", "300")
+        script = "grep ' / ' /proc/mounts; echo written > /here; cat /here; ls /"
+        shown.append(containerd.ctr("tasks", "exec", "--exec-id", "x", name, "sh", "-c", script).stdout)
+        kept.append(sorted(os.listdir(roots)))
+        containerd.ctr("tasks", "delete", "-f", name)
+        containerd.ctr("containers", "delete", name)
+    assert shown[0].startswith(b"overlay / overlay ")
+    assert b"\nwritten\nbin\n" in shown[0]
+    assert shown[1] == shown[0]
+    assert kept[1] == kept[0] != []
+
+
+def test_a_container_is_saved_and_one_that_is_to_go_on_from_there_is_refused(containerd, image):
+    ref = "localhost/saved:1"
+    words = ("--annotation", "bufferzone.rootfs=block", "--runtime", RUNTIME, image, "saved")
+    containerd.ctr("run", "-d", *words, "sleep", "300")
+    containerd.ctr("containers", "checkpoint", "--task", "--image", "saved", ref)
+    done = containerd.ctr("containers", "restore", "--live", "restored", ref, check=False)
+    assert b"cannot make restored from a checkpoint: its VM was begun before" in done.stderr
+    assert b"restored" not in containerd.ctr("tasks", "ls").stdout
+    containerd.ctr("tasks", "delete", "-f", "saved")
+    for name in ("saved", "restored"):
+        containerd.ctr("containers", "delete", name)
+    await_true(lambda: shims() == [], "a shim lives on")

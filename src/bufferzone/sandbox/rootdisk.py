@@ -49,9 +49,21 @@ class RootDisk:
             )
         self._user = container_id
 
+    def mount(self, mounts: list[Mount]) -> None:
+        """Have these mounts packed. Raises `HostError` where something else is being packed already."""
+        if not (isinstance(self._packing, Layered) and self._packing.awaits_mounts):
+            kinds = ", ".join(mount.type for mount in mounts)
+            raise HostError(
+                f"a root file system of mounts cannot become a disk where one is there: {kinds}",
+                code="rootfs",
+            )
+        self._packing.tell(mounts)
+
     def use(self, fd: int, name: str) -> None:
         """Take the image behind `fd`, which becomes ours. Raises `HostError` when it is none."""
         self._close()
+        if self._packing is not None:
+            self._packing.close()  # it has ended, or nobody needs it
         self._fd = fd
         self._kind = erofs.kind_of(fd, name)
 
@@ -62,7 +74,6 @@ class RootDisk:
                 raise HostError("there is no image of a root file system", code="no-image")
             fd = self._packing.image()
             self.layers = list(self._packing.layers)
-            self._packing.close()
             self.use(fd, "the packed root file system")
         return self._kind, self._fd
 
@@ -116,13 +127,16 @@ def open_root(stack: ExitStack, settings: Settings, spec: Spec, *, uid: int) -> 
 
 
 def _pack(rootfs: str, settings: Settings, uid: int, most: int) -> erofs.Packing | Layered:
-    """Begin with an overlay's layers, or with the directory that it is."""
+    """Begin with an overlay's layers, or with the directory that it is; an empty one is the place of mounts
+    that come with containerd's Create.
+    """
     kept_bytes, found = settings.rootfs_cache_mib << 20, None
+    empty = _is_empty(rootfs)
     try:
-        found = overlay.find(rootfs) if kept_bytes else None
+        found = overlay.find(rootfs) if kept_bytes and not empty else None
     except overlay.Unknown as error:
         debug(f"root file system: packed for this container alone: {error.line()}")
-    if found is None:
+    if found is None and not empty:
         return erofs.pack(rootfs, directory_of(settings), uid=uid, most=most)
     order = Order(
         rootfs=rootfs,
@@ -134,6 +148,14 @@ def _pack(rootfs: str, settings: Settings, uid: int, most: int) -> erofs.Packing
         kept_bytes=kept_bytes,
     )
     return Layered(order)
+
+
+def _is_empty(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False  # packing it tells why
 
 
 def open_saved(stack: ExitStack, checkpoint: Checkpoint) -> RootDisk:
@@ -161,17 +183,18 @@ def open_image(path: str) -> int:
 
 
 def take_mounts(disk: RootDisk, mounts: list[Mount]) -> None:
-    """containerd's root file system in a sandbox with a disk: one EROFS image, or nothing.
-
-    Anything else would have to be packed, and by now the shim has threads. Raises `HostError`.
+    """containerd's root file system in a sandbox with a disk: an EROFS image as it is, anything else packed,
+    by who was forked for that before the shim had threads. Raises `HostError`.
     """
     if not mounts:
         return
-    if len(mounts) > 1 or mounts[0].type != "erofs" or mounts[0].target:
-        kinds = ", ".join(mount.type for mount in mounts)
+    if len(mounts) == 1 and mounts[0].type == "erofs" and not mounts[0].target:
+        disk.use(open_image(mounts[0].source), mounts[0].source)
+    elif any(mount.target for mount in mounts):
         raise HostError(
-            f"a root file system of mounts cannot become a disk: {kinds}",
-            hint="one erofs mount of an image file, or rootfs = virtiofs",
+            f"a root file system with mounts in it cannot become a disk: {mounts[-1].target}",
+            hint="rootfs = virtiofs",
             code="rootfs",
         )
-    disk.use(open_image(mounts[0].source), mounts[0].source)
+    else:
+        disk.mount(mounts)

@@ -3,7 +3,8 @@ every container of the same layers; what is small on top of them, such as what e
 is sent to the guest as layers.
 
 A child of ours looks at the layers while the VM starts, and packs where there is no image. It lives until the
-image is there and answers on a socket; it mounts in a mount namespace of its own. One image for all lower
+image is there and answers on a socket; it mounts in a mount namespace of its own, containerd's mounts too,
+which come when the VM runs already and we have threads. One image for all lower
 layers, not one for each: a jailed mkfs.erofs cannot read trusted.overlay.opaque, so the host's overlay puts
 them together; a VMM needs one slot, as a template has, and the guest reads from one disk. Whatever is not
 understood makes it one directory, packed for this container alone.
@@ -12,22 +13,26 @@ Source: docs/block-rootfs.md.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import socket
 import time
+from contextlib import ExitStack
 from functools import partial
 
 from bufferzone import spawn
 from bufferzone.errors import BufferzoneError, HostError
 from bufferzone.linux import mount as mnt
 from bufferzone.linux import process
+from bufferzone.linux.ignoring import ignoring
 from bufferzone.log import debug, line_of, say
 from bufferzone.record import Record
+from bufferzone.sandbox import rootmounts
 from bufferzone.storage import erofs, layers, overlay, share
 from bufferzone.storage.rootcache import Cache
-from bufferzone.wire import agent
+from bufferzone.wire import agent, task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,11 +51,11 @@ _SAFE = mnt.MS_RDONLY | mnt.MS_NOSUID | mnt.MS_NODEV
 class Order(Record):
     """What is to be packed: the directory `rootfs`, an overlay, into an image of at most `most` bytes, by a
     mkfs.erofs that is user `uid`. Images are kept in the directory `kept`, up to `kept_bytes`; `disks` is
-    for one that is not kept.
+    for one that is not kept. `overlay` None: what `rootfs` is, is told later, see `Layered.tell`.
     """
 
     rootfs: str
-    overlay: overlay.Overlay
+    overlay: overlay.Overlay | None
     uid: int
     most: int
     disks: str
@@ -65,22 +70,34 @@ class Layered:
         """One thread only. Raises `HostError`; then nothing is left."""
         self.layers: list[agent.Layer] = []
         self._until, self._rootfs = time.monotonic() + erofs.DEADLINE_S, order.rootfs
+        self.awaits_mounts = order.overlay is None
         self._socket, there = socket.socketpair()
         with there:
             try:
-                enter = partial(_enter, there.fileno(), partial(_make, order))
+                enter = partial(_enter, there.fileno(), partial(_make, order, there.fileno()))
                 self._child = spawn.start("the process that packs layers", ["-"], enter)
             except BaseException:
                 self._socket.close()
                 raise
 
+    def tell(self, mounts: list[task.Mount]) -> None:
+        """What the child, which waits for this, is to mount at `rootfs` first; nothing: that is to be packed
+        as it is. That the child died is told by `image`.
+        """
+        self.awaits_mounts, self._until = False, time.monotonic() + erofs.DEADLINE_S
+        with ignoring(errno.EPIPE, errno.ENOTCONN):
+            self._socket.sendall(_DONE + task.CreateTaskRequest(rootfs=mounts).encode())
+            self._socket.shutdown(socket.SHUT_WR)
+
     def image(self) -> int:
         """Wait for the end; a read-only descriptor of the image, the caller's. Raises `HostError`."""
         fds = list[int]()
+        if self.awaits_mounts:
+            self.tell([])
         try:
             self._wait()
             first, fds, _, _ = socket.recv_fds(self._socket, 1, 1)
-            text = self._rest()
+            text = _rest(self._socket)
             if first == _DONE and fds:
                 self.layers = agent.MountRootRequest.decode(text).layers
                 return fds.pop()
@@ -104,15 +121,16 @@ class Layered:
             text = f"cannot pack {self._rootfs} into an image: not done after {erofs.DEADLINE_S:g} s"
             raise HostError(text, hint="rootfs = virtiofs", code="pack")
 
-    def _rest(self) -> bytes:
-        parts = list[bytes]()
-        while part := self._socket.recv(1 << 20):
-            parts.append(part)
-        return b"".join(parts)
-
     def _hint(self) -> str:
         self._child.wait_exit()
         return self._child.denied or "rootfs = virtiofs"
+
+
+def _rest(of: socket.socket) -> bytes:
+    parts = list[bytes]()
+    while part := of.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _enter(
@@ -146,18 +164,49 @@ def _live(fd: int, make: Callable[[], tuple[int, list[agent.Layer]]], talk: spaw
     os._exit(0)
 
 
-def _make(order: Order) -> tuple[int, list[agent.Layer]]:
+def _make(order: Order, fd: int) -> tuple[int, list[agent.Layer]]:
     """(the image, what belongs above it). Raises `HostError`."""
-    try:
-        cache = Cache(order.kept, order.kept_bytes)  # before we leave the mount namespace, for its mount
+    mounts = _told(fd) if order.overlay is None else []
+    try:  # before we leave the mount namespace, for its mount
+        cache = Cache(order.kept, order.kept_bytes) if order.kept_bytes else None
     except HostError as error:
+        cache = None
         say(f"root file system: packed for this container alone: {error.line()}")
-        return _pack(order, order.disks), []
+    place = cache.place if cache else _opened(order.disks)
     share.own_namespace()
+    rootmounts.mount(mounts, order.rootfs, ExitStack())  # which goes with our namespace
+    return _kept(order, cache) if cache else (_pack(order, place), [])
+
+
+def _told(fd: int) -> list[task.Mount]:
+    """What is to be mounted, once somebody tells it."""
+    with socket.socket(fileno=os.dup(fd)) as there:
+        text = _rest(there)
+    if text[:1] != _DONE:
+        os._exit(1)  # nobody needs it any more
+    return task.CreateTaskRequest.decode(text[1:]).rootfs
+
+
+def _opened(directory: str) -> str:
+    """A path to the directory, of this process, by the mount that it is on now. Raises `HostError`."""
     try:
-        overlay.check_shown(order.overlay, order.rootfs)
-        above, below = _split(order.overlay)
-        options = order.overlay.options if len(below) > 1 else ()
+        os.makedirs(directory, 0o700, exist_ok=True)
+        return f"/proc/self/fd/{os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}"
+    except OSError as error:
+        raise HostError(f"cannot make an image in {directory}: {error.strerror}", code="pack") from error
+
+
+def _kept(order: Order, cache: Cache) -> tuple[int, list[agent.Layer]]:
+    """The image of the overlay's layers, from the cache or for it, and what belongs above; of anything else
+    one for this container alone.
+    """
+    try:
+        of = order.overlay or overlay.find(order.rootfs)
+        if of is None:
+            raise overlay.Unknown(f"no overlay: {order.rootfs}")
+        overlay.check_shown(of, order.rootfs)
+        above, below = _split(of)
+        options = of.options if len(below) > 1 else ()
         found = layers.fingerprint(below, _salt(options))
         image = cache.open(found.digest)
         if image >= 0:
