@@ -17,11 +17,14 @@ from bufferzone.errors import CallerError, HostError
 from bufferzone.guest import block
 from bufferzone.guest import layers as guest_layers
 from bufferzone.linux import mount as mnt
+from bufferzone.record import replace
 from bufferzone.sandbox import rootlayers
 from bufferzone.storage import layers, overlay
 from bufferzone.storage.rootcache import Cache
+from bufferzone.vmm.firecracker import place
 from bufferzone.wire import agent
 from unit.guest_harness import needs_root
+from unit.test_vmm_firecracker import SPEC as FIRECRACKER
 
 MIB = 1 << 20
 pytestmark = [
@@ -318,6 +321,29 @@ def test_an_overlay_of_layers_with_redirects_is_read_as_it_is(world: World) -> N
     assert seen["moved/file"][5] == b"of the bottom\n"
     assert len(world.images()) == 1
     os.close(image)
+
+
+@pytest.mark.parametrize("make", [World.mount, many], ids=["kept", "for this container alone"])
+def test_the_slot_of_a_vmm_shows_the_image_though_its_maker_left_the_mount_namespace(
+    world: World, make: Any
+) -> None:
+    """A kernel clones no mount of another namespace (open_tree(2): EINVAL)."""
+    make(world)
+    world.settle()
+    spec = replace(FIRECRACKER, directory=str(world.base / "vmm"))
+    for turn in ("made", "found", "found later"):
+        if turn == "found later":  # and given its lasting name
+            for path in world.roots.glob("*.erofs"):
+                os.utime(path, ns=(0, time.time_ns() - 61 * 10**9))
+        here = place.Place(spec, 2_000_000_002)
+        image, _ = world.pack()
+        try:
+            here.show("rootfs", image)
+            assert os.path.samestat(os.stat(world.base / "vmm" / "disk-rootfs"), os.fstat(image)), turn
+            assert not list(world.roots.glob("shown-*"))
+        finally:
+            here.close()
+            os.close(image)
 
 
 def test_makers_at_once_keep_one_image(world: World) -> None:

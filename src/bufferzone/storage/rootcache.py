@@ -75,9 +75,8 @@ class Cache:
         if fd >= 0 and os.fstat(fd).st_mtime < time.time() - _WRITTEN_S:
             with passing_over(f"{unsafe} keeps its name", OSError):
                 os.fsync(fd)
-                with ignoring(errno.EEXIST):  # another was faster
-                    nameless.give_name(fd, f"{self.place}/{digest}{_SUFFIX}")
-                os.unlink(unsafe, dir_fd=self.fd)
+                # not link and unlink: who opened it by the old name has to have it by a name
+                os.rename(unsafe, f"{digest}{_SUFFIX}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return fd
 
     def _of_this_boot(self, digest: str) -> str:
@@ -110,20 +109,22 @@ class Cache:
         if found.st_uid != os.geteuid():
             os.fchown(fd, os.geteuid(), os.getegid())
         fcntl.flock(fd, fcntl.LOCK_SH)
-        self._clear(f"{digest}{_SUFFIX}")
+        if self._clear(f"{digest}{_SUFFIX}"):
+            return
         name = self._of_this_boot(digest)
         self._clear(name)
         with ignoring(errno.EEXIST):
             nameless.give_name(fd, f"{self.place}/{name}")
         self.make_room()
 
-    def _clear(self, name: str) -> None:
-        """Remove what has this name and cannot be believed."""
+    def _clear(self, name: str) -> bool:
+        """Whether there is an image of this name; what has it and cannot be believed is removed."""
         fd = self._open(name)
         if fd < 0:
             self._remove(name)
-        else:
-            os.close(fd)
+            return False
+        os.close(fd)
+        return True
 
     def make_room(self) -> list[str]:
         """Remove those of another boot, and the least recently used beyond `most` bytes, but none that a VM

@@ -191,15 +191,16 @@ class Place:
 def _named(fd: int) -> Iterator[int]:
     """While entered, the file behind `fd` has a name, by which the descriptor that this yields was opened.
 
-    One that was made without (O_TMPFILE) gets it beside where it was made: no kernel mounts what has none.
-    Raises OSError.
+    One that was made without (O_TMPFILE) gets it beside where it was made, also where it has got another one
+    since: no kernel mounts what was opened by none. Raises OSError.
 
     Source: d_set_mounted in fs/dcache.c of Linux.
     """
-    if os.fstat(fd).st_nlink:
+    opened_as = os.readlink(f"/proc/self/fd/{fd}")
+    if _leads_to(opened_as, fd):
         yield fd
         return
-    where = os.path.dirname(os.readlink(f"/proc/self/fd/{fd}"))
+    where = os.path.dirname(opened_as)
     path = os.path.join(where, f"shown-{os.urandom(8).hex()}")
     nameless.give_name(fd, path)
     try:
@@ -210,6 +211,14 @@ def _named(fd: int) -> Iterator[int]:
             os.close(named)
     finally:
         os.unlink(path)
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    """Whether this is a name of what `fd` has open."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _write(fd: int, data: bytes) -> None:
