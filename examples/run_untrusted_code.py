@@ -28,7 +28,7 @@ def attempt(sb: bufferzone.Sandbox, code: str, timeout_s: float) -> bufferzone.R
         ["python3", "-I", "-c", code],
         user="nobody",
         timeout_s=timeout_s,
-        cpu_time_s=4,  # an emulated CPU needs more than one of them to start Python
+        cpu_time_s=10,  # an emulated CPU on a busy machine needs some of them to start Python
         memory_mib=64,
         output_limit=1 << 20,
     )
