@@ -15,7 +15,7 @@ import pytest
 from bufferzone.model import ImageRef
 from flow.cli import make_rootfs
 from vm.podman import ROOT
-from vm.warm import Warm
+from vm.warm import Warm, for_a_module
 
 pytestmark = pytest.mark.vm
 
@@ -77,11 +77,7 @@ print(json.dumps([told, len(random)]))
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Iterator[Warm]:
-    warm = Warm(tmp_path_factory.mktemp("library"), guest_image, templates=False)
-    yield warm
-    for id in os.listdir(warm.runtime.root):
-        warm.bz("rm", "-f", id)
-    warm.runtime.close()
+    yield from for_a_module(tmp_path_factory.mktemp("library"), guest_image)
 
 
 def python(warm: Warm, program: str, cwd: Path | None = None) -> str:

@@ -14,7 +14,7 @@ from bufferzone.model import ImageRef
 from flow.cli import make_rootfs
 from vm.leftovers import cgroups_with
 from vm.test_library import python
-from vm.warm import Warm
+from vm.warm import Warm, for_a_module
 
 pytestmark = pytest.mark.vm
 
@@ -72,7 +72,7 @@ with bufferzone.Sandbox(network="passt", ports=[f"127.0.0.1:{port}:8000"], egres
             print(urllib.request.urlopen(f"http://127.0.0.1:{port}/page", timeout=30).read().decode())
             break
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.1)  # a program in the test, which has no event to await
     call = "import socket; socket.create_connection(('198.51.100.1', 80), timeout=30)"
     print(web.run(["python3", "-c", call], timeout_s=60).stderr.splitlines()[-1])
     print(web.files.read_text("/etc/resolv.conf") == sb.files.read_text("/etc/resolv.conf"))
@@ -81,11 +81,7 @@ with bufferzone.Sandbox(network="passt", ports=[f"127.0.0.1:{port}:8000"], egres
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory, guest_image: ImageRef) -> Iterator[Warm]:
-    warm = Warm(tmp_path_factory.mktemp("containers"), guest_image, templates=False)
-    yield warm
-    for id in os.listdir(warm.runtime.root):
-        warm.bz("rm", "-f", id)
-    warm.runtime.close()
+    yield from for_a_module(tmp_path_factory.mktemp("containers"), guest_image)
 
 
 def test_they_talk_over_the_loopback_see_their_own_files_and_one_that_crashes_disturbs_nobody(

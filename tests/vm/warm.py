@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from bufferzone.guestimage import template_store
@@ -117,3 +118,12 @@ def open_files(pid: int) -> list[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+def for_a_module(directory: Path, image: ImageRef) -> Iterator[Warm]:
+    """What a fixture yields whose tests are programs of the library's; then nothing of theirs is left."""
+    warm = Warm(directory, image, templates=False)
+    yield warm
+    for id in os.listdir(warm.runtime.root):
+        warm.bz("rm", "-f", id)
+    warm.runtime.close()
