@@ -393,6 +393,32 @@ def test_a_hook_without_an_environment_has_that_of_the_verb_that_made_the_contai
     assert (tmp_path / "log").read_text().splitlines() == ["sh a caller's /usr/bin:/bin:/x"] * 4
 
 
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_the_pid_that_a_hook_is_told_leads_to_the_network_namespace_of_the_container(bz, tmp_path, verb):
+    """BuildKit's hook, like Docker's, makes interfaces there: in the host's they were the host's."""
+    find_pid = "pid=$(grep -o 'pid\" *: *[0-9]*' | grep -o '[0-9]*$')"
+    script = f"{find_pid}; readlink /proc/$pid/ns/net >>{tmp_path}/log"
+    tell = [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}]
+    hooks = dict.fromkeys(("prestart", "createRuntime", "createContainer"), tell)
+    bz.create("one", bz.bundle("true", hooks=hooks), verb=verb)
+    namespaces = (tmp_path / "log").read_text().split()
+    assert len(namespaces) == 3
+    assert len(set(namespaces)) == 1
+    assert namespaces[0] != os.readlink("/proc/self/ns/net")
+    if verb == "create":
+        bz("delete", "one")
+
+
+def test_a_run_that_leaves_a_pid_file_is_in_the_network_namespace_of_the_container(bz, tmp_path):
+    with bz.start(
+        "run", "--bundle", str(bz.bundle("pause")), "--pid-file", str(tmp_path / "pid"), "one"
+    ) as running:
+        await_true(lambda: bz.state("one", check=None).get("status") == "running", "running")
+        assert int((tmp_path / "pid").read_text()) == running.pid
+        assert os.readlink(f"/proc/{running.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        bz("kill", "one", "KILL")
+
+
 def test_what_a_regular_expression_matches_is_killed_and_deleted(bz):
     """crun's --regex: it matches anywhere, and of those that fail the rest is not held up."""
     bundle = bz.bundle("pause")

@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -94,8 +96,9 @@ class Docker:
             small = self._directory / "small.toml"
             small.write_text("memory_mib = 192\n")
             runtimes["small"] = {"runtimeType": SHIM, "options": {"ConfigPath": str(small)}}
+        self._settings = {"runtimes": runtimes, "live-restore": True}
         settings = self._directory / "daemon.json"
-        settings.write_text(json.dumps({"runtimes": runtimes, "live-restore": True}))
+        settings.write_text(json.dumps(self._settings))
         flags = {
             "containerd": self._containerd.socket,
             "data-root": str(self._directory / "data"),
@@ -117,6 +120,15 @@ class Docker:
             )
         await_true(lambda: "API listen on" in self._log.read_text(), "dockerd")
 
+    def use_by_default(self, runtime: str) -> None:
+        """Also where no runtime is named, as for a step of `docker build`. SIGHUP: dockerd reads again."""
+        settings = {**self._settings, "default-runtime": runtime}
+        (self._directory / "daemon.json").write_text(json.dumps(settings))
+        self.process.send_signal(signal.SIGHUP)
+        await_true(
+            lambda: self("info", "--format", "{{.DefaultRuntime}}") == f"{runtime}\n", "the new settings"
+        )
+
     @property
     def host(self) -> str:
         """Where it listens, as DOCKER_HOST has it."""
@@ -125,9 +137,21 @@ class Docker:
     def command(self, *words: str) -> list[str]:
         return ["docker", "--host", self.host, *words]
 
-    def __call__(self, *words: str, check: int | None = 0, stdin: bytes = b"") -> str:
-        """Standard output, and with another status than `check` what was said."""
-        done = subprocess.run(self.command(*words), input=stdin, capture_output=True, timeout=TIMEOUT_S)
+    def __call__(
+        self,
+        *words: str,
+        check: int | None = 0,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
+        """Both outputs, and with another status than `check` what was said."""
+        done = subprocess.run(
+            self.command(*words),
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            env={**os.environ, **environment},
+        )
         text = done.stdout.decode() + done.stderr.decode()
         assert check is None or done.returncode == check, (words, text, self._log.read_text()[-2000:])
         return text
@@ -200,6 +224,104 @@ def test_a_runtime_of_the_engines_has_settings_of_its_own(daemon: Docker) -> Non
         pytest.skip("this dockerd knows no runtimeType: 23 or newer does")
     words = ("--rm", "--network", "none", "--runtime", "small", "bb", "grep", "MemTotal", "/proc/meminfo")
     assert int(daemon("run", *words).split()[1]) < 192 << 10
+
+
+def test_what_run_is_told_of_the_process_holds_in_it(docker: Docker) -> None:
+    script = (
+        "id -u; id -g; grep CapEff /proc/self/status; ulimit -n; pwd; echo $WORD; hostname; cat /proc/1/comm"
+    )
+    told = ("--user", "1234:99", "--workdir", "/tmp", "--env", "WORD=said", "--hostname", "guest", "--init")
+    told += ("--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--ulimit", "nofile=77:88", "--network", "none")
+    said = docker.run("--rm", *told, "bb", "sh", "-c", script).splitlines()
+    init = "docker-init" if "docker-init" in said[-1:] else "tini"
+    assert said == ["1234", "99", "CapEff:\t0000000000000000", "77", "/tmp", "said", "guest", init]
+    script = "id -u; grep CapEff /proc/self/status"
+    said = docker.run("--rm", *told[6:], "bb", "sh", "-c", script).splitlines()
+    assert said == ["0", "CapEff:\t0000000000001000"]
+
+
+def test_what_run_is_told_of_memory_and_cpus_holds_in_the_guest(docker: Docker) -> None:
+    limits = ("--memory", "64m", "--memory-swap", "64m", "--cpus", "0.5", "--pids-limit", "50")
+    script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max"
+    said = docker.run("--rm", "--network", "none", *limits, "bb", "sh", "-c", script).split()
+    assert said == [f"{64 << 20}", "50000", "100000", "50"]
+    fill = ("bb", "sh", "-c", "exec tail /dev/zero")
+    docker.run("--name", "greedy", "--network", "none", *limits, *fill, check=137)
+    if docker.runtime == "shim":  # runc's looks at the host's cgroup, where nobody was killed
+        assert docker("inspect", "--format", "{{.State.OOMKilled}}", "greedy") == "true\n"
+
+
+def test_what_run_is_told_of_files_holds_in_the_container(docker: Docker, tmp_path: Path) -> None:
+    for name in ("writable", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(f"{name}\n")
+    docker("volume", "create", "named")
+    try:
+        mounts = (
+            "--volume",
+            f"{tmp_path}/writable:/writable",
+            "--volume",
+            "named:/named",
+            "--tmpfs",
+            "/t:size=1m",
+        )
+        mounts += ("--mount", f"type=bind,source={tmp_path}/kept,target=/kept,readonly", "--read-only")
+        script = """
+            cat /writable/file /kept/file; echo new >/writable/file; echo kept >/named/file
+            for each in /kept/file /file; do (: >$each) 2>&1 | sed 's/.*: //'; done
+            dd if=/dev/zero of=/t/file bs=1M count=2 2>&1 | grep -o 'No space left on device'
+        """
+        said = docker.run("--rm", "--network", "none", *mounts, "bb", "sh", "-c", script).splitlines()
+        assert said == ["writable", "kept", *["Read-only file system"] * 2, "No space left on device"]
+        assert (tmp_path / "writable/file").read_text() == "new\n"
+        assert (
+            docker.run("--rm", "--network", "none", "-v", "named:/n:ro", "bb", "cat", "/n/file") == "kept\n"
+        )
+    finally:
+        docker("volume", "rm", "named")
+
+
+def test_a_container_that_fails_is_restarted_as_its_policy_says(docker: Docker, tmp_path: Path) -> None:
+    script = "echo begun >>/said/file; exit 3"
+    words = ("--detach", "--restart", "on-failure:2", "--network", "none", "--volume", f"{tmp_path}:/said")
+    docker.run(*words, "--name", "again", "bb", "sh", "-c", script)
+    state = ("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}", "again")
+    await_true(lambda: docker(*state) == "exited 3 2\n", "the last restart")
+    assert (tmp_path / "file").read_text() == "begun\n" * 3
+
+
+def test_the_health_of_a_container_is_asked_in_it(docker: Docker, tmp_path: Path) -> None:
+    asked = ("--health-cmd", "test -e /flags/well", "--health-interval", "1s", "--health-retries", "1")
+    words = ("--detach", "--network", "none", "--name", "patient", "--volume", f"{tmp_path}:/flags")
+    docker.run(*words, *asked, "bb", "sleep", "1000")
+    health = ("inspect", "--format", "{{.State.Health.Status}}", "patient")
+    await_true(lambda: docker(*health) == "unhealthy\n", "the first answer")
+    (tmp_path / "well").touch()
+    await_true(lambda: docker(*health) == "healthy\n", "the next answer")
+
+
+def test_an_image_is_built_in_vms_and_one_is_made_of_a_container(docker: Docker, tmp_path: Path) -> None:
+    boot_id = "cat /proc/sys/kernel/random/boot_id"
+    user = "echo someone:x:77:77::/:/bin/sh >>/etc/passwd"
+    steps = ("FROM bb", "COPY Dockerfile /copied", f"RUN {boot_id} >/built && {user}", "USER someone")
+    (tmp_path / "Dockerfile").write_text("\n".join([*steps, "CMD id -un", ""]))
+    docker.use_by_default(docker.runtime)
+    try:
+        # the builder that has steps run by the runtime: BuildKit calls runc by name, whatever is set
+        docker("build", "--tag", "built", str(tmp_path), environment={"DOCKER_BUILDKIT": "0"})
+        words = ("--network", "none", "built")
+        assert docker.run("--rm", *words) == "someone\n"
+        there = docker.run("--rm", *words, "cat", "/built", "/copied")
+        assert Path(boot_id.split()[1]).read_text() not in there
+        assert there.endswith((tmp_path / "Dockerfile").read_text())
+        docker.run("--name", "changed", "--user", "0", *words, "sh", "-c", "echo more >/more; rm /copied")
+        docker("commit", "--change", "CMD cat /more", "changed", "made")
+        assert docker.run("--rm", "--network", "none", "made") == "more\n"
+        assert "A /more" in docker("diff", "changed")
+        docker("rm", "changed")
+    finally:
+        docker.use_by_default("runc")
+        docker("image", "rm", "--force", "made", "built", check=None)
 
 
 def test_files_are_copied_both_ways(docker: Docker, tmp_path: Path) -> None:

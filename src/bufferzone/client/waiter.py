@@ -56,7 +56,7 @@ def stand(job: Job, stdio: Sequence[int], tell: int) -> int:
     os.environ.pop(log.DEBUG, None)  # our stderr is the container's
     try:
         os.setsid()
-        _enter_network(job.network)
+        enter_network(job.network)
         with (
             _connect(job) as client,
             _connect(job) as control,
@@ -217,7 +217,8 @@ def _connect(job: Job) -> Client:
         raise VmmError(f"the shim ended before it answered: {error.message}", code="shim-ended") from error
 
 
-def _enter_network(network: str | None) -> None:
+def enter_network(network: str | None) -> None:
+    """Be in the network namespace of a container: see `Job.network`. Raises `HostError`."""
     if network is None:
         return
     from bufferzone.linux import process
