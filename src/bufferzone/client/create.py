@@ -99,7 +99,8 @@ def run_attached(
     """Make it, start its process and wait for its end; its exit status.
 
     We are what stands for it on the host. It is deleted then, unless `keep`. `pass_signals`: see
-    `waiter.attach`; where others learn our pid, we are in its network namespace then, too. `begun` is called once its process runs. Raises what is wrong; then nothing is left.
+    `waiter.attach`; where others learn our pid, we are in its network namespace then, too. `begun` is called
+    once its process runs. Raises what is wrong; then nothing is left.
     """
     directory = start.new_container(order.root, order.id, order.spec)
 
