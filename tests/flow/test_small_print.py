@@ -410,13 +410,15 @@ def test_the_pid_that_a_hook_is_told_leads_to_the_network_namespace_of_the_conta
 
 
 def test_a_run_that_leaves_a_pid_file_is_in_the_network_namespace_of_the_container(bz, tmp_path):
-    with bz.start(
-        "run", "--bundle", str(bz.bundle("pause")), "--pid-file", str(tmp_path / "pid"), "one"
-    ) as running:
-        await_true(lambda: bz.state("one", check=None).get("status") == "running", "running")
-        assert int((tmp_path / "pid").read_text()) == running.pid
-        assert os.readlink(f"/proc/{running.pid}/ns/net") != os.readlink("/proc/self/ns/net")
-        bz("kill", "one", "KILL")
+    file = tmp_path / "pid"
+    running = bz.start("run", "--bundle", str(bz.bundle("pause")), "--pid-file", str(file), "one")
+    await_true(file.exists, "the pid file")
+    assert int(file.read_text()) == running.pid
+    assert os.readlink(f"/proc/{running.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    await_true(lambda: bz.state("one")["status"] == "running", "running")
+    bz("kill", "one", "KILL")
+    running.communicate()
+    assert running.returncode == 137
 
 
 def test_what_a_regular_expression_matches_is_killed_and_deleted(bz):
