@@ -13,9 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -137,21 +136,9 @@ class Docker:
     def command(self, *words: str) -> list[str]:
         return ["docker", "--host", self.host, *words]
 
-    def __call__(
-        self,
-        *words: str,
-        check: int | None = 0,
-        stdin: bytes = b"",
-        environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> str:
+    def __call__(self, *words: str, check: int | None = 0, stdin: bytes = b"") -> str:
         """Both outputs, and with another status than `check` what was said."""
-        done = subprocess.run(
-            self.command(*words),
-            input=stdin,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            env={**os.environ, **environment},
-        )
+        done = subprocess.run(self.command(*words), input=stdin, capture_output=True, timeout=TIMEOUT_S)
         text = done.stdout.decode() + done.stderr.decode()
         assert check is None or done.returncode == check, (words, text, self._log.read_text()[-2000:])
         return text
@@ -300,7 +287,9 @@ def test_the_health_of_a_container_is_asked_in_it(docker: Docker, tmp_path: Path
     await_true(lambda: docker(*health) == "healthy\n", "the next answer")
 
 
-def test_an_image_is_built_in_vms_and_one_is_made_of_a_container(docker: Docker, tmp_path: Path) -> None:
+def test_an_image_is_built_in_vms_and_one_is_made_of_a_container(
+    docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     user = "echo someone:x:77:77::/:/bin/sh >>/etc/passwd"
     steps = ("FROM bb", "COPY Dockerfile /copied", f"RUN {boot_id} >/built && {user}", "USER someone")
@@ -308,7 +297,8 @@ def test_an_image_is_built_in_vms_and_one_is_made_of_a_container(docker: Docker,
     docker.use_by_default(docker.runtime)
     try:
         # the builder that has steps run by the runtime: BuildKit calls runc by name, whatever is set
-        docker("build", "--tag", "built", str(tmp_path), environment={"DOCKER_BUILDKIT": "0"})
+        monkeypatch.setenv("DOCKER_BUILDKIT", "0")
+        docker("build", "--tag", "built", str(tmp_path))
         words = ("--network", "none", "built")
         assert docker.run("--rm", *words) == "someone\n"
         there = docker.run("--rm", *words, "cat", "/built", "/copied")

@@ -99,8 +99,8 @@ def run_attached(
     """Make it, start its process and wait for its end; its exit status.
 
     We are what stands for it on the host. It is deleted then, unless `keep`. `pass_signals`: see
-    `waiter.attach`; where others learn our pid, we are in its network namespace then, too. `begun` is called
-    once its process runs. Raises what is wrong; then nothing is left.
+    `waiter.attach`; this process is in the container's network namespace from then on. `begun` is called once
+    its process runs. Raises what is wrong; then nothing is left.
     """
     directory = start.new_container(order.root, order.id, order.spec)
 
@@ -119,8 +119,7 @@ def run_attached(
         start.start_shim(directory, order.spec, order.shim, order.checkpoint, scope=order.scope, found=found)
         order.note("make the container")
         work = job.of_container(directory, order.spec, rootfs=order.rootfs)
-        if pass_signals and (order.spec.has_hooks or order.pid_file):
-            # who is told our pid takes /proc/PID/ns/net for the container's, and makes its interfaces there
+        if pass_signals:  # hooks, `state` and the pid file tell our pid: interfaces are made in its namespace
             waiter.enter_network(work.network)
         status = waiter.attach(work, begin, stdio, pass_signals=pass_signals)
         order.note(f"its process ended with status {status}")

@@ -64,7 +64,7 @@ def namespace_of(spec: dict[str, Any], pid: int) -> int:
         raise SpecError(f"config.json: {where}: {(error.strerror or '').lower()}: {path}") from error
     if not namespace.is_ours(fd):
         return fd
-    os.close(fd)  # nobody made one: `run` is its own waiter and stays where it is
+    os.close(fd)  # nobody made one: a program that does more than wait for the end stays where it is
     return -1
 
 
