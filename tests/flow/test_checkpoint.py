@@ -594,6 +594,23 @@ def test_a_vmm_that_refuses_a_state_and_goes_on_is_quoted(bz, image, saved):
     assert "did not answer" not in said
 
 
+def test_a_vmm_that_writes_to_the_memory_as_it_loads_its_devices_is_no_damage(bz, image, saved):
+    """KVM does: setting MSR_KVM_WALL_CLOCK_NEW has it write the time there (kvm_write_wall_clock)."""
+    bz.odd_shim(
+        "import os\nfrom bufferzone.storage import ram\nfrom bufferzone.vmm.host import machine\n"
+        "copy, load, memory = ram.copy, machine.HostVm.load, []\n"
+        "def watched(source, target):\n"
+        "    memory.append(target)\n"
+        "    return copy(source, target)\n"
+        "def writing(vm, fd):\n"
+        "    load(vm, fd)\n"
+        "    os.pwrite(memory[0], b'time', 4096)\n"
+        "ram.copy, machine.HostVm.load = watched, writing"
+    )
+    saved.restore("restored", image)
+    assert bz.state("restored")["status"] == "running"
+
+
 def test_a_state_that_is_none_fails_the_restore_and_says_so(bz, image, saved):
     bz.odd_shim(
         "import os\nfrom bufferzone.vmm.host import machine\nreal = machine.HostVm.load\n"

@@ -151,12 +151,19 @@ def test_the_next_start_is_from_a_template_and_a_clone_of_its_own(driver, image)
     podman("rm", "--force", "--time", "0", "warm", "other")
 
 
-#: a detached one keeps its streams
-IN_BACKGROUND = ("sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh")
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/dev/shm/n; sleep 0.2; done"
 
 # not before it has counted, nor between the end of the old number and the new one
 READ = 'until n=$(cat /dev/shm/n) && [ "$n" ]; do sleep 0.1; done 2>/dev/null; echo $n'
+
+
+def in_background(log: Path, *words: str) -> None:
+    """A command whose container keeps its streams after it: a file, where a pipe would have no end."""
+    with log.open("w") as streams:
+        status = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=streams, stderr=streams, timeout=TIMEOUT_S, check=False
+        ).returncode
+    assert status == 0, (words, status, log.read_text()[-2000:])
 
 
 def number(root: Path, id: str) -> int:
@@ -169,13 +176,15 @@ def test_a_container_is_saved_goes_on_is_restored_and_forked(driver, image, tmp_
     root.mkdir()
     bundle = driver.bundle(tmp_path / "bundle", image, COUNTER)
     verb = ("bufferzone", "--root", str(root))
-    run(*IN_BACKGROUND, *verb, "run", "--detach", "--bundle", str(bundle), "one")
+    in_background(tmp_path / "log", *verb, "run", "--detach", "--bundle", str(bundle), "one")
     before = number(root, "one")
     run(*verb, "checkpoint", "--leave-running", "--image-path", str(saved), "one")
     assert number(root, "one") > before  # by another connection: saving ends the first
-    run(*IN_BACKGROUND, *verb, "restore", "-d", "--image-path", str(saved), "--bundle", str(bundle), "two")
+    in_background(
+        tmp_path / "log", *verb, "restore", "-d", "--image-path", str(saved), "--bundle", str(bundle), "two"
+    )
     assert number(root, "two") > before
-    run(*IN_BACKGROUND, "bz", "--root", str(root), "fork", "two", "three")
+    in_background(tmp_path / "log", "bz", "--root", str(root), "fork", "two", "three")
     assert number(root, "three") > before
     run(*verb, "checkpoint", "--image-path", str(tmp_path / "again"), "two")
     assert json.loads(run(*verb, "state", "two"))["status"] == "stopped"
@@ -227,7 +236,7 @@ def test_a_disk_is_read_no_faster_than_its_limit(driver, image, tmp_path):
     (bundle / "rootfs" / "noise").write_bytes(os.urandom(4 << 20))  # nothing packs it smaller
     (tmp_path / "root").mkdir()
     verb = ("bufferzone", "--root", str(tmp_path / "root"))
-    run(*IN_BACKGROUND, *verb, "run", "--detach", "--bundle", str(bundle), "slow")
+    in_background(tmp_path / "log", *verb, "run", "--detach", "--bundle", str(bundle), "slow")
     began = time.monotonic()
     assert run(*verb, "exec", "slow", "sh", "-c", "cat /noise | wc -c") == str(4 << 20)
     assert time.monotonic() - began > 4  # 8 s; the first second's worth may come at once

@@ -155,9 +155,9 @@ class VmLauncher:
         self._timeline.enter(phase)
         with _watched(vmm, phase):
             vmm.greet(self._answer_s)
-            vmm.load(saved.state_fd)
             if mapped < 0:
                 saved.check_memory(memory_fd)
+            vmm.load(saved.state_fd)  # with which KVM writes to the memory: MSR_KVM_WALL_CLOCK_NEW
             if saved.disk_fd >= 0:
                 disk_fd = self._shown(stack, saved) if features.maps_memory else saved.disk_fd
                 vmm.insert_disk(ROOT_DISK, disk_fd)
