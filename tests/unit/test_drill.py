@@ -123,6 +123,7 @@ def test_every_attack_is_a_program_that_compiles_and_says_where_it_is_from(attac
 
 def test_a_trace_is_counted_once_for_each_call_and_by_class_and_role(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text(
+        "10 5.01 accept4(3) = 9\n11 5.02 ppoll(3) = 1\n"  # what each was doing when strace came to it
         '10 5.10 read(3,  <unfinished ...>\n11 5.11 openat(AT_FDCWD, ""..., O_RDONLY|O_CLOEXEC) = 3\n'
         '10 5.12 <... read resumed>""..., 10) = 0\n11 5.13 openat(AT_FDCWD, ""..., O_WRONLY|O_CREAT) = 4\n'
         "11 5.14 clone(child_stack=NULL, flags=CLONE_NEWNS|SIGCHLD) = 12\n11 5.15 clone(0) = 13\n"

@@ -205,9 +205,11 @@ def read_trace(
     path: str, owners: dict[int, str], begin: float, end: float
 ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Calls by role and name, and dangerous classes, of strace's output with `-f -ttt`: those that began at
-    `begin` or later and before `end`, wall clock. `owners` has the role of each thread that was there.
+    `begin` or later and before `end`, wall clock. `owners` has the role of each thread that was there: what
+    such a one is shown to do first, it was doing already, and it is not counted, whenever strace came to it.
     A call that was interrupted in the output counts once.
     """
+    met: set[int] = set()
     roles: dict[str, dict[str, int]] = {}
     classes: dict[str, int] = {}
     by_name: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
@@ -217,10 +219,15 @@ def read_trace(
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             found = _CALL.match(line)
-            if found is None or not begin <= float(found[2]) < end:
+            if found is None:
+                continue
+            thread = int(found[1])
+            is_first = thread in owners and thread not in met
+            met.add(thread)
+            if is_first or not begin <= float(found[2]) < end:
                 continue
             name, arguments = found[3], found[4]
-            calls = roles.setdefault(owners.get(int(found[1]), _LATER), {})
+            calls = roles.setdefault(owners.get(thread, _LATER), {})
             calls[name] = calls.get(name, 0) + 1
             for label, wanted_there in by_name.get(name, ()):
                 if wanted_there.search(arguments):
