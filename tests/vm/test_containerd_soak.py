@@ -1,7 +1,7 @@
 """Many containers and pods by containerd: nothing accumulates, nothing stays, no exit is lost.
 
-The short forms run always. Longer ones:
-BUFFERZONE_SOAK_RUNS=500 BUFFERZONE_SOAK_PODS=100 pytest tests/vm/test_containerd_soak.py
+The short forms run always. Longer ones with
+BUFFERZONE_SOAK_RUNS=500 BUFFERZONE_SOAK_AT_ONCE=4 BUFFERZONE_SOAK_PODS=100 in the environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.vm, needs_containerd]
 __all__ = ["containerd", "image"]  # fixtures
 RUNS = int(os.environ.get("BUFFERZONE_SOAK_RUNS", "4"))
 PODS = int(os.environ.get("BUFFERZONE_SOAK_PODS", "1"))
-AT_ONCE, IN_A_POD = 2, 3
+AT_ONCE = int(os.environ.get("BUFFERZONE_SOAK_AT_ONCE", "2"))
+IN_A_POD = 3
 SOCKETS = Path("/run/containerd/s")
 STATE = Path("/run/bufferzone-containerd")
 
