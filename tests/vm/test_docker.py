@@ -454,6 +454,43 @@ def test_a_network_that_is_connected_later_brings_its_names(docker: Docker) -> N
         docker("network", "rm", "later")
 
 
+def test_the_services_of_a_compose_file_find_each_other_and_go_together(
+    docker: Docker, tmp_path: Path
+) -> None:
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=60).returncode:
+        pytest.skip("docker compose is not installed: docker-compose of Debian 13")
+    alike = {"image": "bb", "runtime": docker.runtime, "init": True, "networks": ["inside"]}
+    healthy = {"test": ["CMD", "test", "-e", "/srv/index.html"], "interval": "1s", "retries": 120}
+    write = "echo of $$NAME > /srv/index.html; exec httpd -f -p 80 -h /srv"
+    fetch = "until wget -q -O /kept/page http://web/; do sleep 0.2; done; exec sleep 1000"
+    services = {
+        "web": alike
+        | {"command": ["sh", "-c", write], "environment": {"NAME": "compose"}, "tmpfs": ["/srv"]}
+        | {"healthcheck": healthy, "mem_limit": "64m"},
+        "reader": alike
+        | {"command": ["sh", "-c", fetch], "volumes": ["kept:/kept"]}
+        | {"depends_on": {"web": {"condition": "service_healthy"}}},
+    }
+    network = {"ipam": {"config": [{"subnet": "10.81.0.0/16"}]}}
+    file = tmp_path / "compose.json"
+    file.write_text(
+        json.dumps({"services": services, "networks": {"inside": network}, "volumes": {"kept": None}})
+    )
+    words = ("compose", "--progress", "plain", "--project-name", "both", "--file", str(file))
+    try:
+        docker(*words, "up", "--detach")
+        page = ("exec", "--no-TTY", "reader", "cat", "/kept/page")
+        await_true(lambda: docker(*words, *page, check=None) == "of compose\n", "the page", TIMEOUT_S)
+        docker(*words, "restart", "--timeout", "0", "web")
+        assert docker(*words, "ps", "--services", "--status", "running").split() == ["reader", "web"]
+        docker(*words, "up", "--detach", "--scale", "reader=2")
+        assert len(docker(*words, "ps", "--quiet", "reader").split()) == 2
+    finally:
+        docker(*words, "down", "--timeout", "0", "--volumes")
+    assert not docker("ps", "--all", "--quiet")
+    assert "both" not in docker("volume", "ls") + docker("network", "ls")
+
+
 def test_the_file_of_the_page_is_what_bz_node_writes() -> None:
     shown = pages.file_of("docker.md", "json")
     assert json.loads(shown) == json.loads(engine_files.with_docker("", "/usr/local/bin/bufferzone"))
