@@ -90,7 +90,7 @@ def lines_until(events: IO[bytes], topic: str, count: int) -> list[tuple[str, di
     return found
 
 
-def test_many_runs_two_at_a_time_lose_no_exit_and_leave_nothing(containerd: Containerd, image: str) -> None:
+def test_many_runs_at_once_lose_no_exit_and_leave_nothing(containerd: Containerd, image: str) -> None:
     def run(number: int) -> int:
         words = ("run", "--rm", "--runtime", RUNTIME, image, f"soak{number}")
         script = f"exit {number % 100}"
