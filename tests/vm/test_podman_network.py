@@ -50,8 +50,9 @@ class Networked:
         self.podman.settings = directory / "containers.conf"
         text = DROP_IN.read_text() + f'\n[network]\nnetwork_backend = "{backend}"\n' + CONTAINERS
         self.podman.settings.write_text(text)
-        # netavark keeps addresses and its name server in there for all Podmans of root, whatever their root
-        self.mounts = netns.Mounts("/run/containers")
+        # netavark keeps addresses and its name server in /run/containers for all Podmans of root, whatever
+        # their root; where it finds /run/systemd/system it has systemd start that server, outside
+        self.mounts = netns.Mounts("/run/containers", "/run/systemd")
         self.podman.before = (*self.mounts.before, f"--net=/run/netns/{world.outside}")
         self.clean = Clean(self.podman)
 
