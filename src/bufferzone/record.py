@@ -96,6 +96,10 @@ class Record(metaclass=_Kind):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: {name}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For `pickle` and `copy`, whose own way sets the fields of what is made already."""
+        return _again, (type(self), {name: getattr(self, name) for name in _fields(type(self))})
+
     def __eq__(self, other: object) -> bool:
         return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
 
@@ -105,6 +109,11 @@ class Record(metaclass=_Kind):
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={getattr(self, name)!r}" for name in _fields(type(self)))
         return f"{type(self).__name__}({said})"
+
+
+def _again(kind: type[Record], values: dict[str, object]) -> Record:
+    """A pickled one. A named function: a pickle tells by name what makes it."""
+    return kind(**values)
 
 
 def _fields(kind: type[object]) -> dict[str, Field]:

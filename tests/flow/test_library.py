@@ -242,6 +242,19 @@ def test_files_are_written_read_listed_and_removed(box):
     assert not files.exists("/tmp/new")
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_whatever_has_bytes_is_written_whole(box, kind):
+    box.files.write("/tmp/whole", kind(b"all of it"))
+    assert box.files.read("/tmp/whole") == b"all of it"
+
+
+@pytest.mark.parametrize("wrong", [0, 7, None, ["text"]])
+def test_what_is_neither_text_nor_bytes_is_refused_and_nothing_written(box, wrong):
+    with pytest.raises(bufferzone.UsageError, match="data: expected text or bytes"):
+        box.files.write("/tmp/wrong", wrong)
+    assert not box.files.exists("/tmp/wrong")
+
+
 @pytest.mark.parametrize(
     ("operation", "code", "says"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from bufferzone import record
@@ -69,6 +72,13 @@ def test_a_copy_differs_in_what_was_changed_alone():
     assert record.replace(Point(x=1, y=2), y=3) == Point(x=1, y=3)
     with pytest.raises(TypeError, match="Point has no field z"):
         record.replace(Point(x=1), z=3)
+
+
+def test_a_pickled_and_a_copied_one_are_the_same():
+    line = Line(ends=(Point(x=1), Point(x=2, y=3)), names={"a": "b"})
+    assert pickle.loads(pickle.dumps(line)) == line
+    assert copy.copy(line) == line
+    assert copy.deepcopy(line) == line
 
 
 def test_asdict_goes_into_records_tuples_and_dicts():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bufferzone.library.connections import Connections
 
     Path = str | os.PathLike[str]
+    Bytes = str | bytes | bytearray | memoryview
 
 #: bytes of a file that is read at once, of a listing, and of a tree, where nobody says otherwise
 _MOST_FILE, _MOST_LISTING, _MOST_TREE = 1 << 30, 64 << 20, 16 << 30
@@ -76,11 +77,13 @@ class Files:
         """The content of a file as UTF-8; other bytes become U+FFFD."""
         return self.read(path).decode("utf-8", "replace")
 
-    def write(self, path: Path, data: bytes | str, *, mode: int | None = None, append: bool = False) -> None:
+    def write(self, path: Path, data: Bytes, *, mode: int | None = None, append: bool = False) -> None:
         """Make or replace a file, in one step; directories above are made. `mode` are its permissions, else
         those it has, or 0644.
         """
-        content = data.encode() if isinstance(data, str) else data
+        if not isinstance(data, (str, bytes, bytearray, memoryview)):
+            raise UsageError("data: expected text or bytes")
+        content = data.encode() if isinstance(data, str) else bytes(data)
         exact = mode is not None
         self._do(
             "write", path, stdin=content, mode=0o644 if mode is None else mode, exact=exact, append=append
