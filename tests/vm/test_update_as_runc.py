@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -117,3 +118,20 @@ def test_an_update_is_taken_and_refused_as_runc_does(pair, words):
     assert ours == theirs
     # runc has changed a part, now and then, when it says that it cannot
     assert pair.limits() == (before if ours else pair.runcs())
+
+
+@pytest.mark.parametrize(
+    "zeros",
+    [
+        {"cpu": {"shares": 0, "quota": 0, "period": 0}, "memory": {"limit": 100 << 20}},  # dockerd's way
+        {"pids": {"limit": 0}},
+        {"memory": {"limit": 0}, "pids": {"limit": 45}},
+    ],
+)
+def test_a_limit_of_zero_in_an_update_leaves_what_is_set(pair, tmp_path, zeros):
+    assert pair.update("--memory", "90m", "--cpu-quota", "50000", "--pids-limit", "40") == (0, 0)
+    file = tmp_path / "resources.json"
+    file.write_text(json.dumps(zeros))
+    assert pair.update("--resources", str(file)) == (0, 0)
+    assert pair.limits() == pair.runcs()
+    assert pair.limits()["cpu.max"].startswith("50000 ")

@@ -309,6 +309,7 @@ class Containers:
         kernel does not take.
         """
         old = (container.spec.get("linux") or {}).get("resources") or {}
+        changes = limits.given(changes)
         if container.joined:
             self._pod.check_resources(old, changes)
         else:

@@ -47,6 +47,13 @@ _THROTTLES = (
     ("WriteIOPS", "write_iops", "wiops"),
 )
 
+#: limits that no update can set to 0: section of linux.resources -> keys
+_ZERO_SAYS_NOTHING = {
+    "memory": frozenset({"limit", "reservation", "swap"}),
+    "cpu": frozenset({"shares", "quota", "period"}),
+    "pids": frozenset({"limit"}),
+}
+
 
 def resources_of(spec: dict[str, Any], pod: Mapping[str, str]) -> dict[str, Any]:
     """linux.resources of a spec, as far as the host's cgroup is ours to limit. `pod`: see `Spec.pod`.
@@ -76,6 +83,17 @@ def for_guest(resources: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in resources.items() if key != "blockIO"}
     if isinstance(kept.get("cpu"), dict):
         kept["cpu"] = {key: value for key, value in kept["cpu"].items() if key not in ("cpus", "mems")}
+    return kept
+
+
+def given(changes: dict[str, Any]) -> dict[str, Any]:
+    """What an update really asks for. A limit of 0 says "as it is", as with runc: dockerd sends 0 for each
+    CPU limit that `docker update` was not told (moby, daemon/update_linux.go), and none may be lost by that.
+    """
+    kept = dict(changes)
+    for section, keys in _ZERO_SAYS_NOTHING.items():
+        if isinstance(kept.get(section), dict):
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys or v != 0}
     return kept
 
 
