@@ -277,11 +277,12 @@ def test_an_update_reaches_guest_and_host_and_is_remembered(tmp_path, monkeypatc
 def test_a_limit_of_zero_in_an_update_says_as_it_is(tmp_path, monkeypatch, container):
     host, sandbox = Host(tmp_path, monkeypatch, *V1), Sandbox()
     zeros = {"cpu": {"shares": 7, "quota": 0, "period": 0}, "pids": {"limit": 0}, "memory": {"limit": 0}}
-    Containers(sandbox, None).update(container, zeros)
+    Containers(sandbox, None).update(container, {**zeros, "blockIO": {"weight": 0}})
     assert sandbox.asked == [("Update", {"cpu": {"shares": 7}, "pids": {}, "memory": {}})]
     assert host.found()["pids.max"].startswith(str(256 + 8 * 5))
     assert "cpu.cfs_quota_us" not in host.found()
-    assert container.spec["linux"]["resources"]["pids"] == {"limit": 5}
+    kept = {"pids": {"limit": 5}, "cpu": {"shares": 7}, "memory": {}, "blockIO": {}}
+    assert container.spec["linux"]["resources"] == kept
 
 
 def test_an_update_that_the_guest_refuses_leaves_the_host_as_it_was(tmp_path, monkeypatch, container):

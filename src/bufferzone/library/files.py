@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bufferzone.library.connections import Connections
 
     Path = str | os.PathLike[str]
-    Bytes = str | bytes | bytearray | memoryview
 
 #: bytes of a file that is read at once, of a listing, and of a tree, where nobody says otherwise
 _MOST_FILE, _MOST_LISTING, _MOST_TREE = 1 << 30, 64 << 20, 16 << 30
@@ -77,7 +76,14 @@ class Files:
         """The content of a file as UTF-8; other bytes become U+FFFD."""
         return self.read(path).decode("utf-8", "replace")
 
-    def write(self, path: Path, data: Bytes, *, mode: int | None = None, append: bool = False) -> None:
+    def write(
+        self,
+        path: Path,
+        data: str | bytes | bytearray | memoryview,
+        *,
+        mode: int | None = None,
+        append: bool = False,
+    ) -> None:
         """Make or replace a file, in one step; directories above are made. `mode` are its permissions, else
         those it has, or 0644.
         """

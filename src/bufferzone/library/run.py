@@ -77,7 +77,7 @@ def run(
         with connections.borrow() as client:
             stream = client.send("Run", request, service=shim.SERVICE, fds=theirs.fds)
             theirs.close()
-            text = stdin if isinstance(stdin, bytes) else b""
+            text = b"" if stdin is None or isinstance(stdin, int) else stdin
             loop = _Loop(connections, request, limits, ours, text, begun)
             try:
                 answer = loop.until_answered(client, stream)

@@ -52,6 +52,7 @@ _ZERO_SAYS_NOTHING = {
     "memory": frozenset({"limit", "reservation", "swap"}),
     "cpu": frozenset({"shares", "quota", "period"}),
     "pids": frozenset({"limit"}),
+    "blockIO": frozenset({"weight"}),
 }
 
 
@@ -88,7 +89,7 @@ def for_guest(resources: dict[str, Any]) -> dict[str, Any]:
 
 def given(changes: dict[str, Any]) -> dict[str, Any]:
     """What an update really asks for. A limit of 0 says "as it is", as with runc: dockerd sends 0 for each
-    CPU limit that `docker update` was not told (moby, daemon/update_linux.go), and none may be lost by that.
+    limit that `docker update` was not told (moby, daemon/update_linux.go), and none may be lost by that.
     """
     kept = dict(changes)
     for section, keys in _ZERO_SAYS_NOTHING.items():
